@@ -1,0 +1,55 @@
+"""xattn: which saliency method can you trust for your model, and models whose attention can be read directly.
+
+>>> import xattn
+>>> model = xattn.create_model("tiny-brnpa")  # doctest: +SKIP
+>>> xattn.explain(model, "photo.jpg", "brnpa").overlay()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public names and where they live; imported on first use, so that `import xattn` costs nothing.
+_PUBLIC = {
+    "explain": "xattn.explainer",
+    "Explainer": "xattn.explainer",
+    "LayerExplainer": "xattn.explainer",
+    "Explanation": "xattn.explanation",
+    "record": "xattn.trace",
+    "Trace": "xattn.trace",
+    "ModelSpec": "xattn.spec",
+    "infer_spec": "xattn.inspection",
+    "Metric": "xattn.metric",
+    "create_model": "xattn.models",
+    "XattnError": "xattn.errors",
+    "XattnWarning": "xattn.errors",
+}
+
+__all__ = [*sorted(_PUBLIC), "__version__"]
+
+if TYPE_CHECKING:
+    from xattn.errors import XattnError as XattnError
+    from xattn.errors import XattnWarning as XattnWarning
+    from xattn.explainer import Explainer as Explainer
+    from xattn.explainer import LayerExplainer as LayerExplainer
+    from xattn.explainer import explain as explain
+    from xattn.explanation import Explanation as Explanation
+    from xattn.inspection import infer_spec as infer_spec
+    from xattn.metric import Metric as Metric
+    from xattn.models import create_model as create_model
+    from xattn.spec import ModelSpec as ModelSpec
+    from xattn.trace import Trace as Trace
+    from xattn.trace import record as record
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'xattn' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

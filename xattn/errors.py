@@ -1,0 +1,71 @@
+"""The errors that xattn raises, and the warning that it gives.
+
+Each message says who complains, what was expected, what came and what to do. Every class inherits the
+built-in error that a caller would expect, so `except ValueError` and `except LookupError` work as usual.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class XattnError(Exception):
+    """Base of all errors that xattn raises on purpose."""
+
+
+class ShapeError(XattnError, ValueError):
+    """Tensors whose shapes or lengths do not fit together."""
+
+
+class ParameterError(XattnError, ValueError):
+    """A parameter outside the values that it can take."""
+
+
+class UnknownNameError(XattnError, LookupError):
+    """A name that is not in a registry, a model or a list of classes; the nearest known name is suggested."""
+
+
+class SpecError(XattnError, ValueError):
+    """A fact about a model that could not be inferred; the message names the `ModelSpec` field to pass."""
+
+
+class NotApplicableError(XattnError, TypeError):
+    """A method that is not defined for this model, and why."""
+
+
+class DataError(XattnError, ValueError):
+    """An image, a folder or a data set that cannot be read as what it should be."""
+
+
+class CheckpointError(XattnError, ValueError):
+    """Weights that do not fit a model, or a checkpoint that cannot be loaded safely."""
+
+
+class XattnWarning(UserWarning):
+    """Something that the user should know but that does not stop the work."""
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that looks most like `name`, or None if none comes close.
+
+    >>> nearest("layer5", ["layer3", "layer4", "fc"]) in ("layer3", "layer4")
+    True
+    """
+    known = {c.lower(): c for c in candidates}
+    match = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return known[match[0]] if match else None
+
+
+def unknown(kind: str, name: str, candidates: Iterable[str], limit: int = 12) -> UnknownNameError:
+    """Build the error for an unknown name: the nearest candidate, then the first `limit` of them.
+
+    >>> print(unknown("method", "gradkam", ["gradcam", "cam"]))
+    unknown method 'gradkam'. Did you mean 'gradcam'? Known: gradcam, cam.
+    """
+    names = list(candidates)
+    guess = nearest(name, names)
+    more = f" … {len(names)} in all" if len(names) > limit else ""
+    hint = f" Did you mean '{guess}'?" if guess else ""
+    known = f" Known: {', '.join(names[:limit])}{more}." if names else " There is none."
+    return UnknownNameError(f"unknown {kind} '{name}'.{hint}{known}")

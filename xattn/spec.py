@@ -1,0 +1,112 @@
+"""Facts about a model that explaining needs: which layer holds the features, what an input looks like."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from xattn.errors import SpecError, UnknownNameError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenGrid:
+    """How the tokens of a transformer lie on the image.
+
+    Args:
+        patch: pixels (height, width) that one token covers.
+        prefix: tokens before the grid (class token, distillation token, registers).
+        channels_last: the layer gives (N, h, w, C), as Swin does, instead of (N, T, C).
+    """
+
+    patch: tuple[int, int]
+    prefix: int = 0
+    channels_last: bool = False
+
+    def fold(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens (N, T, C) or (N, h, w, C) of an image of `size` pixels as a feature map (N, C, h, w)."""
+        if tokens.ndim == 4:
+            return tokens.permute(0, 3, 1, 2) if self.channels_last else tokens
+        h, w = size[0] // self.patch[0], size[1] // self.patch[1]
+        if tokens.shape[1] != h * w + self.prefix:
+            raise SpecError(
+                f"TokenGrid: {tokens.shape[1]} tokens do not make {self.prefix} prefix tokens and a grid of {h}x{w}; "
+                "check `patch` and `prefix`."
+            )
+        return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, (h, w))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """What xattn knows about a model. Facts only; nothing here refers to a live module.
+
+    Args:
+        feature_layer: name of the last layer with a spatial output.
+        classifier: name of the linear layer (or 1x1 convolution) that gives the logits.
+        attention_layer: name of the submodule that returns attention maps (N, P, h, w), if the model has one.
+        attention: kind of these maps, `"bcnn"` or `"brnpa"`.
+        probability_layers: names of the layers that return attention probabilities (N, heads, T, T), in order.
+        tokens: how tokens lie on the image; None for convolutional networks.
+        input_size: height and width that the model was made for, in pixels.
+        mean: per channel, of images scaled to [0, 1]; None if unknown.
+        std: per channel; None if unknown.
+        classes: names of the classes in order; empty if unknown.
+        crop: share of the shorter side that the evaluation crop keeps.
+        interpolation: how images are resized, `"bilinear"` or `"bicubic"`.
+        name: name of the model for tables and files.
+    """
+
+    feature_layer: str
+    classifier: str | None = None
+    attention_layer: str | None = None
+    attention: str | None = None
+    probability_layers: tuple[str, ...] = ()
+    tokens: TokenGrid | None = None
+    input_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    classes: tuple[str, ...] = ()
+    crop: float = 0.875
+    interpolation: str = "bilinear"
+    name: str = ""
+
+    def class_index(self, target: str) -> int:
+        """The index of a class given by number or by name ("tabby" finds "tabby, tabby cat").
+
+        Raises:
+            UnknownNameError: with the nearest class name.
+        """
+        if target.strip().lstrip("-").isdigit():
+            return int(target)
+        wanted = target.strip().lower()
+        for match in (lambda c: c == wanted, lambda c: wanted in [w.strip() for w in c.split(",")]):
+            for index, name in enumerate(self.classes):
+                if match(name.lower()):
+                    return index
+        if not self.classes:
+            raise UnknownNameError(f"class '{target}': the model has no class names; pass the index of the class.")
+        guess = nearest(target, [w.strip() for c in self.classes for w in c.split(",")])
+        hint = f" Did you mean '{guess}'?" if guess else ""
+        raise UnknownNameError(f"unknown class '{target}'.{hint} The model knows {len(self.classes)} classes.")
+
+    def class_name(self, index: int) -> str:
+        """The name of a class, or `class 7` where there is none."""
+        return self.classes[index] if 0 <= index < len(self.classes) else f"class {index}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values that go into JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        if kept.get("tokens") is not None:
+            tokens: dict[str, Any] = dict(kept["tokens"])
+            tokens["patch"] = tuple(tokens["patch"])
+            kept["tokens"] = TokenGrid(**tokens)
+        return cls(**kept)

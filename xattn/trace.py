@@ -1,0 +1,371 @@
+"""One recorded pass through a model, from which every method that reads named layers takes what it needs."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, unknown
+from xattn.score import ScoreFn, apply_score, find_score
+from xattn.spec import ModelSpec
+
+INPUT = ""
+"""Name of the input itself among the layers."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The plain module under `torch.compile` and `DistributedDataParallel`; hooks do not fire on compiled code.
+
+    Raises:
+        NotApplicableError: for `DataParallel`, whose replicas each see a part of the batch.
+    """
+    while True:
+        if isinstance(model, nn.DataParallel):
+            raise NotApplicableError(
+                "DataParallel splits the batch over replicas whose layers cannot be recorded as one; "
+                "pass model.module and spread images over processes instead."
+            )
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode, uncompiled, and give each module its own mode back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    compiled = [(m, m._compiled_call_impl) for m, _ in modes if getattr(m, "_compiled_call_impl", None) is not None]
+    try:
+        model.eval()
+        for module, _ in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module, implementation in compiled:
+            module._compiled_call_impl = implementation
+
+
+def promote(tensor: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 stay."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and floating type of the first parameter or buffer; CPU and float32 where there is none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def logits_of(output: object, model: nn.Module) -> Tensor:
+    """The logits (N, K) in what a model returned: a tensor, an object with `.logits`, or a tuple that starts with it.
+
+    Raises:
+        NotApplicableError: if there is no (N, K) tensor in it.
+    """
+    found = getattr(output, "logits", output)
+    if isinstance(found, (tuple, list)) and found:
+        found = found[0]
+    if isinstance(found, Tensor) and found.ndim == 1:
+        found = found[:, None]
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise NotApplicableError(
+            f"{type(model).__name__}: expected logits of shape (N, K) but the model returned {shape}; "
+            "wrap it in a module that ends in logits."
+        )
+    return found
+
+
+def check_target(target: Tensor | Sequence[int] | int | None, logits: Tensor) -> Tensor:
+    """Targets as int64 (N,): None is the predicted class, one number stands for all images.
+
+    Raises:
+        ShapeError: if there are fewer or more targets than images.
+        ParameterError: if a target is no class of the model.
+    """
+    n, k = logits.shape
+    if target is None:
+        return logits.argmax(dim=1) if k > 1 else (logits[:, 0] > 0).long()
+    chosen = torch.as_tensor(target, device=logits.device)
+    if chosen.is_floating_point() or chosen.dtype == torch.bool:
+        raise ParameterError(f"target: expected class indices (integers) but got {chosen.dtype}.")
+    if chosen.ndim == 0:
+        chosen = chosen.expand(n)
+    if chosen.shape != (n,):
+        raise ShapeError(
+            f"target: {tuple(chosen.shape)} does not fit {n} images; pass one class for all or one for each."
+        )
+    classes = max(k, 2)
+    if bool(((chosen < 0) | (chosen >= classes)).any()):
+        wrong = chosen[(chosen < 0) | (chosen >= classes)][0].item()
+        raise ParameterError(f"target: class {wrong} does not exist; the model has classes 0 to {classes - 1}.")
+    return chosen.long()
+
+
+class _Taps:
+    """Forward hooks that keep the outputs of named layers of one pass."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], grad: bool) -> None:
+        self.model = model
+        self.grad = grad
+        self.kept: dict[str, Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        modules = dict(model.named_modules())
+        for layer in layers:
+            if layer not in modules:
+                raise unknown(f"layer of {type(model).__name__}", layer, [n for n in modules if n])
+        try:
+            for layer in layers:
+                self._handles.append(modules[layer].register_forward_hook(self._hook(layer)))
+        except BaseException:
+            self.remove()
+            raise
+
+    def _hook(self, layer: str):  # type: ignore[no-untyped-def]
+        def keep(module: nn.Module, inputs: object, output: object) -> object:
+            if layer in self.kept:
+                raise NotApplicableError(
+                    f"{type(self.model).__name__}: layer '{layer}' runs more than once in a pass, so its output is "
+                    "ambiguous; choose another layer, or give each call its own module."
+                )
+            tensor = output[0] if isinstance(output, (tuple, list)) and output else output
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                raise NotApplicableError(
+                    f"{type(self.model).__name__}: layer '{layer}' gives {type(tensor).__name__}, not a feature map."
+                )
+            if self.grad:
+                # Nothing before the first tapped layer needs a graph; everything after it does.
+                torch.set_grad_enabled(True)
+                if not tensor.requires_grad:
+                    tensor = tensor.detach().requires_grad_()
+            self.kept[layer] = tensor
+            passed_on = tensor.clone()  # a later in-place layer must not change what is kept
+            if not isinstance(output, (tuple, list)):
+                return passed_on
+            parts = (passed_on, *output[1:])
+            return output._make(parts) if hasattr(output, "_make") else type(output)(parts)
+
+        return keep
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class Trace:
+    """What one forward pass left behind: inputs, logits, and the outputs of the tapped layers.
+
+    Made by `record`. No hook is left on the model once a trace exists. The one backward pass for all tapped layers
+    runs at the first request for a gradient.
+
+    Attributes:
+        model: the module itself, out of any `torch.compile` wrapper.
+        spec: facts about it.
+        x: images (N, C, H, W) in the model's normalized space.
+        logits: (N, K), detached.
+        target: int64 (N,), the class explained.
+        forwards: forward passes that this trace and its reruns made.
+        backwards: backward passes likewise.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: ModelSpec,
+        x: Tensor,
+        target: Tensor,
+        logits: Tensor,
+        score: ScoreFn,
+        scores: Tensor | None,
+        kept: dict[str, Tensor],
+        seeds: Sequence[int] | None,
+    ) -> None:
+        self.model = model
+        self.spec = spec
+        self.x = x
+        self.target = target
+        self.logits = logits
+        self.score_fn = score
+        self.forwards = 1
+        self.backwards = 0
+        self._scores = scores
+        self._kept = kept
+        self._gradients: dict[str, Tensor] | None = None
+        self._seeds = seeds
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.x.shape[-2], self.x.shape[-1]
+
+    def _tapped(self, layer: str) -> Tensor:
+        try:
+            return self._kept[layer]
+        except KeyError:
+            raise unknown("recorded layer", layer, list(self._kept)) from None
+
+    def _grid(self, tensor: Tensor) -> Tensor:
+        tokens = self.spec.tokens
+        folds = tokens is not None and (tensor.ndim == 3 or (tokens.channels_last and tensor.ndim == 4))
+        return tokens.fold(tensor, self.input_size) if tokens is not None and folds else tensor
+
+    def activation(self, layer: str) -> Tensor:
+        """Output (N, C, h, w) of a tapped layer, detached, at least float32; tokens are folded to their grid.
+
+        Raises:
+            UnknownNameError: if the layer was not tapped.
+        """
+        return self._grid(promote(self._tapped(layer).detach()))
+
+    def gradient(self, layer: str) -> Tensor:
+        """Gradient (N, C, h, w) of the score by the output of a tapped layer.
+
+        The first call runs the one backward pass for all tapped layers, and only as deep as they are.
+
+        Raises:
+            UnknownNameError: if the layer was not tapped.
+            NotApplicableError: if the score does not depend on the layer, or the pass was recorded without a graph.
+        """
+        self._tapped(layer)
+        if self._gradients is None:
+            self._gradients = self._backward()
+        if layer not in self._gradients:
+            raise NotApplicableError(
+                f"{type(self.model).__name__}: the score does not depend on layer '{layer}' through operations that "
+                "autograd can follow; choose another layer."
+            )
+        return self._grid(promote(self._gradients[layer]))
+
+    def _backward(self) -> dict[str, Tensor]:
+        if self._scores is None:
+            raise NotApplicableError("gradient: the pass was recorded with grad=False; record it with grad=True.")
+        if not self._scores.requires_grad:
+            return {}
+        with torch.inference_mode(False):
+            # Images do not interact in evaluation mode, so the gradient of the sum is each image's own.
+            grads: Sequence[Tensor | None] = torch.autograd.grad(self._scores.sum(), list(self._kept.values()), allow_unused=True)
+        self.backwards += 1
+        self._scores = self._scores.detach()  # frees the graph
+        self._kept = {layer: tensor.detach() for layer, tensor in self._kept.items()}
+        return {layer: grad for layer, grad in zip(self._kept, grads, strict=True) if grad is not None}
+
+    def score(self, x: Tensor, target: Tensor) -> Tensor:
+        """Score (M,) of other images (M, C, H, W), without a graph; for methods and metrics of many passes."""
+        self.forwards += 1
+        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
+            logits = promote(logits_of(self.model(_as_model_input(self.model, x)), self.model))
+            return apply_score(self.score_fn, logits, target)
+
+    def rerun(self, layers: Sequence[str] = (INPUT,), grad: bool = True) -> Trace:
+        """Record the same images and targets again, with a backward pass where `grad`; its passes count here too."""
+        again = record(
+            self.model, self.x, self.target, spec=self.spec, layers=layers, grad=grad, score=self.score_fn,
+            seeds=self._seeds,
+        )  # fmt: skip
+        if grad:
+            again._gradients = again._backward()
+        self.forwards += again.forwards
+        self.backwards += again.backwards
+        return again
+
+    def generator(self, i: int, method: str) -> torch.Generator:
+        """Random numbers (on the CPU) for image `i` and a method: they depend on these alone, never on the batch."""
+        if self._seeds is None:
+            seed = zlib.crc32(self.x[i].contiguous().cpu().numpy().tobytes())  # the same image, the same numbers
+        else:
+            seed = int(self._seeds[i])
+        digest = hashlib.blake2b(f"{seed}/{method}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _as_model_input(model: nn.Module, x: Tensor) -> Tensor:
+    device, dtype = place_of(model)
+    if x.device != device:
+        raise ParameterError(f"x is on {x.device} but {type(model).__name__} is on {device}; move one of them.")
+    return x if torch.is_autocast_enabled(device.type) else x.to(dtype)
+
+
+def record(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor | Sequence[int] | int | None = None,
+    *,
+    spec: ModelSpec,
+    layers: Sequence[str] = (),
+    grad: bool = True,
+    score: str | ScoreFn = "logit",
+    seeds: Sequence[int] | None = None,
+) -> Trace:
+    """Run the model once on `x` and keep the outputs of the named layers.
+
+    The model runs in evaluation mode and leaves as it came: hooks, modes, `requires_grad`, `.grad` and weights, also
+    after an exception. With `grad`, autograd records only what follows the first tapped layer, so frozen weights,
+    an enclosing `no_grad` and `inference_mode` make no difference.
+
+    Args:
+        model: any module from images to logits (N, K); compiled modules are unwrapped.
+        x: images (N, C, H, W) in the model's normalized space.
+        target: class of each image (N,), one class for all, or None for the predicted one.
+        spec: facts about the model.
+        layers: names of the layers to tap; `""` is the input itself.
+        grad: keep the graph so that `Trace.gradient` works.
+        score: name of the scalar to explain, or a callable of logits (N, K) and target (N,) that gives (N,).
+        seeds: one number per image, for methods that draw random numbers; None derives it from the image.
+
+    Raises:
+        ShapeError: if `x` is not (N, C, H, W), or targets and images differ in number.
+        DataError: if `x` is not finite.
+        UnknownNameError: if a layer does not exist.
+        NotApplicableError: if a tapped layer does not run exactly once.
+    """
+    model = unwrap(model)
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ShapeError(f"x: expected float images (N, C, H, W) but got {x.dtype} of shape {tuple(x.shape)}.")
+    finite = torch.isfinite(x).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        bad = int((~finite).nonzero()[0])
+        raise DataError(f"x: image {bad} has values that are NaN or infinite; check how it was read and normalized.")
+    if seeds is not None and len(seeds) != len(x):
+        raise ShapeError(f"seeds: {len(seeds)} do not fit {len(x)} images; pass one for each.")
+    score_fn = find_score(score)
+    layers = list(dict.fromkeys(layers))
+    inner = [layer for layer in layers if layer != INPUT]
+    if grad and any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise NotApplicableError(
+            f"{type(model).__name__}: its weights were made under torch.inference_mode, so autograd cannot use them; "
+            "load the model outside of it (no_grad is fine)."
+        )
+    with torch.inference_mode(False):
+        x = promote(x.detach())
+        x = x.clone() if x.is_inference() else x
+        fed = _as_model_input(model, x)
+        with evaluating(model), torch.set_grad_enabled(grad and INPUT in layers):
+            taps = _Taps(model, inner, grad)
+            try:
+                if INPUT in layers:
+                    fed = fed.detach().clone().requires_grad_(grad)
+                    taps.kept[INPUT] = fed
+                logits = promote(logits_of(model(fed.clone() if INPUT in layers else fed), model))
+            finally:
+                taps.remove()
+            if missing := [layer for layer in inner if layer not in taps.kept]:
+                raise NotApplicableError(
+                    f"{type(model).__name__}: layer '{missing[0]}' did not run in the forward pass, so there is "
+                    "nothing to read; choose a layer that does."
+                )
+            chosen = check_target(target, logits.detach())
+            scores = apply_score(score_fn, logits, chosen) if grad else None
+    kept = taps.kept if grad else {layer: tensor.detach() for layer, tensor in taps.kept.items()}
+    return Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds)
