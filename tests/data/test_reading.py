@@ -1,0 +1,235 @@
+"""Files of every kind are read rightly, or refused in one line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests import images_zoo as zoo
+from xattn.data.images import decode_image, read_image
+from xattn.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return zoo.build_good(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return zoo.build_bad(tmp_path_factory.mktemp("bad"))
+
+
+def pixels(path: Path) -> np.ndarray:
+    image = read_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("name", zoo.GOOD)
+def test_every_good_image_is_read_as_rgb(good: dict[str, Path], name: str) -> None:
+    assert pixels(good[name]).shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        *[(n, 0) for n in ("rgb.png", "animated.png", "animated.webp", "pages.tif", "no-ending", "png-inside.jpg")],
+        *[("name with spaces ü.png", 0), ("deep-rgb.png", 0), ("palette.png", 2), ("animated.gif", 2)],
+        *[("photo.jpg", 8), ("exif-3.jpg", 8), ("exif-6.jpg", 8), ("cmyk.jpg", 12), ("cmyk.tif", 1)],
+    ],
+)
+def test_the_picture_comes_out(good: dict[str, Path], name: str, tolerance: int) -> None:
+    assert np.abs(pixels(good[name]) - zoo.picture()).max() <= tolerance
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+def test_every_exif_orientation_is_undone(tmp_path: Path, orientation: int, suffix: str) -> None:
+    path = tmp_path / f"turned{suffix}"
+    zoo.exif(path, orientation)
+    with Image.open(path) as stored:
+        turned = orientation >= 5 and suffix != ".tif"  # Pillow itself turns TIFF when loading
+        if turned:
+            assert stored.size == (zoo.HEIGHT, zoo.WIDTH)
+    got = pixels(path)
+    assert got.shape == (zoo.HEIGHT, zoo.WIDTH, 3)
+    inner = np.s_[3:13, 3:20]  # away from the edges between colours, where lossy formats differ
+    assert np.abs(got[inner] - zoo.RED).max() <= 12
+    assert np.abs(got[:13, 28:45] - zoo.GREEN).max() <= 12
+
+
+def test_an_exif_orientation_out_of_range_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jpg"
+    tags = Image.Exif()
+    tags[0x0112] = 42
+    zoo.rgb().save(path, exif=tags, quality=95)
+    assert read_image(path).size == (zoo.WIDTH, zoo.HEIGHT)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(good: dict[str, Path]) -> None:
+    expected = np.rint(zoo.deep_values() / 257)
+    got = pixels(good["deep-grey.png"])
+    np.testing.assert_array_equal(got, np.repeat(expected[:, :, None], 3, axis=2))
+    assert got.min() == 0
+    assert got.max() == 255
+    assert len(np.unique(got)) == 256
+
+
+def test_float_images_keep_their_unit_range(good: dict[str, Path], tmp_path: Path) -> None:
+    np.testing.assert_array_equal(pixels(good["float.tif"])[:, :, 0], zoo.picture()[:, :, 0])
+    path = tmp_path / "range.tif"
+    Image.fromarray(np.array([[-10.0, 0.0, 10.0]], np.float32)).save(path)
+    np.testing.assert_array_equal(pixels(path)[0, :, 0], [0, 128, 255])
+    Image.fromarray(np.full((2, 2), 7.0, np.float32)).save(path)
+    np.testing.assert_array_equal(pixels(path), 0)
+
+
+def test_thirty_two_bit_integers(tmp_path: Path) -> None:
+    path = tmp_path / "int.tif"
+    Image.fromarray(np.array([[0, 257, 65535]], np.int32)).save(path)
+    np.testing.assert_array_equal(pixels(path)[0, :, 0], [0, 1, 255])
+    Image.fromarray(np.array([[0, 500_000, 1_000_000]], np.int32)).save(path)
+    np.testing.assert_array_equal(pixels(path)[0, :, 0], [0, 128, 255])
+
+
+@pytest.mark.parametrize("name", ["alpha.png", "palette-alpha.png"])
+def test_transparency_becomes_white(good: dict[str, Path], name: str) -> None:
+    expected = zoo.picture()
+    expected[zoo.HEIGHT // 2 :, : zoo.WIDTH // 2] = 255
+    assert np.abs(pixels(good[name]) - expected).max() <= 2
+
+
+def test_half_transparency_is_mixed_with_white(tmp_path: Path) -> None:
+    path = tmp_path / "half.png"
+    Image.new("RGBA", (2, 2), (0, 100, 200, 51)).save(path)
+    np.testing.assert_allclose(pixels(path)[0, 0], [255 * 0.8, 255 * 0.8 + 20, 255 * 0.8 + 40], atol=1)
+
+
+def test_grey_with_alpha(good: dict[str, Path]) -> None:
+    got = pixels(good["grey-alpha.png"])
+    assert (got[: zoo.HEIGHT // 2] == 100).all()
+    assert (got[zoo.HEIGHT // 2 :] == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_transparent_colour_of_a_png_becomes_white(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "colour.png"
+    colour: int | tuple[int, int, int] = 10 if mode == "L" else (10, 20, 30)
+    image = Image.new(mode, (4, 2), colour)
+    image.paste(200 if mode == "L" else (200, 200, 200), (2, 0, 4, 2))
+    image.save(path, transparency=colour)
+    got = pixels(path)
+    assert (got[:, :2] == 255).all()
+    assert (got[:, 2:] == 200).all()
+
+
+def test_grey_and_bilevel(good: dict[str, Path]) -> None:
+    grey = pixels(good["grey.png"])
+    assert (grey[:, :, 0] == grey[:, :, 2]).all()
+    assert set(np.unique(pixels(good["bilevel.png"]))) == {0, 255}
+
+
+def test_sizes_of_extreme_images(good: dict[str, Path]) -> None:
+    assert read_image(good["one-pixel.png"]).size == (1, 1)
+    assert read_image(good["wide.png"]).size == (5000, 2)
+    assert read_image(good["tall.png"]).size == (2, 5000)
+
+
+@pytest.mark.parametrize("name", zoo.BAD)
+def test_every_bad_image_is_refused_in_one_line(bad: dict[str, Path], name: str) -> None:
+    with pytest.raises(DataError, match=zoo.BAD[name][1]) as caught:
+        read_image(bad[name])
+    message = str(caught.value)
+    assert message.startswith(str(bad[name]))
+    assert "\n" not in message
+
+
+def test_a_missing_image_names_the_nearest(good: dict[str, Path]) -> None:
+    path = good["photo.jpg"].with_name("foto.jpg")
+    with pytest.raises(DataError, match=rf"foto\.jpg: does not exist\. Did you mean '.*{re.escape('photo.jpg')}'\?"):
+        read_image(path)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"There is no folder '.*fotos'\. Did you mean '.*photos/cat\.jpg'\?"):
+        read_image(tmp_path / "fotos" / "cat.jpg")
+
+
+def test_permission_denied(good: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"photo\.jpg: permission denied"):
+        read_image(good["photo.jpg"])
+
+
+def test_a_device_error_is_one_line(good: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Input/output error\)"):
+        read_image(good["photo.jpg"])
+
+
+def test_the_pixel_limit_is_a_parameter(good: dict[str, Path]) -> None:
+    with pytest.raises(DataError, match="over the limit of 1,000"):
+        read_image(good["photo.jpg"], pixel_limit=1000)
+    assert read_image(good["photo.jpg"], pixel_limit=zoo.WIDTH * zoo.HEIGHT).width == zoo.WIDTH
+
+
+def test_a_limit_above_pillows_own_still_refuses_bombs(bad: dict[str, Path]) -> None:
+    with pytest.raises(DataError, match="decompression bomb"):
+        read_image(bad["bomb.png"], pixel_limit=10**12)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    import os
+
+    pipe = tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        read_image(pipe)
+
+
+def test_bytes_are_decoded_by_the_same_rules(good: dict[str, Path]) -> None:
+    data = good["exif-6.jpg"].read_bytes()
+    np.testing.assert_array_equal(np.asarray(decode_image(data)), pixels(good["exif-6.jpg"]))
+    with pytest.raises(DataError, match=r"row 7: is truncated or damaged|row 7: is not"):
+        decode_image(data[:200], "row 7")
+    with pytest.raises(DataError, match="row 8: is empty"):
+        decode_image(b"", "row 8")
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["photo.jpg", "palette.png", "animated.gif", "cmyk.tif", "animated.webp", "exif-6.jpg"]),
+    cut=st.floats(0, 1),
+    places=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), max_size=6),
+)
+def test_damage_of_any_kind_is_read_or_refused_by_data_error(
+    good: dict[str, Path], name: str, cut: float, places: list[tuple[float, int]]
+) -> None:
+    data = bytearray(good[name].read_bytes())
+    for place, value in places:
+        data[int(place * len(data))] = value
+    if cut < 0.5:
+        data = data[: int(2 * cut * len(data))]
+    message, mode = "", "RGB"
+    try:
+        mode = decode_image(bytes(data), name, pixel_limit=10**7).mode
+    except DataError as error:
+        message = str(error)
+    assert mode == "RGB"
+    assert not message or message.startswith(f"{name}: ")
+    assert "\n" not in message

@@ -1,0 +1,44 @@
+"""Images and data sets: reading photographs, preprocessing, and labelled collections with boxes and masks."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from xattn.registry import Registry
+
+if TYPE_CHECKING:
+    from xattn.data.dataset import Batch, Dataset, Sample, Subset, collate, split
+    from xattn.data.images import denormalize, find_images, preprocess, read_image, to_batch
+    from xattn.data.opening import open_dataset
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Sample",
+    "Subset",
+    "collate",
+    "datasets",
+    "denormalize",
+    "find_images",
+    "open_dataset",
+    "preprocess",
+    "read_image",
+    "split",
+    "to_batch",
+]
+
+datasets: Registry[Dataset] = Registry("data set", "xattn.data", "xattn.data")
+
+_HOMES = {
+    **dict.fromkeys(("Batch", "Dataset", "Sample", "Subset", "collate", "split"), "xattn.data.dataset"),
+    **dict.fromkeys(("denormalize", "find_images", "preprocess", "read_image", "to_batch"), "xattn.data.images"),
+    "open_dataset": "xattn.data.opening",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names, imported when first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
