@@ -1,0 +1,1 @@
+"""Pure tensor formulas; no module here knows a model, a file or a class."""
