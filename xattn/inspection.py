@@ -152,7 +152,7 @@ def _feature_layer(seen: Probe, classifier: Call | None) -> Call | None:
         return None
     last = features[-1].output
     same = [c for c in features if c.output.data_ptr() == last.data_ptr() and c.output.shape == last.shape]
-    return min(same, key=lambda c: c.name.count("."))
+    return min(reversed(same), key=lambda c: c.name.count("."))  # the later of two: an in-place ReLU, not its input
 
 
 def _short(call: Call) -> str:

@@ -118,13 +118,15 @@ class Registry(Generic[T]):
         if not rest:
             return self.create(name)
         hints = typing.get_type_hints(factory)
+        if dataclasses.is_dataclass(factory):  # not the class variables
+            hints = {f.name: hints[f.name] for f in dataclasses.fields(factory) if f.init}
         parameters: dict[str, Any] = {}
         for item in rest.split(","):
             key, equals, value = (part.strip() for part in item.partition("="))
             if not equals:
                 raise ParameterError(f"{self.kind} '{name}': expected parameter=value but got '{item}'.")
             if key not in hints:
-                raise unknown(f"parameter of {self.kind} '{name}'", key, [f for f in hints if f in vars(factory)])
+                raise unknown(f"parameter of {self.kind} '{name}'", key, [h for h in hints if h != "return"])
             parameters[key] = _read(value, hints[key], f"{self.kind} '{name}': {key}")
         return self.create(name, **parameters)
 

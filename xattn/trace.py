@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode, uncompiled, and give each module its own mode back at the end."""
     modes = [(module, module.training) for module in model.modules()]
     compiled = [(m, m._compiled_call_impl) for m, _ in modes if getattr(m, "_compiled_call_impl", None) is not None]
+    # `torch.compile` of a part of the model wraps it in a module of its own, which can only be told to run eagerly.
+    wrapped = any("_orig_mod" in module._modules for module, _ in modes)
     try:
         model.eval()
         for module, _ in compiled:
             module._compiled_call_impl = None
-        yield
+        with torch.compiler.set_stance("force_eager") if wrapped else nullcontext():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
@@ -221,6 +224,14 @@ class Trace:
         folds = tokens is not None and (tensor.ndim == 3 or (tokens.channels_last and tensor.ndim == 4))
         return tokens.fold(tensor, self.input_size) if tokens is not None and folds else tensor
 
+    def dtype(self, layer: str) -> torch.dtype:
+        """The dtype in which the model gave the output of a tapped layer: how exact a sum over it can be.
+
+        Raises:
+            UnknownNameError: if the layer was not tapped.
+        """
+        return self._tapped(layer).dtype
+
     def activation(self, layer: str) -> Tensor:
         """Output (N, C, h, w) of a tapped layer, detached, at least float32; tokens are folded to their grid.
 
@@ -255,18 +266,23 @@ class Trace:
             return {}
         with torch.inference_mode(False):
             # Images do not interact in evaluation mode, so the gradient of the sum is each image's own.
-            grads: Sequence[Tensor | None] = torch.autograd.grad(self._scores.sum(), list(self._kept.values()), allow_unused=True)
+            grads: Sequence[Tensor | None] = torch.autograd.grad(
+                self._scores.sum(), list(self._kept.values()), allow_unused=True
+            )
         self.backwards += 1
         self._scores = self._scores.detach()  # frees the graph
         self._kept = {layer: tensor.detach() for layer, tensor in self._kept.items()}
         return {layer: grad for layer, grad in zip(self._kept, grads, strict=True) if grad is not None}
 
-    def score(self, x: Tensor, target: Tensor) -> Tensor:
-        """Score (M,) of other images (M, C, H, W), without a graph; for methods and metrics of many passes."""
+    def score(self, x: Tensor, target: Tensor, score: ScoreFn | None = None) -> Tensor:
+        """Score (M,) of other images (M, C, H, W), without a graph; for methods and metrics of many passes.
+
+        `score` stands in for the score that is explained, where a metric measures another.
+        """
         self.forwards += 1
         with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
             logits = promote(logits_of(self.model(_as_model_input(self.model, x)), self.model))
-            return apply_score(self.score_fn, logits, target)
+            return apply_score(self.score_fn if score is None else score, logits, target)
 
     def rerun(self, layers: Sequence[str] = (INPUT,), grad: bool = True) -> Trace:
         """Record the same images and targets again, with a backward pass where `grad`; its passes count here too."""
@@ -280,13 +296,17 @@ class Trace:
         self.backwards += again.backwards
         return again
 
+    def seed(self, i: int) -> int:
+        """The number that the random numbers of image `i` start from: the one given, or one made of the image."""
+        if self._seeds is None:
+            return zlib.crc32(
+                self.x[i].float().contiguous().cpu().numpy().tobytes()
+            )  # the same image, the same numbers
+        return int(self._seeds[i])
+
     def generator(self, i: int, method: str) -> torch.Generator:
         """Random numbers (on the CPU) for image `i` and a method: they depend on these alone, never on the batch."""
-        if self._seeds is None:
-            seed = zlib.crc32(self.x[i].contiguous().cpu().numpy().tobytes())  # the same image, the same numbers
-        else:
-            seed = int(self._seeds[i])
-        digest = hashlib.blake2b(f"{seed}/{method}".encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(f"{self.seed(i)}/{method}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
@@ -366,6 +386,7 @@ def record(
                     "nothing to read; choose a layer that does."
                 )
             chosen = check_target(target, logits.detach())
+            chosen = chosen.clone() if chosen.is_inference() else chosen
             scores = apply_score(score_fn, logits, chosen) if grad else None
     kept = taps.kept if grad else {layer: tensor.detach() for layer, tensor in taps.kept.items()}
     return Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds)

@@ -1,0 +1,101 @@
+"""Status, resizing and files of explanations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.explainers import explainers
+from xattn.explanation import Explanation, status_of
+from xattn.spec import ModelSpec
+
+
+def test_status() -> None:
+    maps = torch.rand(5, 1, 2, 3)
+    maps[1] = 0
+    maps[2] = 4.0
+    maps[3, 0, 1, 1] = torch.nan
+    maps[4, 0, 0, 0] = torch.inf
+    assert status_of(maps) == ["ok", "all-zero", "constant", "nan", "nan"]
+    assert status_of(torch.ones(1, 1, 1, 1)) == ["ok"]
+
+
+@pytest.fixture
+def explanation() -> Explanation:
+    return Explanation(
+        maps=torch.rand(2, 1, 3, 4),
+        target=torch.tensor([1, 0]),
+        method=explainers.create("brnpa", parts=2),
+        input_size=(12, 16),
+        parts=torch.rand(2, 2, 3, 4),
+        probability=torch.tensor([0.5, 0.25]),
+        inputs=torch.rand(2, 3, 12, 16),
+        spec=ModelSpec(feature_layer="f", mean=(0.0,) * 3, std=(1.0,) * 3, classes=("cat", "dog"), name="toy"),
+    )
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_files_give_back_what_was_saved(explanation: Explanation, tmp_path: Path, suffix: str) -> None:
+    path = explanation.save(tmp_path / f"maps{suffix}", images=True)
+    loaded = Explanation.load(path)
+    for name in ("maps", "target", "parts", "probability"):
+        assert getattr(loaded, name).equal(getattr(explanation, name)), name
+    assert loaded.method == explanation.method
+    assert loaded.spec == explanation.spec
+    assert loaded.status == ("ok", "ok")
+    assert loaded.images.equal(explanation.images)
+    assert loaded.class_name(0) == "dog"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_save_refuses_other_suffixes_and_leaves_nothing(explanation: Explanation, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"must end in \.npz or \.safetensors"):
+        explanation.save(tmp_path / "maps.pkl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_load_tells_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        Explanation.load(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(DataError, match="not a saved explanation"):
+        Explanation.load(tmp_path / "text.npz")
+    np.savez(tmp_path / "pickle.npz", metadata=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(DataError, match="not a saved explanation"):
+        Explanation.load(tmp_path / "pickle.npz")
+
+
+def test_shapes_are_checked(explanation: Explanation) -> None:
+    with pytest.raises(ShapeError, match=r"expected maps of shape \(N, 1, h, w\)"):
+        Explanation(explanation.maps[0], explanation.target, explanation.method, (12, 16))
+    with pytest.raises(ShapeError, match="2 maps do not fit 1 targets"):
+        Explanation(explanation.maps, explanation.target[:1], explanation.method, (12, 16))
+
+
+def test_resized_is_not_normalized(explanation: Explanation) -> None:
+    up = explanation.resized()
+    assert up.shape == (2, 1, 12, 16)
+    expected = torch.nn.functional.interpolate(explanation.maps, (12, 16), mode="bilinear", align_corners=False)
+    assert up.equal(expected)
+
+
+def test_repr_names_method_model_and_trouble(explanation: Explanation) -> None:
+    assert "2 maps of 3x4" in repr(explanation)
+    assert "parts=2" in repr(explanation)
+    assert "status ok" in repr(explanation)
+    broken = Explanation(torch.zeros(2, 1, 2, 2), explanation.target, explanation.method, (12, 16))
+    assert "2 all-zero" in repr(broken)
+
+
+def test_notebooks_show_a_picture(explanation: Explanation) -> None:
+    assert explanation._repr_png_().startswith(b"\x89PNG")
+
+
+def test_images_of_a_bare_file_are_missed(explanation: Explanation, tmp_path: Path) -> None:
+    loaded = Explanation.load(explanation.save(tmp_path / "maps.npz"))
+    with pytest.raises(DataError, match="holds no images"):
+        _ = loaded.images

@@ -1,0 +1,242 @@
+"""Class activation maps and the activation map: methods that read one layer of the shared pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import NotApplicableError
+from xattn.explainer import Family, LayerExplainer
+from xattn.explainers import explainers
+from xattn.explainers.linearity import classifier_of, conservation_error, target_rows, target_sign
+from xattn.functional import cam as formulas
+from xattn.spec import ModelSpec
+from xattn.trace import Trace
+
+SHARED = "shared backward"
+
+
+@explainers.register("activation", "activation-map")
+@dataclass(frozen=True)
+class Activation(LayerExplainer):
+    """Activation map: length of each cell's feature vector (Gomez et al. 2022, arXiv:2106.02566, sec. 3).
+
+    The same for every class.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        reduce: `"norm"`, `"squared_norm"` or `"mean"` over the channels; all three are in use.
+    """
+
+    name: ClassVar[str] = "activation"
+    family: ClassVar[Family] = Family.ACTIVATION
+    class_specific: ClassVar[bool] = False
+    paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2106.02566, sec. 3"
+    reduce: Literal["norm", "squared_norm", "mean"] = "norm"
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return formulas.activation_map(trace.activation(layer), self.reduce)
+
+
+@explainers.register("cam")
+@dataclass(frozen=True)
+class CAM(LayerExplainer):
+    """CAM: channels weighted by the classifier's row, sum_k w_k^c f_k (Zhou et al. 2016, arXiv:1512.04150, eq. 2).
+
+    It explains the logit whatever the score, is signed, and proves itself: mean of the map + bias = logit. That holds
+    for global average pooling before a linear layer, also through a ReLU before the pooling (DenseNet), and for a
+    1x1 convolution before the pooling (SqueezeNet), whose output, bias included, is the map. Any other model is
+    refused.
+    """
+
+    name: ClassVar[str] = "cam"
+    family: ClassVar[Family] = Family.CAM
+    paper: ClassVar[str] = "Zhou et al. 2016, arXiv:1512.04150, eq. 2"
+
+    def check(self, spec: ModelSpec) -> None:
+        if spec.classifier is None:
+            raise NotApplicableError("cam: the model has no linear classifier that is known; use hirescam.")
+        if spec.attention is not None and self.layer is None:
+            raise NotApplicableError(
+                f"cam: the {spec.attention} head pools by attention maps and not by the mean; use part-cam."
+            )
+
+    def attribute(self, trace: Trace) -> Tensor:
+        maps, error = self._best(trace)
+        # A NaN stays: it is the status of that image, not a fault of the model.
+        if bool((error > self.tolerance).any()):
+            (layer,) = self.layers(trace.spec)
+            raise NotApplicableError(
+                f"cam: the logits of {type(trace.model).__name__} are not a linear function of the mean of '{layer}': "
+                f"mean of the map + bias misses them by {float(error.nan_to_num().max()):.0%}; use hirescam."
+            )
+        return maps
+
+    def _best(self, trace: Trace) -> tuple[Tensor, Tensor]:
+        """The maps of the way from features to logits that conserves best, and its relative errors (N,)."""
+        (layer,) = self.layers(trace.spec)
+        features = trace.activation(layer)
+        classifier = classifier_of(trace, self.name)
+        weight, bias = target_rows(trace, classifier, features.dtype)
+        if weight.shape[1] != features.shape[1]:
+            raise NotApplicableError(
+                f"cam: the classifier reads {weight.shape[1]} values but '{layer}' has {features.shape[1]} channels, "
+                "so it is not their mean; use hirescam."
+            )
+        sign = target_sign(trace).to(features.dtype)
+        candidates = []
+        for source in (features, features.relu()):
+            maps = formulas.cam(source, weight)
+            terms = (source.abs().mean((2, 3)) * weight.abs()).sum(1) + bias.abs()
+            if isinstance(classifier, nn.Conv2d):
+                maps = maps + bias[:, None, None, None]
+                ways = [(maps, torch.zeros_like(bias)), (maps.relu(), torch.zeros_like(bias))]
+            else:
+                ways = [(maps, bias)]
+            for candidate, rest in ways:
+                total = candidate.mean((1, 2, 3)) + rest
+                magnitude = candidate.abs().mean((1, 2, 3))
+                error = conservation_error(trace, total * sign, magnitude, terms, trace.dtype(layer))
+                candidates.append((candidate * sign[:, None, None, None], error))
+        # Where two ways agree on a whole batch their maps are the same, so the choice does not couple the images.
+        return min(candidates, key=lambda found: float(found[1].nan_to_num().max()))
+
+    def conservation(self, trace: Trace, maps: Tensor) -> Tensor:
+        """Relative error (N,) of mean of the map + bias = logit."""
+        return self._best(trace)[1]
+
+
+@explainers.register("gradcam")
+@dataclass(frozen=True)
+class GradCAM(LayerExplainer):
+    """Grad-CAM: channels by their mean gradient, then ReLU (Selvaraju et al. 2017, arXiv:1610.02391, eqs. 1-2).
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        relu: False keeps the evidence against the class, as captum does by default.
+    """
+
+    name: ClassVar[str] = "gradcam"
+    family: ClassVar[Family] = Family.CAM
+    grad: ClassVar[bool] = True
+    passes: ClassVar[str] = SHARED
+    paper: ClassVar[str] = "Selvaraju et al. 2017, arXiv:1610.02391, eqs. 1-2"
+    relu: bool = True
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return formulas.grad_cam(trace.activation(layer), trace.gradient(layer), self.relu)
+
+
+@explainers.register("gradcam++")
+@dataclass(frozen=True)
+class GradCAMPlusPlus(LayerExplainer):
+    """Grad-CAM++: pixel-wise weights of the positive gradients (Chattopadhyay et al. 2018, arXiv:1710.11063, eq. 19).
+
+    The paper scores exp(logit) so that its higher derivatives are powers of the gradient of the logit; that
+    exponential scales each map as a whole and is left out. There is no epsilon in the denominator.
+    """
+
+    name: ClassVar[str] = "gradcam++"
+    family: ClassVar[Family] = Family.CAM
+    grad: ClassVar[bool] = True
+    passes: ClassVar[str] = SHARED
+    paper: ClassVar[str] = "Chattopadhyay et al. 2018, arXiv:1710.11063, eq. 19"
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return formulas.grad_cam_plus_plus(trace.activation(layer), trace.gradient(layer))
+
+
+@explainers.register("hirescam")
+@dataclass(frozen=True)
+class HiResCAM(LayerExplainer):
+    """HiResCAM: features times gradient cell by cell, summed over channels (Draelos, Carin 2020, arXiv:2011.08891).
+
+    Signed. Where a single linear layer follows the features, with pooling or without, the map sums to logit - bias.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        relu: drop the evidence against the class, as pytorch-grad-cam does; the formula has no ReLU.
+    """
+
+    name: ClassVar[str] = "hirescam"
+    family: ClassVar[Family] = Family.CAM
+    grad: ClassVar[bool] = True
+    passes: ClassVar[str] = SHARED
+    paper: ClassVar[str] = "Draelos, Carin 2020, arXiv:2011.08891"
+    relu: bool = False
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return formulas.hires_cam(trace.activation(layer), trace.gradient(layer), self.relu)
+
+
+@explainers.register("xgradcam")
+@dataclass(frozen=True)
+class XGradCAM(LayerExplainer):
+    """XGrad-CAM: channels weighted by their activation-weighted mean gradient (Fu et al. 2020, arXiv:2008.02312).
+
+    A channel whose activations sum to zero has no such mean and adds nothing.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        relu: False keeps the evidence against the class.
+    """
+
+    name: ClassVar[str] = "xgradcam"
+    family: ClassVar[Family] = Family.CAM
+    grad: ClassVar[bool] = True
+    passes: ClassVar[str] = SHARED
+    paper: ClassVar[str] = "Fu et al. 2020, arXiv:2008.02312"
+    relu: bool = True
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return formulas.xgrad_cam(trace.activation(layer), trace.gradient(layer), self.relu)
+
+
+@explainers.register("layercam")
+@dataclass(frozen=True)
+class LayerCAM(LayerExplainer):
+    """LayerCAM: each cell weighted by its positive gradient (Jiang et al. 2021, IEEE TIP, 10.1109/TIP.2021.3089943).
+
+    Made to work at earlier, finer layers too.
+    """
+
+    name: ClassVar[str] = "layercam"
+    family: ClassVar[Family] = Family.CAM
+    grad: ClassVar[bool] = True
+    passes: ClassVar[str] = SHARED
+    paper: ClassVar[str] = "Jiang et al. 2021, 10.1109/TIP.2021.3089943"
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return formulas.layer_cam(trace.activation(layer), trace.gradient(layer))
+
+
+@explainers.register("eigencam")
+@dataclass(frozen=True)
+class EigenCAM(LayerExplainer):
+    """Eigen-CAM: features projected on their first right singular vector (Muhammad, Yeasin 2020, arXiv:2008.00299).
+
+    The same for every class. A singular vector has no sign: active cells are made high.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        center: subtract the mean over the cells first, as pytorch-grad-cam does; the paper does not.
+    """
+
+    name: ClassVar[str] = "eigencam"
+    family: ClassVar[Family] = Family.CAM
+    class_specific: ClassVar[bool] = False
+    paper: ClassVar[str] = "Muhammad, Yeasin 2020, arXiv:2008.00299"
+    center: bool = False
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return formulas.eigen_cam(trace.activation(layer), self.center)

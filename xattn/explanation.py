@@ -1,0 +1,209 @@
+"""What a method found: raw maps with their provenance, to look at, to measure and to store."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.functional.resize import resize
+from xattn.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from xattn.explainer import Explainer
+
+OK, ALL_ZERO, CONSTANT, NAN = "ok", "all-zero", "constant", "nan"
+NON_CONSERVING, NEVER_FIRED = "non-conserving", "hook never fired"
+
+_FORMAT = 1  # of saved files
+
+
+def status_of(maps: Tensor) -> list[str]:
+    """What is wrong with each of the maps (N, 1, h, w): `ok`, `all-zero`, `constant` or `nan`."""
+    flat = maps.flatten(1)
+    finite = torch.isfinite(flat).all(dim=1)
+    zero = (flat == 0).all(dim=1)
+    # One cell is not a constant map: it has nothing to vary over.
+    constant = (flat.amax(dim=1) == flat.amin(dim=1)) & (flat.shape[1] > 1)
+    table = torch.stack([finite, zero, constant]).cpu().T.tolist()
+    return [NAN if not f else ALL_ZERO if z else CONSTANT if c else OK for f, z, c in table]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Saliency maps of a batch with everything needed to know where they come from.
+
+    Args:
+        maps: raw importance (N, 1, h, w) on the method's own grid, float32 or float64, higher = more important.
+        target: int64 (N,), the class that was explained.
+        method: the explainer, whose `repr` holds all parameters.
+        input_size: height and width of the images in pixels.
+        parts: the maps (N, P, h, w) of the parts, for methods that have them.
+        status: per image `ok`, `all-zero`, `constant`, `nan`, `non-conserving` or `hook never fired`.
+        probability: (N,), what the model gives the target: softmax, or sigmoid where there is one output.
+        inputs: the images, normalized floats or uint8 pixels (N, C, H, W), for pictures.
+        spec: facts about the model.
+    """
+
+    maps: Tensor
+    target: Tensor
+    method: Explainer
+    input_size: tuple[int, int]
+    parts: Tensor | None = None
+    status: tuple[str, ...] = ()
+    probability: Tensor | None = None
+    inputs: Tensor | None = None
+    spec: ModelSpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.maps.ndim != 4 or self.maps.shape[1] != 1:
+            raise ShapeError(f"Explanation: expected maps of shape (N, 1, h, w) but got {tuple(self.maps.shape)}.")
+        if len(self.target) != len(self.maps):
+            raise ShapeError(f"Explanation: {len(self.maps)} maps do not fit {len(self.target)} targets.")
+        if not self.status:
+            object.__setattr__(self, "status", tuple(status_of(self.maps)))
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __repr__(self) -> str:
+        n, _, h, w = self.maps.shape
+        trouble = sorted({s for s in self.status if s != OK})
+        state = ", ".join(f"{self.status.count(s)} {s}" for s in trouble) or OK
+        of = f" of {self.spec.name}" if self.spec is not None and self.spec.name else ""
+        return f"<Explanation: {n} maps of {h}x{w} by {self.method!r}{of}, status {state}>"
+
+    def resized(self, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
+        """Maps (N, 1, H, W) on the grid of the image, or of `size`, without normalization."""
+        return resize(self.maps, size or self.input_size, mode)
+
+    @property
+    def images(self) -> Tensor:
+        """The images as they are seen: uint8 (N, H, W, C), on the CPU.
+
+        Raises:
+            DataError: if the explanation was loaded from a file that has none.
+        """
+        if self.inputs is None:
+            raise DataError("Explanation: it holds no images; save it with images=True or pass an image to overlay().")
+        if self.inputs.dtype == torch.uint8:
+            return self.inputs.permute(0, 2, 3, 1).cpu()
+        from xattn.data.images import denormalize
+
+        return denormalize(self.inputs, self.spec)
+
+    def class_name(self, i: int = 0) -> str:
+        """Name of the class explained in image `i`."""
+        index = int(self.target[i])
+        return self.spec.class_name(index) if self.spec is not None else f"class {index}"
+
+    def overlay(self, i: int = 0, **options: Any) -> Image:
+        """Picture of image `i` with its map over it; the options are those of `xattn.viz.render`."""
+        from xattn.viz import render
+
+        return render(self, i, **options)
+
+    def _repr_png_(self) -> bytes:
+        """The picture that a notebook shows: one row an image, the first eight of them."""
+        from xattn.viz import gallery
+
+        buffer = io.BytesIO()
+        gallery([self], limit=8).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def save(self, path: str | Path, *, images: bool = False) -> Path:
+        """Write maps, parts and provenance to an `.npz` or `.safetensors` file, whole or not at all.
+
+        Args:
+            path: the suffix decides on the format.
+            images: keep the images too (uint8), so that overlays can be made after loading.
+
+        Raises:
+            ParameterError: for another suffix.
+        """
+        path = Path(path)
+        tensors = {"maps": self.maps, "target": self.target}
+        tensors |= {k: v for k, v in (("parts", self.parts), ("probability", self.probability)) if v is not None}
+        if images:
+            tensors["images"] = self.images.permute(0, 3, 1, 2)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        from xattn import __version__
+
+        metadata = {
+            "format": _FORMAT,
+            "xattn": __version__,
+            "method": self.method.name,
+            "parameters": dataclasses.asdict(self.method),  # type: ignore[call-overload]
+            "input_size": self.input_size,
+            "status": self.status,
+            "spec": self.spec.to_dict() if self.spec is not None else None,
+        }
+        text = json.dumps(metadata)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            if path.suffix == ".npz":
+                import numpy as np
+
+                with temporary.open("wb") as file:
+                    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+                    np.savez_compressed(file, metadata=np.array(text), **arrays)  # type: ignore[arg-type]
+            elif path.suffix == ".safetensors":
+                from safetensors.torch import save_file
+
+                save_file(tensors, temporary, metadata={"xattn_explanation": text})
+            else:
+                raise ParameterError(f"save: '{path.name}' must end in .npz or .safetensors.")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Explanation:
+        """Read what `save` wrote; nothing in the file is executed.
+
+        Raises:
+            DataError: if the file is missing, damaged or not an explanation.
+        """
+        path = Path(path)
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors import safe_open
+
+                with safe_open(path, "pt") as file:
+                    text = (file.metadata() or {})["xattn_explanation"]
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            else:
+                import numpy as np
+
+                with np.load(path, allow_pickle=False) as arrays:
+                    text = str(arrays["metadata"])
+                    tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "metadata"}
+            metadata = json.loads(text)
+        except FileNotFoundError:
+            raise DataError(f"load: there is no file '{path}'.") from None
+        except Exception as error:  # zipfile, numpy, safetensors and json each have their own
+            raise DataError(f"load: '{path.name}' is not a saved explanation ({error}).") from None
+        from xattn.explainers import explainers
+
+        return cls(
+            maps=tensors["maps"],
+            target=tensors["target"],
+            method=explainers.create(metadata["method"], **metadata["parameters"]),
+            input_size=(metadata["input_size"][0], metadata["input_size"][1]),
+            parts=tensors.get("parts"),
+            status=tuple(metadata["status"]),
+            probability=tensors.get("probability"),
+            inputs=tensors.get("images"),
+            spec=ModelSpec.from_dict(metadata["spec"]) if metadata["spec"] else None,
+        )

@@ -1,0 +1,116 @@
+"""The networks that ship with the package: a compact ResNet for 64 pixels with each of the three heads."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from xattn.errors import CheckpointError, ParameterError
+from xattn.inspection import IMAGENET_MEAN, IMAGENET_STD
+from xattn.models import models
+from xattn.models.heads import Classifier, HeadName, create_head
+from xattn.models.resnet import ResNet
+from xattn.spec import ModelSpec
+
+FOLDER = Path(__file__).parent / "weights"
+_CLASSES = 200  # of Tiny-ImageNet
+
+
+def _create(
+    name: str,
+    own_head: HeadName,
+    *,
+    weights: str | None = None,
+    head: HeadName | None = None,
+    parts: int = 3,
+    resolution: str = "low",
+    circular: bool = False,
+    num_classes: int | None = None,
+) -> nn.Module:
+    """The embedded network, or one like it with random weights where a head or a number of classes is given."""
+    if weights not in (None, "DEFAULT"):
+        raise ParameterError(f"{name}: weights must be None, DEFAULT or a file but is '{weights}'.")
+    if head is None and num_classes is None:
+        return _load(name, {"resolution": "high"} if resolution == "high" else {}, circular)
+    architecture: dict[str, Any] = {
+        "backbone": "tiny-cnn",
+        "head": head or own_head,
+        "parts": parts,
+        "resolution": resolution,
+        "circular": circular,
+        "classes": num_classes or _CLASSES,
+    }
+    model = build(architecture, name)
+    if weights == "DEFAULT":
+        from xattn.models.checkpoint import load_state, read_state
+
+        path = _path(name)
+        state = {k.removeprefix("backbone."): t for k, t in read_state(path).items() if k.startswith("backbone.")}
+        load_state(model.backbone, state, str(path))
+    return model
+
+
+def build(architecture: dict[str, Any], name: str = "tiny-cnn") -> Classifier:
+    """The compact ResNet with random weights.
+
+    Args:
+        architecture: head, parts, resolution, circular and classes.
+        name: for tables.
+    """
+    strides = (1, 2, 1, 1) if architecture["resolution"] == "high" else (1, 2, 2, 2)
+    backbone = ResNet(strides=strides, circular=architecture["circular"])
+    head = create_head(architecture["head"], backbone.channels, architecture["classes"], parts=architecture["parts"])
+    facts = ModelSpec(
+        feature_layer="backbone", input_size=(64, 64), mean=IMAGENET_MEAN, std=IMAGENET_STD, crop=1.0, name=name
+    )
+    model = Classifier(backbone, head, facts)
+    model.architecture = dict(architecture)
+    return model.eval()
+
+
+def _path(name: str) -> Path:
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{name}: its weights are missing at '{path}'; install the package again, or pass head and num_classes for "
+            "random weights."
+        )
+    return path
+
+
+def _load(name: str, changes: dict[str, Any], circular: bool) -> nn.Module:
+    from xattn.models.checkpoint import load_state, read_header, read_state
+
+    path = _path(name)
+    header = read_header(path)
+    architecture = {
+        **header.architecture,
+        **changes,
+        "circular": circular or header.architecture.get("circular", False),
+    }
+    model = build(architecture, name)
+    load_state(model, read_state(path), str(path))
+    if header.spec is not None:
+        model.spec = dataclasses.replace(header.spec, name=name)
+    return model
+
+
+@models.register("tiny-cnn")
+def tiny_cnn(**options: Any) -> nn.Module:
+    """Compact ResNet for 64 px with average pooling and a linear layer, trained on Tiny-ImageNet (arXiv:1512.03385)."""
+    return _create("tiny-cnn", "linear", **options)
+
+
+@models.register("tiny-bcnn")
+def tiny_bcnn(**options: Any) -> nn.Module:
+    """The compact ResNet with learned attention maps, B-CNN, trained on Tiny-ImageNet (arXiv:1901.09891)."""
+    return _create("tiny-bcnn", "bcnn", **options)
+
+
+@models.register("tiny-brnpa")
+def tiny_brnpa(**options: Any) -> nn.Module:
+    """The compact ResNet with BR-NPA at high resolution, trained on Tiny-ImageNet (arXiv:2106.02566)."""
+    return _create("tiny-brnpa", "brnpa", **options)

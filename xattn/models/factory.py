@@ -1,0 +1,327 @@
+"""One door to all models: by registered name, torchvision or timm name, a factory of one's own, or a weights file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from xattn.errors import CheckpointError, ParameterError, UnknownNameError, XattnWarning, unknown
+from xattn.inspection import infer_spec
+from xattn.models import models, timm_models, torchvision_models
+from xattn.models.checkpoint import load_model, load_state, read_header, read_state
+from xattn.models.heads import Classifier, HeadName, create_head
+from xattn.models.resolution import remove_strides, use_circular_padding
+from xattn.models.trunk import cut
+from xattn.spec import ModelSpec
+
+Resolution = Literal["low", "high"]
+
+_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+
+
+def create_model(
+    name: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    head: HeadName | None = None,
+    parts: int = 3,
+    resolution: Resolution = "low",
+    circular: bool = False,
+    num_classes: int | None = None,
+) -> nn.Module:
+    """Create a classifier in evaluation mode, with the facts that explaining needs as `model.spec`.
+
+    >>> model = create_model("tiny-cnn", head="brnpa", num_classes=10)
+    >>> model.spec.attention_layer
+    'head.attention'
+
+    Args:
+        name: a registered name (`tiny-brnpa`), a classifier of torchvision (`resnet50`) or timm
+            (`timm/convnext_atto`), `package.module:factory` for a model of one's own, or the `.safetensors` file of a
+            training run.
+        weights: `"DEFAULT"` or another name of published weights, which are downloaded where they are not in the
+            cache; a file (safetensors, or a state dict of `torch.save`); None is random. The registered `tiny-*`
+            networks come with their weights unless a head or a number of classes is given.
+        head: None keeps the model's own; `"linear"`, `"bcnn"` or `"brnpa"` replace all behind the feature map.
+        parts: number of attention maps of the head.
+        resolution: `"high"` removes the strides of the last two stages.
+        circular: circular instead of zero padding.
+        num_classes: number of logits; None is that of the weights.
+
+    Returns:
+        A module from images (N, 3, H, W) to logits (N, K) with the attribute `spec`; with a head it is a
+        `Classifier` and has `architecture`, the arguments of this function.
+
+    Raises:
+        UnknownNameError: if there is no such model; the nearest name is suggested.
+        CheckpointError: if weights cannot be had or do not fit.
+        NotApplicableError: if the model cannot take a head, a higher resolution or circular padding.
+    """
+    name = os.fspath(name)
+    if resolution not in ("low", "high"):
+        raise ParameterError(f"resolution must be low or high but is '{resolution}'.")
+    if head not in (None, "linear", "bcnn", "brnpa"):
+        raise unknown("head", str(head), ["linear", "bcnn", "brnpa"])
+    if Path(name).suffix in _FILES and ":" not in Path(name).name:
+        return _from_file(name, weights, head, parts, resolution, circular, num_classes)
+    options: dict[str, Any] = {
+        "head": head,
+        "parts": parts,
+        "resolution": resolution,
+        "circular": circular,
+        "num_classes": num_classes,
+    }
+    if name in models and _takes_head(factory := models.get(name)):
+        if weights is None or not _is_file(weights):
+            return factory(weights=weights, **options).eval()
+        own = factory(weights=None, **{**options, "num_classes": num_classes or _classes_in(weights)})
+        fill(own, read_state(weights), str(weights), forgiving=True)
+        return own.eval()
+    return _assemble(name, weights, options)
+
+
+def _assemble(name: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> nn.Module:
+    """A plain network by name, then its weights, resolution, padding and head, in this order."""
+    head, classes = options["head"], options["num_classes"]
+    state = read_state(weights) if weights is not None and _is_file(weights) else None
+    published = os.fspath(weights) if weights is not None and state is None else None
+    # A head brings a classifier of its own, so the network keeps the one that its weights have.
+    base = _build(name, published, None if head or published else classes)
+    base.eval()
+    spec = _spec_of(base, name, published)
+    whole = state is not None and any(key.startswith("backbone.") for key in state)
+    if state is not None and not whole:
+        free = spec.classifier if head or classes else None
+        fill(base, state, str(weights), free=free, silent=head is not None)
+    if published and classes and not head:
+        _replace_classifier(base, spec, classes)
+    if options["resolution"] == "high":
+        remove_strides(base, feature_layer=spec.feature_layer, input_size=spec.input_size)
+    if options["circular"]:
+        use_circular_padding(base)
+    count = classes or len(spec.classes) or _logits(base, spec)
+    if len(spec.classes) != count:
+        spec = dataclasses.replace(spec, classes=())
+    model = base
+    if head is not None:
+        trunk, channels = cut(base, spec.feature_layer, spec.input_size)
+        model = Classifier(trunk, create_head(head, channels, count, parts=options["parts"]), spec)
+        if state is not None and whole:
+            fill(model, state, str(weights), forgiving=True)
+    else:
+        model.spec = spec  # type: ignore[assignment]
+        if state is not None and whole:
+            raise CheckpointError(
+                f"'{weights}' is of a network with a head; pass that head=…, or the file as the name of the model."
+            )
+    model.architecture = {  # type: ignore[assignment]
+        "backbone": name,
+        **{key: options[key] for key in ("head", "parts", "resolution", "circular")},
+        "classes": count,
+    }
+    return model.eval()
+
+
+def _from_file(
+    path: str,
+    weights: str | os.PathLike[str] | None,
+    head: HeadName | None,
+    parts: int,
+    resolution: Resolution,
+    circular: bool,
+    classes: int | None,
+) -> nn.Module:
+    """The network that a weights file describes, or one that differs from it in some argument and has its weights."""
+    if weights is not None:
+        raise ParameterError(f"'{path}' has weights of its own; leave out weights={weights}.")
+    if Path(path).suffix != ".safetensors":
+        raise CheckpointError(
+            f"'{path}' does not say which network it belongs to; name the network and pass the file as its weights."
+        )
+    architecture = read_header(path).architecture
+    asked = {"resolution": resolution if resolution == "high" else None, "circular": circular or None, "head": head}
+    changes = {key: value for key, value in {**asked, "classes": classes}.items() if value is not None}
+    if not architecture or all(architecture.get(key) == value for key, value in changes.items()):
+        return load_model(path)
+    kept = {**architecture, **changes, "parts": parts if head else architecture.get("parts", parts)}
+    kept["num_classes"] = kept.pop("classes", None)
+    model = create_model(kept.pop("backbone"), **{k: kept[k] for k in (*asked, "parts", "num_classes") if k in kept})
+    ablation = architecture.get("options")
+    if isinstance(model, Classifier) and ablation and model.architecture["head"] == architecture.get("head"):
+        for option, value in ablation.items():
+            setattr(model.get_submodule("head.attention"), option, value)
+        model.architecture["options"] = ablation
+    fill(model, read_state(path), path, forgiving=True)
+    spec = read_header(path).spec
+    if isinstance(model, Classifier) and spec is not None and not classes:
+        model.spec = Classifier(model.backbone, model.head, spec).spec
+    return model
+
+
+def fill(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    *,
+    free: str | None = None,
+    forgiving: bool = False,
+    silent: bool = False,
+) -> None:
+    """Load tensors into a model; all must fit, but the classifier may be another one.
+
+    Args:
+        model: changed in place.
+        state: tensors by name.
+        source: where they come from, for messages.
+        free: a layer whose tensors stay as they are where the given ones do not fit.
+        forgiving: the head of a `Classifier` is such a layer.
+        silent: do not warn about it.
+
+    Raises:
+        CheckpointError: saying which tensors do not fit, and how many.
+    """
+    state = dict(state)
+    if state and all(key.startswith("module.") for key in state):  # saved out of DataParallel
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    own = model.state_dict()
+    if isinstance(model, Classifier) and forgiving:
+        free = "head"
+        if not any(key.startswith("backbone.") for key in state):
+            state = {f"backbone.{key}": tensor for key, tensor in state.items()}
+    if free is not None:
+        inside = [key for key in {**own, **state} if key.startswith(f"{free}.")]
+        if any(key not in own or key not in state or own[key].shape != state[key].shape for key in inside):
+            if not silent:
+                warnings.warn(
+                    f"'{source}' is of another '{free}', which starts from random.", XattnWarning, stacklevel=2
+                )
+            state = {key: tensor for key, tensor in state.items() if key not in inside}
+            state.update((key, own[key]) for key in inside if key in own)
+    load_state(model, state, source)
+
+
+def _is_file(weights: str | os.PathLike[str]) -> bool:
+    path = Path(weights)
+    return not isinstance(weights, str) or path.suffix in _FILES or len(path.parts) > 1 or path.is_file()
+
+
+def _classes_in(path: str | os.PathLike[str]) -> int | None:
+    """Number of logits of a network that was saved with its header."""
+    if Path(path).suffix != ".safetensors":
+        return None
+    found = read_header(path).architecture.get("classes")
+    return int(found) if found else None
+
+
+def _takes_head(factory: Callable[..., Any]) -> bool:
+    """Whether a registered factory takes all options of `create_model`, and not a plain network to build on."""
+    parameters = inspect.signature(factory).parameters.values()
+    return any(p.name == "head" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _build(name: str, published: str | None, classes: int | None) -> nn.Module:
+    """A plain network by name, with published weights or random ones."""
+    if name.startswith(timm_models.PREFIX):
+        if published not in (None, "DEFAULT"):
+            raise CheckpointError(f"{name}: weights must be DEFAULT or a file but is '{published}'.")
+        return timm_models.build(name, published is not None, classes)
+    if ":" in name or name in models:
+        if published is not None:
+            raise CheckpointError(f"{name}: weights must be a file but is '{published}', and there is no such file.")
+        factory = models.get(name) if name in models else _import(name)
+        takes = classes is not None and "num_classes" in inspect.signature(factory).parameters
+        model = factory(num_classes=classes) if takes else factory()
+        if not isinstance(model, nn.Module):
+            raise ParameterError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module.")
+        if classes is not None and not takes:
+            _replace_classifier(model, _spec_of(model, name, None), classes)
+        return model
+    known = torchvision_models.names()
+    if name not in known:
+        everything = [*models.names(), *known, *timm_models.names()]
+        if not known:
+            raise UnknownNameError(f"model '{name}': torchvision cannot be imported. Known: {', '.join(everything)}.")
+        raise unknown("model", name, everything)
+    return torchvision_models.build(name, published, classes)
+
+
+def _import(name: str) -> Callable[..., Any]:
+    """The factory called `package.module:factory`, from the path or from the working folder."""
+    module, _, attribute = name.partition(":")
+    try:
+        with _working_folder():
+            found = importlib.import_module(module)
+    except (ImportError, ValueError) as error:
+        raise UnknownNameError(f"model '{name}': '{module}' cannot be imported ({error}).") from None
+    try:
+        factory: Callable[..., Any] = getattr(found, attribute)
+    except AttributeError:
+        raise unknown(f"factory in {module}", attribute, [n for n in dir(found) if not n.startswith("_")]) from None
+    if not callable(factory):
+        raise ParameterError(f"{name} is {type(factory).__name__}; expected a function that returns a torch.nn.Module.")
+    return factory
+
+
+@contextlib.contextmanager
+def _working_folder() -> Iterator[None]:
+    """Let modules of the working folder be imported, as `python -m` does and an installed command does not."""
+    folder = str(Path.cwd())
+    if folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _spec_of(model: nn.Module, name: str, published: str | None) -> ModelSpec:
+    """The model's own spec, or the facts found by running it and those published with torchvision's weights."""
+    own = getattr(model, "spec", None)
+    if isinstance(own, ModelSpec):
+        return own
+    if name in torchvision_models.names():
+        size, crop, interpolation = torchvision_models.preprocessing(name, published)
+        spec = infer_spec(model, input_size=size, name=name)
+        return dataclasses.replace(spec, crop=crop, interpolation=interpolation)
+    return infer_spec(model, name=name)
+
+
+def _classifier_of(model: nn.Module, spec: ModelSpec) -> nn.Linear | nn.Conv2d:
+    found = model.get_submodule(spec.classifier) if spec.classifier else None
+    if not isinstance(found, (nn.Linear, nn.Conv2d)):
+        raise ParameterError(
+            f"{type(model).__name__}: the layer that gives the logits was not found; leave out num_classes, or "
+            "pass it with a head."
+        )
+    return found
+
+
+def _logits(model: nn.Module, spec: ModelSpec) -> int:
+    """Number of logits K."""
+    layer = _classifier_of(model, spec)
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def _replace_classifier(model: nn.Module, spec: ModelSpec, classes: int) -> None:
+    """Put a new classifier with another number of logits in the place of the old one."""
+    old = _classifier_of(model, spec)
+    bias = old.bias is not None
+    new = (
+        nn.Linear(old.in_features, classes, bias=bias)
+        if isinstance(old, nn.Linear)
+        else nn.Conv2d(old.in_channels, classes, 1, bias=bias)
+    )
+    parent, _, child = str(spec.classifier).rpartition(".")
+    setattr(model.get_submodule(parent), child, new.to(old.weight.device, old.weight.dtype))

@@ -1,0 +1,276 @@
+"""Classification heads over a feature map: pooling by the mean, by learned attention maps, by BR-NPA."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from xattn.errors import ParameterError
+from xattn.functional.attention import attention_pool
+from xattn.functional.br_npa import Activation, Seed, Suppress, br_npa_maps
+from xattn.spec import ModelSpec
+
+
+class Head(nn.Module, ABC):
+    """A linear classifier over pooled features. Subclasses define the pooling, `embed`.
+
+    Attributes:
+        kind: name of the head on the command line.
+        channels: channels C of the feature map.
+        parts: number P of the attention maps; 1 for a head without any.
+        dropout: dropout before the classifier.
+        classifier: the linear layer from the embedding (P * C) to the logits (K).
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, channels: int, classes: int, parts: int, dropout: float, *, bias: bool) -> None:
+        super().__init__()
+        if parts < 1:
+            raise ParameterError(f"{type(self).__name__}: expected at least one part but got parts={parts}.")
+        self.channels = channels
+        self.parts = parts
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(parts * channels, classes, bias=bias)
+
+    @abstractmethod
+    def embed(self, features: Tensor) -> Tensor:
+        """Pool features (N, C, h, w) to what the classifier reads (N, P * C), parts first."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (N, K) of features (N, C, h, w)."""
+        logits: Tensor = self.classifier(self.dropout(self.embed(features)))
+        return logits
+
+
+class LinearHead(Head):
+    """Global average pooling and a linear layer, as in most CNNs (Lin et al. 2014, arXiv:1312.4400).
+
+    Args:
+        channels: channels C of the feature map.
+        classes: number K of logits.
+        dropout: probability before the classifier.
+    """
+
+    kind = "linear"
+
+    def __init__(self, channels: int, classes: int, dropout: float = 0.0) -> None:
+        super().__init__(channels, classes, 1, dropout, bias=True)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Mean over the cells (N, C)."""
+        return features.mean((2, 3))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm around an identity (He et al. 2016, arXiv:1512.03385, fig. 2).
+
+    Args:
+        channels: channels in and out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()  # one module per use: a reused one cannot be hooked
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features of the same shape (N, C, h, w)."""
+        out: Tensor = self.relu2(x + self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x))))))
+        return out
+
+
+class BCNNAttention(nn.Module):
+    """Attention maps of a B-CNN: ReLU(conv1x1(BasicBlock(F))) (Hu et al. 2019, WS-DAN, arXiv:1901.09891).
+
+    As in the networks that BR-NPA is compared with there is one more map than parts, and it is unused.
+
+    Args:
+        channels: channels C of the feature map.
+        parts: number P of maps returned.
+    """
+
+    def __init__(self, channels: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.block = BasicBlock(channels)
+        self.conv = nn.Conv2d(channels, parts + 1, 1)
+        self.relu = nn.ReLU()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Non-negative maps (N, P, h, w) of features (N, C, h, w)."""
+        maps: Tensor = self.relu(self.conv(self.block(features)))
+        return maps[:, : self.parts]
+
+
+class BCNNHead(Head):
+    """B-CNN: learned attention maps, g_m = mean_i A_m,i f_i, a linear layer without bias (WS-DAN, arXiv:1901.09891).
+
+    Args:
+        channels: channels C of the feature map.
+        classes: number K of logits.
+        parts: number P of maps.
+        dropout: probability before the classifier.
+    """
+
+    kind = "bcnn"
+
+    def __init__(self, channels: int, classes: int, parts: int = 3, dropout: float = 0.0) -> None:
+        super().__init__(channels, classes, parts, dropout, bias=False)
+        self.attention = BCNNAttention(channels, parts)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Mean over the cells of the weighted features, per part (N, P * C)."""
+        cells = features.shape[2] * features.shape[3]
+        return attention_pool(features, self.attention(features) / cells).flatten(1)
+
+
+class BRNPAAttention(nn.Module):
+    """Part maps of BR-NPA as a module without parameters (Gomez et al. 2022, arXiv:2106.02566).
+
+    Args:
+        parts: number P of maps.
+        activation: see `xattn.functional.br_npa.br_npa_maps`, as for the other options.
+        suppress: what suppresses a found part.
+        refine: False pools the seeds alone.
+        seed: how the seeds are chosen.
+    """
+
+    def __init__(
+        self,
+        parts: int = 3,
+        *,
+        activation: Activation = "norm",
+        suppress: Suppress = "similarity",
+        refine: bool = True,
+        seed: Seed = "activation",
+    ) -> None:
+        super().__init__()
+        self.parts = parts
+        self.activation: Activation = activation
+        self.suppress: Suppress = suppress
+        self.refine = refine
+        self.seed: Seed = seed
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps (N, P, h, w) of features (N, C, h, w); each sums to one."""
+        return br_npa_maps(
+            features,
+            self.parts,
+            activation=self.activation,
+            suppress=self.suppress,
+            refine=self.refine,
+            seed=self.seed,
+        )
+
+    def extra_repr(self) -> str:
+        """Options, for the printed model."""
+        return (
+            f"parts={self.parts}, activation={self.activation!r}, suppress={self.suppress!r}, "
+            f"refine={self.refine}, seed={self.seed!r}"
+        )
+
+
+class BRNPAHead(Head):
+    """BR-NPA: non-parametric part maps, their weighted means, a linear layer without bias (arXiv:2106.02566).
+
+    Args:
+        channels: channels C of the feature map.
+        classes: number K of logits.
+        parts: number P of maps.
+        dropout: probability before the classifier.
+        refine: False pools the seeds alone (ablation).
+        seed: `"random"` for the ablation.
+        activation: what ranks the cells.
+        suppress: what suppresses a found part.
+    """
+
+    kind = "brnpa"
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        parts: int = 3,
+        dropout: float = 0.0,
+        *,
+        refine: bool = True,
+        seed: Seed = "activation",
+        activation: Activation = "norm",
+        suppress: Suppress = "similarity",
+    ) -> None:
+        super().__init__(channels, classes, parts, dropout, bias=False)
+        self.attention = BRNPAAttention(parts, activation=activation, suppress=suppress, refine=refine, seed=seed)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Weighted mean of the features, per part (N, P * C)."""
+        return attention_pool(features, self.attention(features)).flatten(1)
+
+
+HeadName = Literal["linear", "bcnn", "brnpa"]
+
+
+def create_head(
+    name: HeadName, channels: int, classes: int, *, parts: int = 3, dropout: float = 0.0
+) -> LinearHead | BCNNHead | BRNPAHead:
+    """The head called `name`.
+
+    Args:
+        name: `"linear"`, `"bcnn"` or `"brnpa"`.
+        channels: channels C of the feature map.
+        classes: number K of logits.
+        parts: number of attention maps; a linear head has none.
+        dropout: probability before the classifier.
+
+    Raises:
+        ParameterError: for another name.
+    """
+    if name == "linear":
+        return LinearHead(channels, classes, dropout)
+    if name == "bcnn":
+        return BCNNHead(channels, classes, parts, dropout)
+    if name == "brnpa":
+        return BRNPAHead(channels, classes, parts, dropout)
+    raise ParameterError(f"head must be one of linear, bcnn, brnpa but got '{name}'.")
+
+
+class Classifier(nn.Module):
+    """A trunk from images to a feature map, and a head from there to the logits.
+
+    Args:
+        backbone: module from images (N, 3, H, W) to features (N, C, h, w).
+        head: module from features to logits (N, K).
+        spec: facts about the input (size, normalization, classes); the names of the layers are filled in.
+
+    Attributes:
+        spec: the facts that explaining needs.
+        architecture: arguments of `create_model` that make this network, where it was made so.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, spec: ModelSpec | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        attentive = isinstance(getattr(head, "attention", None), nn.Module)
+        facts = {} if spec is None else {**vars(spec)}
+        facts.update(
+            feature_layer="backbone",
+            classifier="head.classifier",
+            attention_layer="head.attention" if attentive else None,
+            attention=getattr(head, "kind", None) if attentive else None,
+            probability_layers=(),
+            tokens=None,
+        )
+        self.spec = ModelSpec(**facts)
+        self.architecture: dict[str, Any] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, 3, H, W)."""
+        logits: Tensor = self.head(self.backbone(x))
+        return logits
