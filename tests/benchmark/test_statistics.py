@@ -1,0 +1,450 @@
+"""Statistics of tables: naive loops, scipy and published examples as witnesses."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from xattn.benchmark.statistics import (
+    against_best,
+    critical_difference,
+    friedman,
+    intervals,
+    kendall,
+    nemenyi,
+    pairwise,
+    pooled_intervals,
+    reliability,
+)
+from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.functional.statistics import bootstrap_means, cliques, holm, krippendorff_alpha, ranks_of_methods
+from xattn.metrics import metrics
+
+
+def scores(n: int = 40, m: int = 5, seed: int = 0, holes: float = 0.0) -> np.ndarray:
+    """Images of different difficulty, methods of different quality, ties."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 1)) + 0.3 * np.arange(m) + rng.normal(size=(n, m))
+    x = np.round(x, 1)
+    x[rng.random((n, m)) < holes] = np.nan
+    return x
+
+
+# Ranks, Holm, cliques
+
+
+def test_ranks_oracle() -> None:
+    x = scores(holes=0.05)
+    got = ranks_of_methods(x)
+    low = ranks_of_methods(x, higher=False)
+    for row, mine, other in zip(x, got, low, strict=True):
+        if np.isnan(row).any():
+            assert np.isnan(mine).all()
+            continue
+        np.testing.assert_array_equal(mine, stats.rankdata(-row))
+        np.testing.assert_array_equal(other, stats.rankdata(row))
+        assert mine.sum() == 15
+
+
+def naive_holm(p: list[float]) -> list[float]:
+    found = []
+    for a in p:
+        steps = [(len(p) - sum(c < b for c in p)) * b for b in p if b <= a]
+        found.append(min(1.0, max(steps)))
+    return found
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8, unique=True))
+@settings(deadline=None, max_examples=50)
+def test_holm_oracle(p: list[float]) -> None:
+    got = holm(p)
+    np.testing.assert_allclose(got, naive_holm(p))
+    assert (got >= np.array(p)).all()
+    with_hole = holm([p[0], math.nan, *p[1:]])
+    np.testing.assert_allclose(np.delete(with_hole, 1), got)
+    assert np.isnan(with_hole[1])
+
+
+def test_holm_of_nothing_and_of_a_matrix() -> None:
+    assert holm([]).shape == (0,)
+    assert np.isnan(holm([math.nan, math.nan])).all()
+    p = np.array([[0.01, 0.2], [0.03, 0.04]])
+    np.testing.assert_allclose(holm(p), holm(p.ravel()).reshape(2, 2))
+
+
+def naive_cliques(ranks: list[float], cd: float) -> set[frozenset[int]]:
+    """All maximal sets of two or more methods no two of which differ by more."""
+    m = len(ranks)
+    groups = [
+        frozenset(c) for size in range(2, m + 1) for c in itertools.combinations(range(m), size)
+        if max(ranks[i] for i in c) - min(ranks[i] for i in c) <= cd + 1e-12
+    ]  # fmt: skip
+    return {g for g in groups if not any(g < other for other in groups)}
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=7), st.integers(0, 6))
+@settings(deadline=None, max_examples=100)
+def test_cliques_oracle(ranks: list[int], cd: int) -> None:
+    assert {frozenset(g) for g in cliques(ranks, cd)} == naive_cliques([float(r) for r in ranks], cd)
+
+
+# Bootstrap
+
+
+def test_bootstrap_means_are_paired_and_do_not_depend_on_the_chunk() -> None:
+    x = scores(17, 3)
+    got = bootstrap_means(x, 50, seed=1)
+    np.testing.assert_array_equal(got, bootstrap_means(x, 50, seed=1, chunk=40))
+    np.testing.assert_allclose(bootstrap_means(x + np.arange(1, 4), 50, seed=1) - got, np.tile([1, 2, 3], (50, 1)))
+    drawn = np.random.default_rng(1).integers(0, 17, (50, 17))
+    np.testing.assert_allclose(got, [[x[rows, m].mean() for m in range(3)] for rows in drawn])
+    assert not np.array_equal(got, bootstrap_means(x, 50, seed=2))
+
+
+def test_bootstrap_means_leave_out_nan() -> None:
+    x = scores(12, 2, holes=0.3)
+    drawn = np.random.default_rng(0).integers(0, 12, (30, 12))
+    np.testing.assert_allclose(bootstrap_means(x, 30), [np.nanmean(x[rows], 0) for rows in drawn])
+    assert np.isnan(bootstrap_means(np.zeros((0, 2)), 3)).all()
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [("bca", "BCa"), ("percentile", "percentile")])
+def test_intervals_beside_scipy(kind: str, theirs: str) -> None:
+    x = np.random.default_rng(3).exponential(size=60)  # skewed, so that the correction matters
+    got = intervals(x, kind=kind, resamples=20_000)  # type: ignore[arg-type]
+    expected = stats.bootstrap(
+        (x,), np.mean, method=theirs, n_resamples=20_000, rng=np.random.default_rng(5)
+    ).confidence_interval
+    width = expected.high - expected.low
+    assert got.low[0] == pytest.approx(expected.low, abs=0.02 * width)
+    assert got.high[0] == pytest.approx(expected.high, abs=0.02 * width)
+    assert got.mean[0] == pytest.approx(x.mean())
+    if kind == "bca":
+        plain = intervals(x, kind="percentile", resamples=20_000)
+        assert got.high[0] > plain.high[0] + 0.02 * width
+
+
+def test_bca_oracle() -> None:
+    """The formula written out, with a jackknife that leaves out one value after the other."""
+    x = np.random.default_rng(4).exponential(size=25)
+    drawn = bootstrap_means(x[:, None], 3000, 0)[:, 0]
+    normal = stats.norm()
+    z0 = normal.ppf((drawn < x.mean()).mean())
+    jack = np.array([np.delete(x, i).mean() for i in range(25)])
+    off = jack.mean() - jack
+    a = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
+    places = [normal.cdf(z0 + (z0 + normal.ppf(t)) / (1 - a * (z0 + normal.ppf(t)))) for t in (0.05, 0.95)]
+    got = intervals(x, level=0.9, resamples=3000)
+    np.testing.assert_allclose([got.low[0], got.high[0]], np.quantile(drawn, places), rtol=1e-9)
+
+
+def test_intervals_cover_the_true_mean_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.exponential(size=(80, 400))  # 400 experiments of 80 images
+    got = intervals(x, level=0.9, resamples=1000)
+    covered = ((got.low <= 1) & (got.high >= 1)).mean()
+    assert abs(covered - 0.9) < 0.05
+
+
+def test_intervals_count_what_is_missing() -> None:
+    x = np.array([[1.0, np.nan, 2.0, np.nan], [3.0, np.nan, 2.0, 5.0], [4.0, np.nan, 2.0, np.nan]])
+    got = intervals(x, resamples=200)
+    assert got.n.tolist() == [3, 0, 3, 1]
+    assert got.missing.tolist() == [0, 3, 0, 2]
+    np.testing.assert_allclose(got.mean, [8 / 3, np.nan, 2, 5])
+    np.testing.assert_allclose(got.low[1:], [np.nan, 2, 5])  # no width without variation
+    np.testing.assert_allclose(got.high[1:], [np.nan, 2, 5])
+    assert got.low[0] < got.mean[0] < got.high[0]
+    empty = intervals(np.zeros((0, 2)), resamples=10)
+    assert np.isnan(empty.mean).all()
+    assert empty.n.tolist() == [0, 0]
+
+
+# Tests between methods
+
+
+def test_against_best_beside_scipy() -> None:
+    x = scores(60, 4, seed=2)
+    x[:, 1] = x[:, 3]  # an equal of the best
+    got = against_best(x, resamples=500)
+    best = int(x.mean(0).argmax())
+    assert got.best == best
+    raw = {m: stats.wilcoxon(x[:, m], x[:, best], zero_method="pratt").pvalue for m in range(4) if m not in (1, 3)}
+    for m, p in raw.items():
+        assert got.p[m] == pytest.approx(p)
+        assert got.difference[m] == pytest.approx((x[:, m] - x[:, best]).mean())
+        assert got.low[m] < got.difference[m] < got.high[m]
+    equal = 4 - best  # the other one of methods 1 and 3
+    assert np.isnan(got.p[best])
+    assert (got.p[equal], got.adjusted[equal], got.difference[equal]) == (1.0, 1.0, 0.0)
+    tests = [m for m in range(4) if m != best]
+    np.testing.assert_allclose(got.adjusted[tests], naive_holm(list(got.p[tests])))
+    assert against_best(-x, higher=False, resamples=10).best == best
+
+
+def test_against_best_uses_shared_images_and_counts_them() -> None:
+    x = scores(50, 3, seed=3, holes=0.2)
+    got = against_best(x, resamples=100)
+    for m in range(3):
+        both = ~np.isnan(x[:, m]) & ~np.isnan(x[:, got.best])
+        assert got.n[m] == both.sum()
+        if m != got.best:
+            expected = stats.wilcoxon(x[both, m], x[both, got.best], zero_method="pratt").pvalue
+            assert got.p[m] == pytest.approx(expected)
+    x[:, 0] = np.nan
+    empty = against_best(x, resamples=100)
+    assert np.isnan([empty.p[0], empty.adjusted[0], empty.difference[0]]).all()
+    assert empty.n[0] == 0
+    with pytest.raises(DataError, match="no method has a value"):
+        against_best(np.full((3, 2), np.nan))
+
+
+def test_wilcoxon_oracle() -> None:
+    """Six images without ties: the exact test counts all 64 signs."""
+    d = np.array([0.3, -0.1, 0.8, 0.5, -0.2, 1.3])
+    x = np.stack([d, np.zeros(6)], 1)
+    rank = stats.rankdata(np.abs(d))
+    observed = abs((np.sign(d) * rank).sum())
+    all_signs = np.array(list(itertools.product([-1, 1], repeat=6)))
+    expected = (np.abs(all_signs @ rank) >= observed).mean()
+    assert pairwise(x, correct=False).p[0, 1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.15])
+def test_welch_matrix_beside_scipy(holes: float) -> None:
+    x = scores(30, 4, seed=5, holes=holes)
+    got = pairwise(x, test="welch", correct=False)
+    for i, j in itertools.permutations(range(4), 2):
+        expected = stats.ttest_ind(x[:, i], x[:, j], equal_var=False, nan_policy="omit").pvalue
+        assert got.p[i, j] == pytest.approx(expected)
+        assert got.difference[i, j] == pytest.approx(np.nanmean(x[:, i]) - np.nanmean(x[:, j]))
+    assert np.isnan(np.diag(got.p)).all()
+    np.testing.assert_array_equal(got.p, got.adjusted)
+
+
+def test_welch_of_values_without_variation() -> None:
+    x = np.array([[1.0, 1.0, 2.0]] * 5)
+    p = pairwise(x, test="welch").p
+    assert (p[0, 1], p[0, 2]) == (1.0, 0.0)
+    assert np.isnan(pairwise(x[:1], test="welch").p).all()  # one image has no variance
+
+
+def test_pairwise_wilcoxon() -> None:
+    x = scores(40, 4, seed=6, holes=0.1)
+    got = pairwise(x)
+    pairs = list(itertools.combinations(range(4), 2))
+    for i, j in pairs:
+        both = ~np.isnan(x[:, [i, j]]).any(1)
+        assert got.n[i, j] == both.sum()
+        assert got.p[i, j] == got.p[j, i] == stats.wilcoxon(x[both, i] - x[both, j], zero_method="pratt").pvalue
+        assert got.difference[i, j] == pytest.approx((x[both, i] - x[both, j]).mean())
+        assert got.difference[i, j] == -got.difference[j, i]
+    np.testing.assert_allclose([got.adjusted[p] for p in pairs], naive_holm([got.p[p] for p in pairs]))
+    np.testing.assert_array_equal(got.adjusted, got.adjusted.T)
+
+
+def test_the_paired_test_sees_what_the_unpaired_one_misses() -> None:
+    """Images differ far more than methods: the reason for the default."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 10, size=(100, 1))
+    x = image + np.array([0.0, 0.5]) + rng.normal(0, 0.2, size=(100, 2))
+    assert pairwise(x).p[0, 1] < 1e-6
+    assert pairwise(x, test="welch").p[0, 1] > 0.5
+
+
+def test_no_false_alarms_under_the_null() -> None:
+    """Equal methods: Holm's correction finds any difference in at most 5 % of experiments."""
+    rng = np.random.default_rng(1)
+    false = sum((np.nan_to_num(pairwise(rng.normal(size=(25, 3))).adjusted, nan=1) < 0.05).any() for _ in range(200))
+    assert false / 200 < 0.09
+
+
+# Friedman and Nemenyi
+
+
+def test_friedman_beside_scipy() -> None:
+    x = scores(30, 5, seed=7)
+    got = friedman(x)
+    expected = stats.friedmanchisquare(*x.T)
+    assert got.statistic == pytest.approx(expected.statistic)
+    assert got.p == pytest.approx(expected.pvalue)
+    np.testing.assert_allclose(got.mean_ranks, stats.rankdata(-x, axis=1).mean(0))
+    assert (got.n, got.missing) == (30, 0)
+    np.testing.assert_allclose(friedman(-x, higher=False).mean_ranks, got.mean_ranks)
+
+
+def test_friedman_leaves_out_incomplete_images_and_counts_them() -> None:
+    x = scores(30, 3, seed=8, holes=0.1)
+    whole = ~np.isnan(x).any(1)
+    got = friedman(x)
+    assert (got.n, got.missing) == (whole.sum(), 30 - whole.sum())
+    assert got.statistic == pytest.approx(stats.friedmanchisquare(*x[whole].T).statistic)
+    equal = friedman(np.ones((4, 3)))
+    assert (equal.statistic, equal.p) == (0.0, 1.0)
+    one = friedman(x[whole][:1])
+    assert math.isnan(one.p)
+    assert one.n == 1
+    assert np.isnan(friedman(np.full((2, 3), np.nan)).mean_ranks).all()
+
+
+def test_critical_difference_of_the_paper() -> None:
+    """Table 5 of Demšar 2006: q at 0.05 and 0.10 for the two-tailed Nemenyi test."""
+    table = {2: (1.960, 1.645), 3: (2.343, 2.052), 4: (2.569, 2.291), 5: (2.728, 2.459), 10: (3.164, 2.920)}
+    for methods, (q05, q10) in table.items():
+        scale = math.sqrt(methods * (methods + 1) / (6 * 100))
+        assert critical_difference(methods, 100) == pytest.approx(q05 * scale, abs=1e-3 * scale)
+        assert critical_difference(methods, 100, 0.10) == pytest.approx(q10 * scale, abs=1e-3 * scale)
+
+
+def test_nemenyi_agrees_with_the_critical_difference() -> None:
+    ranks = np.array([1.0, 2.0, 3.2, 3.8])
+    p = nemenyi(ranks, 14)
+    cd = critical_difference(4, 14)
+    for i, j in itertools.combinations(range(4), 2):
+        assert (p[i, j] < 0.05) == (abs(ranks[i] - ranks[j]) > cd)
+        assert p[i, j] == p[j, i]
+    at = nemenyi([1.0, 1.0 + critical_difference(2, 14)], 14)[0, 1]
+    assert at == pytest.approx(0.05, abs=1e-6)
+
+
+def test_groups() -> None:
+    x = np.tile([3.0, 2.9, 1.0], (200, 1)) + np.random.default_rng(0).normal(0, 0.5, (200, 3))
+    assert friedman(x).groups() == [(0, 1)] or friedman(x).groups() == [(1, 0)]
+
+
+# Rankings and raters
+
+
+def test_kendall_oracle() -> None:
+    x = scores(4, 8, seed=9, holes=0.1)
+    tau, n = kendall(x)
+    for i, j in itertools.product(range(4), repeat=2):
+        both = ~np.isnan(x[i]) & ~np.isnan(x[j])
+        u, v = x[i, both], x[j, both]
+        pairs = list(itertools.combinations(range(len(u)), 2))
+        signs = [(np.sign(u[a] - u[b]), np.sign(v[a] - v[b])) for a, b in pairs]
+        top = sum(s * t for s, t in signs)
+        bottom = math.sqrt(sum(s != 0 for s, _ in signs) * sum(t != 0 for _, t in signs))
+        assert tau[i, j] == pytest.approx(top / bottom)
+        assert n[i, j] == both.sum()
+    assert np.isnan(kendall([[1.0, 1.0], [1.0, 2.0]])[0][0]).all()
+
+
+def naive_alpha(x: np.ndarray, level: str) -> float:
+    """Krippendorff's coincidence matrix, value by value, with his sum for ordinal distances."""
+    units = [[v for v in column if not math.isnan(v)] for column in x.T]
+    units = [u for u in units if len(u) >= 2]
+    values = sorted({v for u in units for v in u})
+    matrix = {(c, k): 0.0 for c in values for k in values}
+    for u in units:
+        for i, c in enumerate(u):
+            for j, k in enumerate(u):
+                if i != j:
+                    matrix[c, k] += 1 / (len(u) - 1)
+    count = {c: sum(matrix[c, k] for k in values) for c in values}
+    n = sum(count.values())
+
+    def distance(c: float, k: float) -> float:
+        if level == "nominal":
+            return float(c != k)
+        if level == "interval":
+            return (c - k) ** 2
+        low, high = min(c, k), max(c, k)
+        return (sum(count[g] for g in values if low <= g <= high) - (count[c] + count[k]) / 2) ** 2
+
+    observed = sum(matrix[c, k] * distance(c, k) for c in values for k in values)
+    expected = sum(count[c] * count[k] * distance(c, k) for c in values for k in values if c != k) / (n - 1)
+    return 1 - observed / expected
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
+@pytest.mark.parametrize("seed", range(4))
+def test_krippendorff_oracle(level: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.integers(1, 6, size=(1, 9)) + rng.integers(-1, 2, size=(4, 9))
+    x = np.where(rng.random((4, 9)) < 0.25, np.nan, x)
+    assert krippendorff_alpha(x, level) == pytest.approx(naive_alpha(x, level))  # type: ignore[arg-type]
+
+
+def test_krippendorff_of_the_published_example() -> None:
+    """Krippendorff 2011, example C: four observers, twelve units, missing data."""
+    hole = math.nan
+    x = [
+        [1, 2, 3, 3, 2, 1, 4, 1, 2, hole, hole, hole],
+        [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, hole, 3],
+        [hole, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, hole],
+        [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, hole],
+    ]
+    assert krippendorff_alpha(x, "nominal") == pytest.approx(0.743, abs=5e-4)
+    assert krippendorff_alpha(x, "ordinal") == pytest.approx(0.815, abs=5e-4)
+    assert krippendorff_alpha(x, "interval") == pytest.approx(0.849, abs=5e-4)
+
+
+def test_krippendorff_properties() -> None:
+    x = scores(6, 9, seed=1)
+    assert krippendorff_alpha(np.tile(x[:1], (5, 1)), "interval") == pytest.approx(1)
+    assert krippendorff_alpha(x * 1e6 + 1e9, "interval") == pytest.approx(krippendorff_alpha(x, "interval"), abs=1e-6)
+    assert krippendorff_alpha(np.exp(x)) == pytest.approx(krippendorff_alpha(x))  # order alone
+    noise = np.random.default_rng(0).normal(size=(50, 40))
+    assert abs(krippendorff_alpha(noise)) < 0.02
+    assert math.isnan(krippendorff_alpha(np.ones((3, 4))))
+    assert math.isnan(krippendorff_alpha(np.zeros((1, 4))))
+    assert math.isnan(krippendorff_alpha(np.zeros((0, 0))))
+
+
+def test_reliability_of_a_metric() -> None:
+    clear = reliability(np.arange(5.0) + np.random.default_rng(0).normal(0, 0.4, (80, 5)), resamples=100)
+    noise = reliability(np.random.default_rng(0).normal(size=(80, 5)), resamples=100)
+    assert clear.alpha > 0.9
+    assert clear.low < clear.alpha < clear.high
+    assert abs(noise.alpha) < 0.1
+    assert noise.low < 0.05
+    x = scores(40, 4, seed=3, holes=0.1)
+    whole = x[~np.isnan(x).any(1)]
+    got = reliability(x, resamples=20)
+    assert got.n == len(whole)
+    assert got.alpha == pytest.approx(naive_alpha(ranks_of_methods(whole), "ordinal"))
+    difficult = whole + 100 * np.arange(len(whole))[:, None]
+    assert reliability(difficult, resamples=20).alpha == pytest.approx(got.alpha)
+    again = reliability(x, resamples=20)
+    assert (got.low, got.high) == (again.low, again.high)
+    assert math.isnan(reliability(x[:1], resamples=5).low)
+
+
+def test_pooled_intervals_of_a_score_of_the_whole_data_set() -> None:
+    rng = np.random.default_rng(0)
+    metric = metrics.create("max_box_accuracy")
+    curves = {name: rng.uniform(0, 0.5 + i / 40, 150) for i, name in enumerate(metric.columns)}
+    got = pooled_intervals(metric.pool, curves, resamples=200)
+    whole = metric.pool({name: torch.from_numpy(v) for name, v in curves.items()})
+    for name in metric.pooled:
+        value, low, high = got[name]
+        assert value == whole[name]
+        assert low <= value <= high + 1e-9 or name == "max_box_acc_70"
+        assert 0 < high - low < 0.3
+    assert got == pooled_intervals(metric.pool, curves, resamples=200)
+    one = pooled_intervals(metric.pool, {name: v[:1] for name, v in curves.items()})
+    assert math.isnan(one["max_box_acc_v2"][1])
+
+
+def test_wrong_input_is_refused() -> None:
+    x = scores(5, 3)
+    for parameters in ({"level": 1.0}, {"kind": "normal"}, {"resamples": 0}):
+        with pytest.raises(ParameterError, match="intervals"):
+            intervals(x, **parameters)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="wilcoxon or welch"):
+        pairwise(x, test="student")  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match="level must be"):
+        krippendorff_alpha(x, "ratio")  # type: ignore[arg-type]
+    for arguments in ((1, 5, 0.05), (3, 0, 0.05), (3, 5, 1.0)):
+        with pytest.raises(ParameterError, match="critical_difference"):
+            critical_difference(*arguments)
+    with pytest.raises(ShapeError, match="expected a table"):
+        friedman(x[0])

@@ -1,0 +1,1 @@
+"""Scoring every method by every metric on every model and data set, and reading the scores."""

@@ -1,0 +1,61 @@
+"""A folder of images whose labels are in a table beside them."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from xattn.data import datasets
+from xattn.data.dataset import FileDataset, Index
+
+
+@datasets.register("csv")
+@dataclass(frozen=True)
+class Listed(FileDataset):
+    """Images named in `DIR/TABLE.csv` with columns `file` and `label` (a number), and perhaps `name` of the class.
+
+    Files are in `DIR/TABLE/` if there is such a folder, else in `DIR`. Photographs of a few of the classes of a model,
+    say of ImageNet, keep the numbers of the model.
+
+    Args:
+        root: the folder of the table.
+        split: there is one part, `"all"`.
+        table: name of the table without `.csv`; empty takes the only one there is.
+        count: number of classes, where the highest label does not tell; 0 takes that.
+    """
+
+    split: str = "all"
+    table: str = ""
+    count: int = 0
+
+    title: ClassVar[str] = "table of images"
+    splits: ClassVar[tuple[str, ...]] = ("all",)
+    training: ClassVar[str] = "all"
+    evaluation: ClassVar[str | None] = "all"
+    upright: ClassVar[bool] = True
+
+    def _table(self) -> Path:
+        tables = sorted(self.home.glob("*.csv"))
+        chosen = [t for t in tables if self.table in ("", t.stem)]
+        if len(chosen) != 1:
+            found = ", ".join(t.stem for t in tables) or "none"
+            wanted = f"the table '{self.table}.csv'" if self.table else "one table (name it with table=)"
+            raise self._error(f"expected {wanted} in '{self.home}' but found {found}.")
+        return chosen[0]
+
+    def _list(self) -> Index:
+        table = self._table()
+        home = table.with_suffix("") if table.with_suffix("").is_dir() else self.home
+        with table.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        if rows and not {"file", "label"} <= rows[0].keys():
+            raise self._error(f"'{table}' must have columns file and label but has {', '.join(rows[0])}.")
+        labels = np.array([int(row["label"]) for row in rows], np.int64)
+        names = {int(row["label"]): row.get("name") or f"class {row['label']}" for row in rows}
+        count = self.count or int(labels.max(initial=-1)) + 1
+        classes = tuple(names.get(i, f"class {i}") for i in range(count))
+        return Index([home / row["file"] for row in rows], labels, classes)
