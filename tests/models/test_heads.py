@@ -116,3 +116,20 @@ def test_wrong_heads_are_named():
         create_head("br", 4, 2)
     with pytest.raises(ParameterError, match="BCNNHead: expected at least one part but got parts=0"):
         BCNNHead(4, 2, 0)
+
+
+def test_a_narrow_attention_block_survives_a_file(tmp_path):
+    from xattn.models.checkpoint import load_model, save_weights
+    from xattn.models.embedded import build
+
+    options = {"head": "bcnn", "parts": 2, "resolution": "low", "circular": False, "classes": 4}
+    wide = build({"backbone": "tiny-cnn", **options})
+    narrow = build({"backbone": "tiny-cnn", **options, "options": {"width": 8}})
+    count = [sum(p.numel() for p in m.head.attention.block.parameters()) for m in (wide, narrow)]
+    assert count[0] - count[1] == 2 * 9 * 256 * (256 - 8) + 2 * (256 - 8)
+    save_weights(narrow, tmp_path / "narrow.safetensors")
+    loaded = load_model(tmp_path / "narrow.safetensors")
+    x = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(loaded(x), narrow(x))
+    with pytest.raises(ParameterError, match="width must be at least 1"):
+        narrow.head.attention.width = 0

@@ -57,7 +57,7 @@ def build(architecture: dict[str, Any], name: str = "tiny-cnn") -> Classifier:
     """The compact ResNet with random weights.
 
     Args:
-        architecture: head, parts, resolution, circular and classes.
+        architecture: head, parts, resolution, circular and classes, and `options` of the attention.
         name: for tables.
     """
     strides = (1, 2, 1, 1) if architecture["resolution"] == "high" else (1, 2, 2, 2)
@@ -66,6 +66,8 @@ def build(architecture: dict[str, Any], name: str = "tiny-cnn") -> Classifier:
     facts = ModelSpec(
         feature_layer="backbone", input_size=(64, 64), mean=IMAGENET_MEAN, std=IMAGENET_STD, crop=1.0, name=name
     )
+    for option, value in architecture.get("options", {}).items():
+        setattr(head.attention, option, value)
     model = Classifier(backbone, head, facts)
     model.architecture = dict(architecture)
     return model.eval()

@@ -69,14 +69,16 @@ class BasicBlock(nn.Module):
 
     Args:
         channels: channels in and out.
+        width: channels between the two convolutions; None is `channels`, as in the paper.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, width: int | None = None) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
+        width = channels if width is None else width
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU()  # one module per use: a reused one cannot be hooked
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(width, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu2 = nn.ReLU()
 
@@ -94,14 +96,27 @@ class BCNNAttention(nn.Module):
     Args:
         channels: channels C of the feature map.
         parts: number P of maps returned.
+        width: channels inside the block; None is `channels`, as published.
     """
 
-    def __init__(self, channels: int, parts: int) -> None:
+    def __init__(self, channels: int, parts: int, width: int | None = None) -> None:
         super().__init__()
         self.parts = parts
-        self.block = BasicBlock(channels)
+        self.block = BasicBlock(channels, width)
         self.conv = nn.Conv2d(channels, parts + 1, 1)
         self.relu = nn.ReLU()
+
+    @property
+    def width(self) -> int:
+        """Channels inside the block; another number makes a new block with random weights."""
+        return self.block.conv1.out_channels
+
+    @width.setter
+    def width(self, width: int) -> None:
+        if width < 1:
+            raise ParameterError(f"B-CNN attention: width must be at least 1 but is {width}.")
+        if width != self.width:
+            self.block = BasicBlock(self.conv.in_channels, width)
 
     def forward(self, features: Tensor) -> Tensor:
         """Non-negative maps (N, P, h, w) of features (N, C, h, w)."""
