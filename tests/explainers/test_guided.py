@@ -240,3 +240,11 @@ def test_counts_on_known_networks() -> None:
     counts = {"resnet18": (17, 17), "squeezenet1_1": (26, 26), "mobilenet_v2": (35, 35), "mobilenet_v3_small": (14, 33)}
     for name, expected in counts.items():
         assert guided_share(torchvision.models.get_model(name, weights=None), x) == expected
+
+
+@pytest.mark.parametrize("make", [tiny.tiny_bcnn, tiny.tiny_brnpa])
+def test_attention_heads_are_no_activations(make: Callable[[], nn.Module]) -> None:
+    model, x = make(), tiny.images()
+    guided, total = guided_share(model, x)
+    assert guided == total > 0
+    assert set(explain(model, x, "guided-backprop").status) == {"ok"}

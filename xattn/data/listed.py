@@ -25,12 +25,12 @@ class Listed(FileDataset):
         root: the folder of the table.
         split: there is one part, `"all"`.
         table: name of the table without `.csv`; empty takes the only one there is.
-        count: number of classes, where the highest label does not tell; 0 takes that.
+        class_count: number of classes, where the highest label does not tell; 0 takes that.
     """
 
     split: str = "all"
     table: str = ""
-    count: int = 0
+    class_count: int = 0
 
     title: ClassVar[str] = "table of images"
     splits: ClassVar[tuple[str, ...]] = ("all",)
@@ -56,6 +56,6 @@ class Listed(FileDataset):
             raise self._error(f"'{table}' must have columns file and label but has {', '.join(rows[0])}.")
         labels = np.array([int(row["label"]) for row in rows], np.int64)
         names = {int(row["label"]): row.get("name") or f"class {row['label']}" for row in rows}
-        count = self.count or int(labels.max(initial=-1)) + 1
+        count = self.class_count or int(labels.max(initial=-1)) + 1
         classes = tuple(names.get(i, f"class {i}") for i in range(count))
         return Index([home / row["file"] for row in rows], labels, classes)

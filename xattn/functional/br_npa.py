@@ -102,7 +102,8 @@ class _Maps(torch.autograd.Function):
         for part in range(parts):
             j = level.argmax(1) if drawn is None else drawn[:, part]
             s = torch.bmm(x[images, :, j].unsqueeze(1), x).squeeze(1)
-            s = s.div_(norm).div_(norm[images, j, None]).clamp_(min=0)
+            s = s.div_(norm).div_(norm[images, j, None])
+            s = s.masked_fill_(s < 0, 0)  # no clamp: guided backpropagation would count it as an activation
             w = _weights(s)
             level = level * (1 - (s if suppress == "similarity" else w))
             seeds.append(j)

@@ -1,0 +1,49 @@
+"""Run the command in this process, as a user would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests import images_zoo as zoo
+from xattn.cli import app
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Call `xattn` with arguments, inside an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+
+    def call(*arguments: object) -> Result:
+        result = runner.invoke(app, [str(a) for a in arguments], prog_name="xattn")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A readable image of four colours."""
+    path = tmp_path_factory.mktemp("photo") / "cat.png"
+    zoo.rgb().save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All odd images that can be read, by name."""
+    return zoo.build_good(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture(scope="session")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All paths that cannot be read, by name."""
+    return zoo.build_bad(tmp_path_factory.mktemp("bad"))

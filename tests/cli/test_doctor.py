@@ -1,0 +1,118 @@
+"""`xattn doctor` finds the fault of each faulty network, and none in a good one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.cli import models
+from tests.cli.conftest import Run
+from xattn.cli.doctor import Snapshot
+from xattn.explainers import explainers
+
+
+def report(run: Run, name: str, *arguments: object) -> tuple[int, dict[str, Any]]:
+    result = run("doctor", "--model", f"tests.cli.models:{name}", "--json", *arguments)
+    return result.exit_code, json.loads(result.stdout)
+
+
+def states(report: dict[str, Any], what: str) -> dict[str, str]:
+    return {item["name"]: item["state"] for item in report[what]}
+
+
+def test_good_network(run: Run) -> None:
+    status, found = report(run, "cnn")
+    assert status == 0
+    assert set(states(found, "checks").values()) == {"ok"}
+    by_name = states(found, "methods")
+    assert set(by_name) == set(explainers.names())
+    assert {name for name, state in by_name.items() if state == "fail"} == {"bcnn", "part-cam"}
+    facts = {item["name"]: item for item in found["methods"]}
+    assert facts["cam"]["facts"]["conservation_error"] < 1e-5
+    assert "sums to the logit" in facts["cam"]["text"]
+    assert "B-CNN head" in facts["bcnn"]["text"]
+    checks = {item["name"]: item for item in found["checks"]}
+    assert checks["ReLUs guided"]["facts"] == {"guided": 3, "activations": 3}
+    assert checks["forward pass"]["facts"] == {"classes": 5, "features": [12, 8, 8]}
+    assert "gradcam" in found["valid"]
+    assert "random" not in found["valid"]  # a control is no explanation
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "state", "text"),
+    [
+        ("probabilities", "outputs", "warn", "look like probabilities"),
+        ("coupled", "batch independence", "fail", "explain images one by one"),
+        ("failing", "forward pass", "fail", "the forward pass is broken"),
+        ("dead", "gradient", "fail", "all zero at 'features' for 3 of 3 images"),
+        ("dead", "outputs", "fail", "different images give the same logits"),
+        ("gelu", "ReLUs guided", "warn", "0 of 3 activations"),
+        ("nan", "outputs", "fail", "NaN"),
+        ("unknown", "spec", "warn", "normalization unknown"),
+    ],
+)
+def test_faults_are_found(run: Run, name: str, check: str, state: str, text: str) -> None:
+    _, found = report(run, name)
+    item = next(item for item in found["checks"] if item["name"] == check)
+    assert item["state"] == state
+    assert text in item["text"]
+
+
+@pytest.mark.parametrize("name", ["failing", "nan"])
+def test_status_is_two_where_nothing_works(run: Run, name: str) -> None:
+    status, found = report(run, name)
+    assert status == 2
+    assert found["valid"] == []
+
+
+def test_methods_say_why_they_are_not_valid(run: Run) -> None:
+    _, found = report(run, "gelu")
+    reasons = {item["name"]: item["text"] for item in found["methods"] if item["state"] == "fail"}
+    assert "0 ReLUs and 3 gelu" in reasons["guided-backprop"]
+    _, found = report(run, "probabilities")
+    reasons = {item["name"]: item["text"] for item in found["methods"] if item["state"] == "fail"}
+    assert "not a linear function" in reasons["cam"]
+
+
+def test_images_of_ones_own(run: Run, photo: Path) -> None:
+    _, found = report(run, "cnn", photo)
+    assert next(c for c in found["checks"] if c["name"] == "forward pass")["text"].startswith("1 images")
+
+
+def test_table_for_people(run: Run) -> None:
+    result = run("doctor", "--model", "tests.cli.models:cnn")
+    assert result.exit_code == 0
+    assert "valid on this model: activation, brnpa, cam" in " ".join(result.stdout.split())
+    failed = run("doctor", "--model", "tests.cli.models:failing")
+    assert failed.exit_code == 2
+    assert "no method is valid" in failed.stdout
+    assert "mend first: forward pass" in failed.stdout
+
+
+def test_network_that_cannot_be_read_is_one_line(run: Run) -> None:
+    result = run("doctor", "--model", "tests.cli.models:flat")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "no layer with a spatial output" in result.stderr
+
+
+def test_snapshot_sees_every_kind_of_change() -> None:
+    model = models.cnn()
+    before = Snapshot(model)
+    assert before.changes(model) == []
+    handle = model.features.register_forward_hook(lambda *_: None)
+    assert before.changes(model) == ["hooks"]
+    handle.remove()
+    model.classifier.bias.requires_grad_(False)
+    assert before.changes(model) == ["requires_grad"]
+    model.classifier.bias.requires_grad_(True)
+    model.note = 1  # type: ignore[assignment]
+    assert before.changes(model) == ["attributes"]
+    del model.note
+    with torch.no_grad():
+        model.features[1].running_mean += 1
+    assert before.changes(model) == ["weights or statistics"]

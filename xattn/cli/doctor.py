@@ -1,0 +1,384 @@
+"""`xattn doctor`: proves that a model can be explained before anyone believes a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xattn.errors import ParameterError, XattnError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xattn.cli.loading import Loaded
+    from xattn.explainer import Explainer
+    from xattn.spec import ModelSpec
+    from xattn.trace import Trace
+
+EPILOG = "\n\n".join(
+    (
+        "[bold]Examples[/bold]",
+        "xattn doctor --model resnet50 --weights DEFAULT",
+        "xattn doctor --model mypackage.nets:build --weights mine.safetensors photos/*.jpg",
+        "xattn doctor --model squeezenet1_0 --json",
+        "Without images it uses seeded smooth noise: enough to prove the path, not to judge the weights.",
+        "Exit status: 0 unless the model cannot be explained at all, then 2.",
+    )
+)
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+_IMAGES = 3
+_TOLERANCE = 1e-3  # between an image alone and in a batch, relative to the largest value
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Args:
+        name: of the check or the method.
+        state: `ok`, `warn` or `fail`.
+        text: what was seen, and what to do about it.
+        facts: numbers for machines.
+    """
+
+    name: str
+    state: str
+    text: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def doctor(
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Images to check with; seeded noise if there are none.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|PACKAGE.MODULE:FACTORY|FILE", help="The model to check.")
+    ] = "tiny-brnpa",
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="DEFAULT|FILE", help="Weights of a model by name: those its library offers, or a file."),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(metavar="linear|bcnn|brnpa", help="Put this head on the backbone of --model.")
+    ] = None,
+    resolution: Annotated[
+        str | None, typer.Option(metavar="low|high", help="high: without the strides of the last two stages.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, to stdout.")] = False,
+) -> None:
+    """Check a model before you believe a picture: does its path work, and which methods are valid on it?"""
+    from xattn.cli.loading import find_device, load, to_json
+
+    loaded = load(model, weights=weights, head=head, resolution=resolution, device=find_device(device))
+    x = images_for(loaded, paths)
+    checks = check_model(loaded, x)
+    runs = not any(c.name == "forward pass" and c.state == FAIL for c in checks)
+    methods = check_methods(loaded, x) if runs else []
+    valid = [m.name for m in methods if m.state == OK and m.facts["family"] != "control"]
+    if as_json:
+        report = {
+            "model": loaded.name,
+            "spec": loaded.spec.to_dict(),
+            "valid": valid,
+            "checks": [asdict(c) for c in checks],
+            "methods": [asdict(m) for m in methods],
+        }
+        typer.echo(to_json(report))
+    else:
+        print_report(loaded, checks, methods, valid)
+    if not valid:
+        from xattn.cli import EXIT_BAD_INPUT
+
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
+def images_for(loaded: Loaded, paths: list[str] | None) -> Tensor:
+    """A batch (N, C, H, W): the given images, three at most, or smooth noise."""
+    from xattn.data.images import find_images, to_batch
+    from xattn.trace import place_of
+
+    device = place_of(loaded.model)[0]
+    if paths:
+        files, problems = find_images(paths)
+        if real := [p for p in problems if not p.note]:
+            raise ParameterError(str(real[0]))
+        return to_batch(files[:_IMAGES], loaded.spec).to(device)
+    return noise(loaded.model, loaded.spec).to(device)
+
+
+def noise(model: nn.Module, spec: ModelSpec) -> Tensor:
+    """Seeded smooth noise (3, C, H, W) in the model's normalized space; the images differ in contrast."""
+    import torch
+    from torch import nn
+
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(_IMAGES, channels, 8, 8, generator=generator)
+    pixels = nn.functional.interpolate(coarse, spec.input_size, mode="bicubic", align_corners=False)
+    pixels = pixels + 0.1 * torch.rand(pixels.shape, generator=generator)
+    contrast = torch.linspace(0.5, 1, _IMAGES)[:, None, None, None]
+    pixels = (0.5 + contrast * (pixels - 0.5)).clamp(0, 1)
+    if spec.mean is None or spec.std is None or len(spec.mean) != channels:
+        return pixels
+    mean, std = (torch.tensor(v)[:, None, None] for v in (spec.mean, spec.std))
+    return (pixels - mean) / std
+
+
+# ----------------------------------------------------------------------------------------------------- the model
+
+
+def check_model(loaded: Loaded, x: Tensor) -> list[Finding]:
+    """Checks that do not depend on a method."""
+    from xattn.trace import INPUT, record
+
+    model, spec = loaded.model, loaded.spec
+    found = [_weights(loaded), _spec(loaded)]
+    layers = [INPUT, spec.feature_layer, *([spec.attention_layer] if spec.attention_layer else [])]
+    before = Snapshot(model)
+    model.train()
+    modes = {name: m.training for name, m in model.named_modules()}
+    try:
+        trace = record(model, x, spec=spec, layers=layers)
+        trace.gradient(spec.feature_layer)
+        kept = {name: m.training for name, m in model.named_modules()} == modes
+    except (XattnError, RuntimeError) as error:
+        return [*found, Finding("forward pass", FAIL, _short(error))]
+    finally:
+        model.eval()
+    shape = "x".join(map(str, trace.activation(spec.feature_layer).shape[1:]))
+    found.append(
+        Finding(
+            "forward pass",
+            OK,
+            f"{len(x)} images of {x.shape[-2]}x{x.shape[-1]} give {trace.logits.shape[1]} logits; "
+            f"hooks fire; '{spec.feature_layer}' is a map of {shape}",
+            {"classes": trace.logits.shape[1], "features": list(trace.activation(spec.feature_layer).shape[1:])},
+        )
+    )
+    found.append(
+        Finding("evaluation mode", OK, "put on for the pass and taken back after it")
+        if kept
+        else Finding("evaluation mode", FAIL, "modules did not get their own mode back")
+    )
+    changed = before.changes(model)
+    found.append(
+        Finding("model untouched", FAIL, f"changed: {', '.join(changed)}")
+        if changed
+        else Finding("model untouched", OK, "hooks, weights, statistics, requires_grad and .grad are as before")
+    )
+    found.append(_outputs(trace))
+    if bool(trace.logits.isfinite().all()):
+        found.append(_batch(model, spec, x, trace))
+    found += [_gradient(trace, spec), _guided(model, x)]
+    return found
+
+
+def _weights(loaded: Loaded) -> Finding:
+    parameters = list(loaded.model.parameters())
+    size = f"{type(loaded.model).__name__}, {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters"
+    place = f", {parameters[0].dtype}, {parameters[0].device}".replace("torch.", "") if parameters else ""
+    if loaded.random:
+        return Finding(
+            "weights", WARN, f"{size}{place}: random, so maps mean nothing; pass --weights DEFAULT or a file"
+        )
+    return Finding("weights", OK, size + place)
+
+
+def _spec(loaded: Loaded) -> Finding:
+    spec = loaded.spec
+    facts = [f"features '{spec.feature_layer}'", f"classifier '{spec.classifier}'"]
+    if spec.attention_layer:
+        facts.append(f"attention '{spec.attention_layer}' ({spec.attention})")
+    if spec.tokens:
+        facts.append(f"tokens of {spec.tokens.patch[0]}x{spec.tokens.patch[1]} pixels")
+    facts.append(f"input {spec.input_size[0]}x{spec.input_size[1]}")
+    facts.append(f"{len(spec.classes)} class names" if spec.classes else "no class names")
+    text = ", ".join(facts)
+    if spec.mean is None:
+        return Finding("spec", WARN, f"{text}; normalization unknown: state mean and std, or images are used in [0, 1]")
+    return Finding("spec", OK, text)
+
+
+def _outputs(trace: Trace) -> Finding:
+    import torch
+
+    logits = trace.logits.double()
+    if not bool(torch.isfinite(logits).all()):
+        return Finding("outputs", FAIL, "logits are NaN or infinite; check weights and normalization")
+    if len(logits) > 1 and bool((logits - logits[:1]).abs().max() == 0):
+        return Finding("outputs", FAIL, "different images give the same logits; check weights and normalization")
+    in_range = bool(((logits >= 0) & (logits <= 1)).all())
+    if logits.shape[1] > 1 and in_range and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+        text = "they look like probabilities, whose gradient vanishes where the model is sure; end the model in logits"
+        return Finding("outputs", WARN, text)
+    if logits.shape[1] == 1 and in_range:
+        text = "one output within [0, 1]: if it is a probability, end the model in its logit, before the sigmoid"
+        return Finding("outputs", WARN, text)
+    low, high = float(logits.min()), float(logits.max())
+    return Finding("outputs", OK, f"logits from {low:.3g} to {high:.3g}", {"low": low, "high": high})
+
+
+def _batch(model: nn.Module, spec: ModelSpec, x: Tensor, trace: Trace) -> Finding:
+    import torch
+
+    from xattn.trace import record
+
+    alone = torch.cat([record(model, x[i : i + 1], spec=spec, grad=False).logits for i in range(len(x))])
+    error = _difference(trace.logits, alone)
+    facts = {"error": error}
+    if error <= _TOLERANCE:
+        return Finding("batch independence", OK, f"an image alone and in a batch agree within {error:.1e}", facts)
+    text = f"an image alone and in a batch differ by {error:.1e} of the largest logit; explain images one by one"
+    return Finding("batch independence", FAIL, text, facts)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest value; infinite where there are NaN."""
+    scale = float(a.abs().max())
+    error = float((a - b).abs().max()) / (scale or 1.0)
+    return error if math.isfinite(error) else math.inf
+
+
+def _gradient(trace: Trace, spec: ModelSpec) -> Finding:
+    gradient = trace.gradient(spec.feature_layer).flatten(1)
+    zero = int((gradient == 0).all(dim=1).sum())
+    if not bool(gradient.isfinite().all()):
+        return Finding("gradient", FAIL, f"the gradient at '{spec.feature_layer}' is NaN or infinite")
+    if zero:
+        text = f"all zero at '{spec.feature_layer}' for {zero} of {len(gradient)} images: gradient methods see nothing"
+        return Finding("gradient", FAIL if zero == len(gradient) else WARN, text, {"all_zero": zero})
+    share = float((gradient != 0).double().mean())
+    return Finding(
+        "gradient", OK, f"{share:.0%} of the values at '{spec.feature_layer}' are not zero", {"share": share}
+    )
+
+
+def _guided(model: nn.Module, x: Tensor) -> Finding:
+    from xattn.explainers.guided import guided_share
+
+    try:
+        guided, total = guided_share(model, x[:1])
+    except XattnError as error:
+        return Finding("ReLUs guided", WARN, _short(error))
+    facts = {"guided": guided, "activations": total}
+    if total and guided == total:
+        return Finding("ReLUs guided", OK, f"{guided} of {total} activations, whoever calls them", facts)
+    text = f"{guided} of {total} activations are ReLUs that can be guided, so guided backpropagation is refused"
+    return Finding("ReLUs guided", WARN, text, facts)
+
+
+class Snapshot:
+    """What must be the same about a model after it was recorded."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.rest = self._rest(model)
+
+    @staticmethod
+    def _rest(model: nn.Module) -> dict[str, Any]:
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return {
+            "hooks": {name: [len(getattr(m, h)) for h in hooks] for name, m in model.named_modules()},
+            "attributes": {name: sorted(vars(m)) for name, m in model.named_modules()},
+            "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
+            ".grad": {name: p.grad is None for name, p in model.named_parameters()},
+        }
+
+    def changes(self, model: nn.Module) -> list[str]:
+        """Names of what is not as it was."""
+        import torch
+
+        now = self._rest(model)
+        found = [what for what, value in self.rest.items() if now[what] != value]
+        state = model.state_dict()
+        if list(state) != list(self.state) or not all(
+            torch.equal(state[name].nan_to_num(), tensor.nan_to_num()) for name, tensor in self.state.items()
+        ):
+            found.append("weights or statistics")
+        return found
+
+
+# --------------------------------------------------------------------------------------------------- the methods
+
+
+def check_methods(loaded: Loaded, x: Tensor) -> list[Finding]:
+    """Which methods are valid on the model, and why not the rest."""
+    from xattn.explainers import explainers
+    from xattn.trace import record
+
+    traces: dict[Any, Trace] = {}  # methods that read the same layers share a pass
+
+    def trace_of(method: Explainer, count: int) -> Trace:
+        layers = method.layers(loaded.spec)
+        key = (layers, method.grad, count)
+        if key not in traces:
+            traces[key] = record(loaded.model, x[:count], spec=loaded.spec, layers=layers, grad=method.grad)
+        return traces[key]
+
+    return [_method(explainers.create(name), loaded, trace_of, len(x)) for name in explainers.names()]
+
+
+def _method(method: Explainer, loaded: Loaded, trace_of: Callable[[Explainer, int], Trace], count: int) -> Finding:
+    facts: dict[str, Any] = {"family": method.family.value}
+    try:
+        method.check(loaded.spec)
+        trace = trace_of(method, count)
+        together = method.explanation(trace)
+        alone = method.explanation(trace_of(method, 1))
+        conservation = method.conservation(trace, together.maps)
+    except (XattnError, RuntimeError) as failure:
+        return Finding(method.name, FAIL, _short(failure).removeprefix(f"{method.name}: "), facts)
+    error = _difference(together.maps[:1], alone.maps)
+    facts |= {"grid": list(together.maps.shape[-2:]), "batch_error": error, "status": list(together.status)}
+    grid = f"{together.maps.shape[-2]}x{together.maps.shape[-1]}"
+    if conservation is not None:
+        facts["conservation_error"] = float(conservation.max())
+        error_text = f"{facts['conservation_error']:.1e}" if facts["conservation_error"] else "rounding"
+        grid += f", sums to the logit within {error_text}"
+    trouble = [status for status in together.status if status != "ok"]
+    if trouble:
+        state = FAIL if len(trouble) == count and trouble[0] in ("nan", "non-conserving") else WARN
+        return Finding(method.name, state, f"{len(trouble)} of {count} maps are {trouble[0]}", facts)
+    if error > _TOLERANCE:
+        return Finding(method.name, FAIL, f"an image's map depends on the rest of the batch, by {error:.1e}", facts)
+    return Finding(method.name, OK, grid, facts)
+
+
+def _short(error: Exception) -> str:
+    """The first line of an error."""
+    return str(error).split("\n", maxsplit=1)[0] or type(error).__name__
+
+
+def print_report(loaded: Loaded, checks: list[Finding], methods: list[Finding], valid: list[str]) -> None:
+    """Tables for people."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    styles = {OK: "green", WARN: "yellow", FAIL: "red"}
+    for title, findings in ((f"model {loaded.name}", checks), ("methods", methods)):
+        if not findings:
+            continue
+        table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left")
+        table.add_column(no_wrap=True, style="cyan")
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for finding in findings:
+            word = "no" if finding.state == FAIL and findings is methods else finding.state
+            table.add_row(finding.name, Text(word, styles[finding.state]), Text(finding.text))
+        console.print(table)
+        console.print()
+    failures = [c.name for c in checks if c.state == FAIL]
+    if valid:
+        console.print(Text(f"valid on this model: {', '.join(valid)}"))
+    else:
+        console.print(Text("no method is valid on this model."))
+    if failures:
+        console.print(Text(f"mend first: {', '.join(failures)}", "red"))

@@ -1,0 +1,163 @@
+"""What the commands share: models from the command line, devices, precision, and files that appear whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xattn.errors import DataError, ParameterError, XattnError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from xattn.spec import ModelSpec
+
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model ready to be explained.
+
+    Args:
+        model: on its device, in evaluation mode.
+        spec: facts about it.
+        name: how messages and tables call it.
+        random: its weights are random, so that its maps mean nothing.
+    """
+
+    model: nn.Module
+    spec: ModelSpec
+    name: str
+    random: bool
+
+
+def load(
+    name: str,
+    *,
+    weights: str | None = None,
+    head: str | None = None,
+    resolution: str | None = None,
+    parts: int | None = None,
+    device: torch.device | None = None,
+) -> Loaded:
+    """Load a model by name, by `package.module:factory`, or from a weights file that says what it is.
+
+    Args:
+        name: one of the three.
+        weights: `DEFAULT` for the weights that a library offers, or a file; None leaves what the model comes with.
+        head: `linear`, `bcnn` or `brnpa`.
+        resolution: `low` or `high`.
+        parts: number of attention maps of the head.
+        device: where to put it.
+
+    Raises:
+        UnknownNameError: for a model, module or factory that does not exist.
+        CheckpointError: for weights that do not fit or cannot be loaded safely.
+        SpecError: if facts about the model cannot be inferred.
+    """
+    from xattn.inspection import infer_spec
+    from xattn.models import create_model, models
+    from xattn.models.checkpoint import read_state
+    from xattn.spec import ModelSpec
+
+    file = Path(name).suffix.lower() in _WEIGHT_SUFFIXES and ":" not in Path(name).name
+    own = ":" in name and not file
+    if file:
+        read_state(name)  # what is wrong with the file itself comes first
+    given = {"head": head, "resolution": resolution, "parts": parts if head is not None else None}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    try:
+        model = create_model(name, weights=weights, **options)
+    except XattnError:
+        raise
+    except Exception as error:  # whatever foreign code raises
+        if not own:
+            raise
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise ParameterError(
+            f"--model {name} raised {type(error).__name__} ({reason}); --debug shows where."
+        ) from error
+    complete = file or own or (name in models and head is None)
+    label = name.rpartition(":")[2] if own else str(Path(*Path(name).with_suffix("").parts[-2:])) if file else name
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        spec = infer_spec(model, name=label)
+    if device is not None:
+        model = model.to(device)
+    return Loaded(model.eval(), spec, label, random=weights is None and not complete)
+
+
+def find_device(name: str) -> torch.device:
+    """The device called `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; auto takes the first accelerator there is.
+
+    Raises:
+        ParameterError: if the machine has no such device.
+    """
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in there or (index and not (index.isdigit() and kind == "cuda")):
+        raise ParameterError(f"--device must be auto, cpu, cuda or mps but is '{name}'.")
+    if not there[kind]:
+        usable = ", ".join(k for k, ok in there.items() if ok)
+        raise ParameterError(f"--device {name}: this machine has none; usable are auto, {usable}.")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ParameterError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices, from 0.")
+    return torch.device(name)
+
+
+@contextmanager
+def at_precision(name: str, device: torch.device) -> Iterator[None]:
+    """Autocast to `bf16` or `fp16` inside; `fp32` changes nothing.
+
+    Raises:
+        ParameterError: for another name.
+    """
+    import torch
+
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in types:
+        raise ParameterError(f"--precision must be fp32, bf16 or fp16 but is '{name}'.")
+    with torch.autocast(device.type, types[name], enabled=name != "fp32"):
+        yield
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to, moved into place at the end and removed after an error.
+
+    Raises:
+        DataError: if it cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(value: Any) -> str:
+    """Plain values as JSON that any reader takes: numbers that are not finite become null."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, float) and not math.isfinite(item):
+            return None
+        if isinstance(item, dict):
+            return {key: plain(v) for key, v in item.items()}
+        return [plain(v) for v in item] if isinstance(item, (list, tuple)) else item
+
+    return json.dumps(plain(value), indent=2, allow_nan=False)
