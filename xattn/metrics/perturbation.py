@@ -1,0 +1,260 @@
+"""What the perturbation metrics share: one curve for all that is read off it, and images scored once a batch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from xattn.errors import ParameterError, ShapeError
+from xattn.explanation import Explanation
+from xattn.functional.baselines import Baseline, Replace, baselines
+from xattn.functional.curves import step_counts, step_means
+from xattn.functional.perturb import (
+    ImageScore,
+    Order,
+    cell_of_pixel,
+    curve_scores,
+    ranks,
+    replaced_scores,
+    tie_orders,
+    to_grid,
+    undefined,
+)
+from xattn.metric import Metric
+from xattn.score import apply_score, find_score
+from xattn.trace import Trace
+
+T = TypeVar("T")
+
+_CELLS = 1 << 26  # ranks held at a time: 256 MiB of them
+
+_shared: WeakKeyDictionary[Trace, dict[Hashable, Any]] = WeakKeyDictionary()
+
+
+def once(trace: Trace, key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` gives, made at the first request for `key` and kept as long as the trace lives."""
+    kept = _shared.setdefault(trace, {})
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
+
+
+@dataclass(frozen=True)
+class PerturbationMetric(Metric):
+    """A metric that changes the image and looks at the score. Maps of all methods share batches.
+
+    A map that is not finite, or constant on the grid that is ranked, orders nothing: all its values are NaN.
+
+    Args:
+        score: what is measured: `"prob"`, `"logit"`, `"sigmoid"` or `"margin"` of the explained class.
+        chunk: images a batch; no part of the result. None is 64, and 256 on a GPU.
+    """
+
+    family: ClassVar[str] = "perturbation"
+
+    score: str = field(default="prob", kw_only=True)
+    chunk: int | None = field(default=None, kw_only=True, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        find_score(self.score)
+        if self.chunk is not None and self.chunk < 1:
+            raise ParameterError(f"{self.name}: chunk must be at least 1 but is {self.chunk}.")
+
+    def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
+        """See `Metric.measure`."""
+        return self.measure_many([explanation], trace, batch)[0]
+
+    def measure_many(self, explanations: Sequence[Explanation], trace: Trace, batch: Any) -> list[dict[str, Tensor]]:
+        """See `Metric.measure_many`."""
+        for explanation in explanations:
+            if len(explanation) != len(trace.x) or explanation.input_size != trace.input_size:
+                raise ShapeError(
+                    f"{self.name}: maps have {len(explanation)} images of {explanation.input_size} pixels but x has "
+                    f"{len(trace.x)} of {trace.input_size}; pass the explanation of the same batch."
+                )
+        if not explanations:
+            return []
+        with torch.inference_mode(False), torch.no_grad():
+            return self._measure(explanations, trace)
+
+    @abstractmethod
+    def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
+        """Values of each explanation."""
+
+    def images_per_batch(self, trace: Trace) -> int:
+        """Size of the batches that go through the model."""
+        return self.chunk or (64 if trace.x.device.type == "cpu" else 256)
+
+
+def scorer(trace: Trace, score: str) -> ImageScore:
+    """Scores of perturbed images for the class that is explained in the image they are made from."""
+    chosen = find_score(score)
+    return lambda images, own: trace.score(images, trace.target.index_select(0, own), chosen)
+
+
+def clean_scores(trace: Trace, score: str) -> Tensor:
+    """Scores (N,) of the untouched images, from the recorded pass."""
+    return once(trace, ("clean", score), lambda: apply_score(find_score(score), trace.logits, trace.target))
+
+
+def replacement(trace: Trace, baseline: Baseline) -> Replace:
+    """A baseline bound to the images of the batch; all metrics and methods share it."""
+    spec = trace.spec
+    return once(
+        trace, ("baseline", baseline),
+        lambda: baseline.prepare(trace.x, spec.mean, spec.std, lambda i: trace.generator(i, repr(baseline))),
+    )  # fmt: skip
+
+
+def end_scores(trace: Trace, baseline: Baseline, score: str, chunk: int) -> tuple[Tensor, Tensor]:
+    """Scores (N,) of the untouched and of the fully replaced images; one pass of the latter serves all methods."""
+    replaced = once(
+        trace, ("replaced", baseline, score),
+        lambda: replaced_scores(scorer(trace, score), trace.x, replacement(trace, baseline), chunk),
+    )  # fmt: skip
+    return clean_scores(trace, score), replaced
+
+
+def tie_breakers(trace: Trace, cells: int) -> Tensor:
+    """A random order (N, cells) for each image, the same for all methods, on the device."""
+
+    def make() -> Tensor:
+        return tie_orders(cells, [trace.generator(i, f"ties/{cells}") for i in range(len(trace.x))]).to(trace.x.device)
+
+    return once(trace, ("ties", cells), make)
+
+
+def find_baseline(name: str) -> Baseline:
+    """A baseline from its name and parameters (`"blur"`, `"blur:sigma=0.1"`).
+
+    Raises:
+        UnknownNameError: with the nearest name.
+    """
+    return baselines.parse(name)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Scores of N images while their cells are replaced.
+
+    Args:
+        scores: float64 (N, S + 1), from nothing to everything replaced (put back).
+        share: float64 (S + 1,), share of the cells at each point.
+        saliency: float64 (N, S), mean importance of the cells of each step, most important first.
+        ties: float64 (N,), share of the cells that have an equal.
+        undefined: bool (N,), the map orders nothing.
+    """
+
+    scores: Tensor
+    share: Tensor
+    saliency: Tensor
+    ties: Tensor
+    undefined: Tensor
+
+    def defined(self, values: Tensor) -> Tensor:
+        """Values (N,) in float64, NaN where the map orders nothing."""
+        return torch.where(self.undefined, torch.nan, values.double())
+
+    def at(self, share: float) -> Tensor:
+        """Scores (N,) where a share of the cells is replaced (put back), on straight lines between the points."""
+        right = int((self.share < share).sum())
+        if right == 0:
+            return self.scores[:, 0]
+        place = (share - self.share[right - 1]) / (self.share[right] - self.share[right - 1])
+        return self.scores[:, right - 1].lerp(self.scores[:, right], place)
+
+
+def draw_curves(
+    explanations: Sequence[Explanation],
+    trace: Trace,
+    *,
+    baseline: Baseline,
+    steps: int | None,
+    pixels: bool,
+    order: Order,
+    score: str,
+    chunk: int,
+) -> list[Curve]:
+    """Perturbation curves of several methods on the same images, in batches that are full.
+
+    A curve is kept with the trace, so that every metric with the same protocol reads the same one.
+
+    Args:
+        explanations: maps of the images of the trace.
+        trace: the recorded pass.
+        baseline: what replaces removed cells.
+        steps: number of steps, at most; None is one cell a step.
+        pixels: rank interpolated pixels; else cells of the map's own grid.
+        order: which cells go first, and whether they are removed or put back.
+        score: name of the score.
+        chunk: images a batch.
+    """
+    protocol = (baseline, steps, pixels, order, score)
+    kept: dict[Hashable, tuple[Tensor, Curve]] = once(trace, "curves", dict)
+
+    def key(explanation: Explanation) -> Hashable:
+        return id(explanation.maps), *protocol  # the maps are kept beside the curve, so the id is not used again
+
+    missing = {key(e): e for e in explanations if key(e) not in kept}
+    size = trace.input_size
+    at_once = max(1, _CELLS // (len(trace.x) * size[0] * size[1]))
+    todo = list(missing.values())
+    for start in range(0, len(todo), at_once):
+        group = todo[start : start + at_once]
+        drawn = _draw(
+            group, trace, baseline=baseline, steps=steps, pixels=pixels, order=order, score=score, chunk=chunk
+        )
+        kept.update({key(e): (e.maps, curve) for e, curve in zip(group, drawn, strict=True)})
+    return [kept[key(e)][1] for e in explanations]
+
+
+def _draw(
+    group: Sequence[Explanation],
+    trace: Trace,
+    *,
+    baseline: Baseline,
+    steps: int | None,
+    pixels: bool,
+    order: Order,
+    score: str,
+    chunk: int,
+) -> list[Curve]:
+    n, size, device = len(trace.x), trace.input_size, trace.x.device
+    pixel_ranks, counts, facts = [], [], []
+    for explanation in group:
+        maps = to_grid(explanation.maps.to(device), size, pixels=pixels)
+        grid = (maps.shape[-2], maps.shape[-1])
+        cells = grid[0] * grid[1]
+        rank, ties = ranks(maps, tie_breakers(trace, cells))
+        count = step_counts(cells, steps)
+        facts.append((count, step_means(maps.flatten(1), rank, count), ties, undefined(maps)))
+        if grid != size:
+            rank = rank.index_select(1, cell_of_pixel(grid, size).to(device))
+        pixel_ranks.append(rank)
+        counts.append(count)
+    longest = max(map(len, counts))
+    filled = torch.stack([torch.nn.functional.pad(c, (0, longest - len(c)), value=int(c[-1])) for c in counts])
+    # Maps of one image lie side by side, so that most batches are made from one image.
+    by_image = torch.stack(pixel_ranks, dim=1).flatten(0, 1)
+    scores = curve_scores(
+        scorer(trace, score),
+        trace.x,
+        replacement(trace, baseline),
+        by_image,
+        torch.arange(n).repeat_interleave(len(group)),
+        filled.repeat(n, 1),
+        end_scores(trace, baseline, score, chunk),
+        order=order,
+        chunk=chunk,
+    )
+    scores = scores.double().view(n, len(group), longest)
+    return [
+        Curve(scores[:, j, : len(count)], count.to(device).double() / int(count[-1]), saliency, ties, nothing)
+        for j, (count, saliency, ties, nothing) in enumerate(facts)
+    ]

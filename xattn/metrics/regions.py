@@ -1,0 +1,215 @@
+"""Curves over regions rather than pixels: superpixels of the image (IROF) and square blocks (region perturbation)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from xattn.errors import NotApplicableError, ParameterError
+from xattn.explanation import Explanation
+from xattn.functional.baselines import Baseline
+from xattn.functional.control import denormalize
+from xattn.functional.curves import area_over, step_counts, trapezoid_auc
+from xattn.functional.perturb import curve_scores, ranks, segment_means, to_grid, undefined
+from xattn.metric import HIGHER, Direction
+from xattn.metrics import metrics
+from xattn.metrics.perturbation import (
+    PerturbationMetric,
+    end_scores,
+    find_baseline,
+    once,
+    replacement,
+    scorer,
+    tie_breakers,
+)
+from xattn.trace import Trace
+
+
+def superpixels(trace: Trace, segments: int) -> Tensor:
+    """Superpixels (N, H * W) of the images of a trace by SLIC, numbered from zero; made once for all methods.
+
+    Raises:
+        NotApplicableError: without scikit-image.
+    """
+    try:
+        from skimage.segmentation import slic
+    except ImportError:
+        raise NotApplicableError("irof: superpixels need scikit-image; run `pip install scikit-image`.") from None
+
+    def make() -> Tensor:
+        pixels = denormalize(trace.x.float(), trace.spec.mean, trace.spec.std).clamp(0, 1)
+        labels = []
+        for image in pixels.permute(0, 2, 3, 1).cpu().double().numpy():
+            found = slic(image, n_segments=segments, start_label=0, channel_axis=-1)
+            labels.append(torch.from_numpy(found).flatten().long().unique(return_inverse=True)[1])
+        return torch.stack(labels).to(trace.x.device)
+
+    return once(trace, ("slic", segments), make)
+
+
+def blocks(size: tuple[int, int], side: int) -> Tensor:
+    """Square blocks of an image, those at the right and lower border cut off: int64 (1, H * W).
+
+    >>> blocks((2, 5), 2).tolist()
+    [[0, 0, 1, 1, 2, 0, 0, 1, 1, 2]]
+    """
+    row, column = torch.arange(size[0]) // side, torch.arange(size[1]) // side
+    return (row[:, None] * (int(column[-1]) + 1) + column).flatten()[None]
+
+
+def region_curves(
+    explanations: Sequence[Explanation],
+    trace: Trace,
+    labels: Tensor,
+    *,
+    steps: int | None,
+    first: int | None,
+    baseline: Baseline,
+    score: str,
+    chunk: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """Scores while the regions with the highest mean of the map are replaced first.
+
+    Args:
+        explanations: maps, interpolated to the pixels.
+        trace: the recorded pass.
+        labels: region of each pixel (N or 1, H * W).
+        steps: number of steps over all regions; None is one region a step.
+        first: stop after so many regions; None goes to the end.
+        baseline: what replaces a region.
+        score: name of the score.
+        chunk: images a batch.
+
+    Returns:
+        For each explanation the scores, float64 (N, S + 1), filled up with the last point where an image has fewer
+        regions, and the share (N, S + 1) of regions replaced; NaN scores where the map orders nothing.
+    """
+    n, size = len(trace.x), trace.input_size
+    labels = labels.expand(n, -1)
+    numbers = labels.amax(dim=1).cpu() + 1
+    most = int(numbers.max())
+    counts = [step_counts(int(k), steps) for k in numbers]
+    counts = [c if first is None else c[: first + 1] for c in counts]
+    longest = max(map(len, counts))
+    filled = torch.stack([torch.nn.functional.pad(c, (0, longest - len(c)), value=int(c[-1])) for c in counts])
+    ties = tie_breakers(trace, most)
+    ends = end_scores(trace, baseline, score, chunk)
+    here, nothing = [], []
+    for explanation in explanations:
+        maps = to_grid(explanation.maps.to(trace.x.device), size, pixels=True)
+        means = segment_means(maps.flatten(1), labels, most)
+        rank, _ = ranks(means[:, None, None], ties)
+        here.append(rank.gather(1, labels))
+        real = torch.where(means == -torch.inf, means[:, :1], means)  # regions that the image does not have
+        nothing.append(undefined(maps) | undefined(real[:, None, None]))
+    scores = curve_scores(
+        scorer(trace, score),
+        trace.x,
+        replacement(trace, baseline),
+        torch.stack(here, dim=1).flatten(0, 1),
+        torch.arange(n).repeat_interleave(len(here)),
+        filled.repeat_interleave(len(here), dim=0),
+        ends,
+        cells=numbers.repeat_interleave(len(here)),
+        chunk=chunk,
+    )
+    scores = scores.double().view(n, len(here), longest)
+    share = (filled / numbers[:, None]).double().to(scores.device)
+    return [(torch.where(nothing[j][:, None], torch.nan, scores[:, j]), share) for j in range(len(here))]
+
+
+@metrics.register("irof")
+@dataclass(frozen=True)
+class IROF(PerturbationMetric):
+    """IROF: area over the curve of y_l / y_0 on superpixels (Rieger and Hansen 2020, arXiv:2003.08747).
+
+    Superpixels (SLIC on the image in pixel space) are replaced in the order of their mean importance; y_l is the score
+    after l of them. High is good.
+
+    Differs from the paper: at most `steps` points are scored, on a grid of shares of the superpixels; the paper scores
+    each of 300.
+
+    Args:
+        baseline: what replaces a superpixel.
+        segments: superpixels to ask for; SLIC finds about as many.
+        steps: points of the curve at most; None is one superpixel a step.
+    """
+
+    name: ClassVar[str] = "irof"
+    paper: ClassVar[str] = "Rieger and Hansen 2020, arXiv:2003.08747"
+    columns: ClassVar[Mapping[str, Direction]] = {"irof": HIGHER}
+
+    baseline: str = "mean"
+    segments: int = 300
+    steps: int | None = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        find_baseline(self.baseline)
+        if self.segments < 2 or (self.steps is not None and self.steps < 1):
+            raise ParameterError(f"irof: need at least 2 segments and 1 step but got {self.segments} and {self.steps}.")
+
+    def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
+        drawn = region_curves(
+            explanations,
+            trace,
+            superpixels(trace, self.segments),
+            steps=self.steps,
+            first=None,
+            baseline=find_baseline(self.baseline),
+            score=self.score,
+            chunk=self.images_per_batch(trace),
+        )
+        return [
+            {"irof": 1 - trapezoid_auc(scores, share) / torch.where(scores[:, 0] > 0, scores[:, 0], torch.nan)}
+            for scores, share in drawn
+        ]
+
+
+@metrics.register("region_perturbation")
+@dataclass(frozen=True)
+class RegionPerturbation(PerturbationMetric):
+    """Region perturbation: mean drop (AOPC) over the first blocks (Samek et al. 2017, arXiv:1509.06321).
+
+    Non-overlapping blocks are replaced by uniform noise in the order of their mean importance. Differs from the paper:
+    the mean of a block in place of its sum, so that blocks cut off at the border are not put last; the image is scored
+    once rather than averaged over draws of the noise.
+
+    Args:
+        baseline: what replaces a block.
+        side: of a block, in pixels.
+        steps: blocks to replace; fewer if there are fewer.
+    """
+
+    name: ClassVar[str] = "region_perturbation"
+    paper: ClassVar[str] = "Samek et al. 2017, arXiv:1509.06321"
+    columns: ClassVar[Mapping[str, Direction]] = {"region_perturbation": HIGHER}
+
+    baseline: str = "noise"
+    side: int = 9
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        find_baseline(self.baseline)
+        if self.side < 1 or self.steps < 1:
+            raise ParameterError(
+                f"region_perturbation: side and steps must be at least 1 but are {self.side} and {self.steps}."
+            )
+
+    def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
+        drawn = region_curves(
+            explanations,
+            trace,
+            blocks(trace.input_size, self.side).to(trace.x.device),
+            steps=None,
+            first=self.steps,
+            baseline=find_baseline(self.baseline),
+            score=self.score,
+            chunk=self.images_per_batch(trace),
+        )
+        return [{"region_perturbation": area_over(scores)} for scores, _ in drawn]
