@@ -1,0 +1,238 @@
+"""What a benchmark run is: data sets, models, methods and metrics, from a TOML file."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from xattn.errors import ParameterError, XattnError, nearest
+
+
+class _Section(BaseModel):
+    """Frozen, and no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class MetricEntry(_Section):
+    """One metric; in a configuration its name alone will do.
+
+    Args:
+        name: a registered metric with parameters, as `"deletion:steps=49"`, or `"all"`: every registered metric
+            with its default parameters for which the data have what it needs.
+        limit: score the first so many images of the sample only; 0 for all. For dear metrics.
+    """
+
+    name: str
+    limit: int = Field(default=0, ge=0)
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Metrics = tuple[Annotated[MetricEntry, BeforeValidator(_named)], ...]
+
+
+class DataEntry(_Section):
+    """One data set.
+
+    Args:
+        source: as for `xattn train --data`; `$XATTN_DATA` and other variables are replaced.
+        split: part of it; None is the part to test on, or all of data without parts.
+        limit: a seeded sample of so many images; 0 for all. The sample for a larger limit contains the smaller one.
+        fit: how images are brought to the input size of the model.
+        mosaic: cells on each side of mosaics of the images, which are scored in their place; 0 for the images
+            themselves. The label of one cell is explained, and the model sees every cell at its own input size.
+        metrics: metrics for this data set; empty takes those of the run.
+        label: name in tables; empty takes the source.
+    """
+
+    source: str
+    split: str | None = None
+    limit: int = Field(default=0, ge=0)
+    fit: Literal["crop", "squash"] = "crop"
+    mosaic: int = Field(default=0, ge=0)
+    metrics: Metrics = ()
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        return self.label or Path(self.source).name or self.source
+
+
+class ModelEntry(_Section):
+    """One model; the fields are the arguments of `xattn.create_model`.
+
+    Args:
+        name: name, `package.module:factory`, or weights file.
+        weights: `"DEFAULT"` or a file.
+        head: `linear`, `bcnn` or `brnpa`.
+        resolution: `low` or `high`.
+        methods: methods for this model; empty takes those of the run.
+        label: name in tables; empty takes the name.
+    """
+
+    name: str
+    weights: str | None = None
+    head: Literal["linear", "bcnn", "brnpa"] | None = None
+    resolution: Literal["low", "high"] = "low"
+    methods: tuple[str, ...] = ()
+    label: str = ""
+
+    @property
+    def title(self) -> str:
+        """How tables call it."""
+        return self.label or self.name
+
+
+class RunSection(_Section):
+    """How scores are computed.
+
+    Args:
+        seed: of the sample of images and of everything random.
+        target: the class explained, `"predicted"` or the `"label"`.
+        score: the scalar explained.
+        batch: images in one recorded pass.
+        block: images in one part file; what a killed run loses at most, per process.
+        device: `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
+        precision: of the forward passes.
+        controls: score the random, centre and edge controls beside the methods.
+    """
+
+    seed: int = Field(default=0, ge=0)
+    target: Literal["predicted", "label"] = "predicted"
+    score: Literal["logit", "prob", "sigmoid", "margin"] = "logit"
+    batch: int = Field(default=16, ge=1)
+    block: int = Field(default=64, ge=1)
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    controls: bool = True
+
+
+class Config(_Section):
+    """A whole run.
+
+    >>> config = Config.build({"data": [{"source": "d"}], "models": [{"name": "m"}], "methods": ["gradcam"],
+    ...                        "metrics": ["sparsity"]})
+    >>> config.metrics[0].name
+    'sparsity'
+    """
+
+    data: tuple[DataEntry, ...] = Field(min_length=1)
+    models: tuple[ModelEntry, ...] = Field(min_length=1)
+    methods: tuple[str, ...] = Field(min_length=1)
+    metrics: Metrics = Field(min_length=1)
+    run: RunSection = RunSection()
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], source: str = "configuration") -> Config:
+        """A configuration from nested values.
+
+        Raises:
+            ParameterError: with all faults at once, unknown keys with the nearest name.
+        """
+        try:
+            config = cls.model_validate(values)
+        except ValidationError as error:
+            raise ParameterError(f"{source}: {'; '.join(_fault(cls, e) for e in error.errors())}.") from None
+        faults = [
+            f"{kind} '{name}' is there twice, give one another label"
+            for kind, names in (
+                ("data set", [d.name for d in config.data]),
+                ("model", [m.title for m in config.models]),
+                ("metric", [m.name for m in config.metrics]),
+                *(("metric", [m.name for m in d.metrics]) for d in config.data),
+            )
+            for name in sorted({n for n in names if names.count(n) > 1})
+        ]
+        if faults:
+            raise ParameterError(f"{source}: {'; '.join(faults)}.")
+        return config
+
+    @classmethod
+    def read(cls, path: str | Path, changes: Sequence[str] = ()) -> Config:
+        """A configuration from a TOML file.
+
+        Args:
+            path: the file.
+            changes: texts `key=value` that replace what the file says: `run.batch=7`, `data.0.limit=100`. A value that
+                is no TOML is text.
+
+        Raises:
+            ParameterError: if the file is missing or not a valid configuration.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ParameterError(f"there is no configuration '{path}'.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ParameterError(f"'{path}' is no valid TOML: {error}.") from None
+        for change in changes:
+            _change(values, change)
+        return cls.build(values, str(path))
+
+
+def _change(values: Any, change: str) -> None:
+    """Replace one value in place."""
+    key, equals, text = change.partition("=")
+    *way, last = key.strip().split(".")
+    if not (equals and last):
+        raise ParameterError(f"--set: expected key=value, as run.batch=7, but got '{change}'.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    try:
+        for part in way:
+            values = values.setdefault(part, {}) if isinstance(values, dict) else values[int(part)]
+        values[last if isinstance(values, dict) else int(last)] = value
+    except (ValueError, IndexError, TypeError, AttributeError):
+        raise ParameterError(
+            f"--set: the configuration has no place for '{key.strip()}'; write data.0.limit=9."
+        ) from None
+
+
+def _fault(config: type[BaseModel], error: Any) -> str:
+    where = ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section: Any = config
+        for part in error["loc"][:-1]:
+            if isinstance(part, str):
+                section = section.model_fields[part].annotation
+                while not isinstance(section, type):  # Annotated[X, ...] and tuple[X, ...]
+                    section = typing.get_args(section)[0]
+        guess = nearest(str(error["loc"][-1]), section.model_fields)
+        return f"unknown key '{where}'" + (f" (did you mean '{guess}'?)" if guess else "")
+    got = "" if error["type"] == "missing" else f" but got {error['input']!r}"
+    return f"{where}: {error['msg']}{got}"
+
+
+def expand(source: str) -> str:
+    """Replace `$NAME` and `~` in a path.
+
+    Raises:
+        ParameterError: for a variable that is not set.
+    """
+    found = os.path.expanduser(os.path.expandvars(source))  # noqa: PTH111 (the text may be NAME:PATH)
+    if "$" in found:
+        missing = found.split("$", 1)[1].split("/")[0].strip("{}")
+        raise ParameterError(f"'{source}': the environment variable {missing} is not set.")
+    return found
+
+
+def collect(faults: list[str], task: Any) -> Any:
+    """Run `task`; an error that xattn raises on purpose is added to `faults` instead, and None returned."""
+    try:
+        return task()
+    except XattnError as error:
+        faults.append(str(error).rstrip("."))
+        return None

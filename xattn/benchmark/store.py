@@ -1,0 +1,194 @@
+"""Rows of scores in parquet parts: each file appears whole or not at all and says what it holds.
+
+A part belongs to one block of one cell (data set, model). Its footer lists the (method, metric) pairs in it with the
+number of images scored, so that the file system alone tells what is left to do. There is no lock and no index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xattn.errors import DataError
+
+COLUMNS = ("dataset", "model", "image", "target", "method", "metric", "column", "value", "note")
+KEYS = ("dataset", "model", "method", "metric", "column", "image")
+SCHEMA = pa.schema(
+    [(name, pa.float64() if name == "value" else pa.int64() if name == "target" else pa.string()) for name in COLUMNS]
+)
+TEXTS = tuple(name for name in COLUMNS if SCHEMA.field(name).type == pa.string())
+_FOOTER = b"xattn"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score: what was measured, on which image, and what came out."""
+
+    dataset: str
+    model: str
+    image: str
+    target: int
+    method: str
+    metric: str
+    column: str
+    value: float
+    note: str = ""
+
+
+Pair = tuple[str, str]
+
+
+class Store:
+    """The part files of a run.
+
+    Args:
+        folder: made if it is not there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def cell(self, dataset: str, model: str) -> Path:
+        """Where the parts of a data set and a model are."""
+        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{dataset}@{model}")
+        digest = hashlib.blake2b(f"{dataset}\0{model}".encode(), digest_size=4).hexdigest()
+        return self.folder / "parts" / f"{name}-{digest}"
+
+    def done(self, dataset: str, model: str) -> dict[int, dict[Pair, int]]:
+        """For each block of a cell the pairs (method, metric) that are stored, with the number of images.
+
+        Raises:
+            DataError: if a file is no part.
+        """
+        found: dict[int, dict[Pair, int]] = {}
+        cell = self.cell(dataset, model)
+        for path in sorted(cell.glob("block-*.parquet")) if cell.is_dir() else ():
+            footer = self._footer(path)
+            pairs = found.setdefault(footer["block"], {})
+            for method, metric, count in footer["pairs"]:
+                pairs[method, metric] = max(count, pairs.get((method, metric), 0))
+        return found
+
+    @staticmethod
+    def _footer(path: Path) -> dict[str, Any]:
+        try:
+            return json.loads(pq.read_schema(path).metadata[_FOOTER])
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, error) from None
+
+    def write(self, dataset: str, model: str, block: int, rows: Sequence[Row], pairs: dict[Pair, int]) -> Path:
+        """Add a part; nothing is visible of it until it is whole.
+
+        Args:
+            dataset: name of the data set.
+            model: name of the model.
+            block: number of the block.
+            rows: the scores.
+            pairs: what they hold: (method, metric) and the number of images scored.
+        """
+        cell = self.cell(dataset, model)
+        cell.mkdir(parents=True, exist_ok=True)
+        listed = sorted([method, metric, count] for (method, metric), count in pairs.items())
+        footer = json.dumps({"block": block, "pairs": listed})
+        digest = hashlib.blake2b(footer.encode(), digest_size=4).hexdigest()
+        path = cell / f"block-{block:05d}-{digest}.parquet"
+        columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+        table = pa.table(columns, schema=SCHEMA).sort_by([(key, "ascending") for key in KEYS])
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("wb") as file:
+                pq.write_table(table.replace_schema_metadata({_FOOTER: footer.encode()}), file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    def table(self) -> pa.Table:
+        """All rows, each once, in one order that does not depend on how they were computed.
+
+        Text columns are dictionaries, so that millions of rows fit in memory.
+
+        Raises:
+            DataError: if there is none, or a part is damaged.
+        """
+        paths = sorted((self.folder / "parts").glob("*/block-*.parquet"))
+        if not paths:
+            raise DataError(f"'{self.folder}' holds no scores; run `xattn benchmark` with --out {self.folder} first.")
+        # A block that was scored twice holds pairs that may be there twice; the larger share of images comes first.
+        paths.sort(key=lambda p: (p.parent.name, -max((n for *_, n in self._footer(p)["pairs"]), default=0), p.name))
+        whole = pa.concat_tables([_read(path) for path in paths]).unify_dictionaries().combine_chunks()
+        ordered = {name: _sorted_dictionary(whole[name]) for name in TEXTS}
+        keys = [ordered[name] for name in KEYS]
+        codes = _one_number([codes for codes, _ in keys], [len(names) for _, names in keys])
+        order = np.argsort(codes, kind="stable")
+        kept = order[np.diff(codes[order], prepend=-1) != 0]
+        columns = []
+        for name in COLUMNS:
+            if name in ordered:
+                values, names = ordered[name]
+                columns.append(pa.DictionaryArray.from_arrays(pa.array(values[kept], pa.int32()), pa.array(names)))
+            else:
+                columns.append(whole[name].combine_chunks().take(pa.array(kept)))
+        return pa.table(columns, names=list(COLUMNS))
+
+    def notes(self, metric: str) -> list[Row]:
+        """The rows of one metric (`status`, `reading`) that have a note, once each, in order."""
+        found = {}
+        for path in sorted((self.folder / "parts").glob("*/block-*.parquet")):
+            table = _read(path, dictionaries=False, metric=metric)
+            for values in table.filter(pc.not_equal(table["note"], "")).to_pylist():
+                found[tuple(values[key] for key in KEYS)] = Row(**values)
+        return [found[key] for key in sorted(found)]
+
+
+def _read(path: Path, *, dictionaries: bool = True, metric: str | None = None) -> pa.Table:
+    try:
+        filters = None if metric is None else pc.field("metric") == metric
+        texts = list(TEXTS) if dictionaries else []
+        found = pq.read_table(path, filters=filters, read_dictionary=texts, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+    return found.replace_schema_metadata(None)
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"'{path}' is no whole part of a run ({error}); remove it and run again.")
+
+
+def _sorted_dictionary(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """Codes (n,) of a text column, and the texts that they count, in order."""
+    array = column.combine_chunks()
+    array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+    names = array.dictionary.to_pylist()
+    order = sorted(range(len(names)), key=names.__getitem__)
+    place = np.empty(len(names), np.int64)
+    place[order] = np.arange(len(names))
+    return place[array.indices.to_numpy()], [names[i] for i in order]
+
+
+def _one_number(codes: Sequence[NDArray[np.int64]], sizes: Sequence[int]) -> NDArray[np.int64]:
+    """One number (n,) for several codes, in their order."""
+    whole = np.zeros_like(codes[0])
+    for code, size in zip(codes, sizes, strict=True):
+        if size * int(whole.max(initial=0) + 1) >= 2**63:
+            whole = np.unique(whole, return_inverse=True)[1].astype(np.int64)
+        whole = whole * size + code
+    return whole
+
+
+def missing(wanted: Iterable[Pair], done: dict[Pair, int], count: dict[str, int]) -> list[Pair]:
+    """Pairs (method, metric) that are not stored for as many images as `count` asks of each metric."""
+    return [pair for pair in wanted if done.get(pair, -1) < count[pair[1]]]

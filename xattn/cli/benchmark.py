@@ -1,0 +1,208 @@
+"""`xattn benchmark`: score every method by every metric on every image, so that it can be killed and go on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from xattn.benchmark.config import Config
+    from xattn.benchmark.run import Cell, Cost
+
+EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130
+_SHOWN = 5  # unreadable images that are named
+
+EPILOG = "\n\n".join(
+    (
+        "[bold]Examples[/bold]",
+        "xattn benchmark run.toml --plan              [dim]# what it takes, before it is begun[/dim]",
+        "xattn benchmark run.toml --out runs/x",
+        "xattn benchmark run.toml --out runs/x --set data.0.limit=500 --set run.batch=32",
+        "torchrun --nproc-per-node 4 -m xattn benchmark run.toml --out runs/x",
+        "xattn benchmark run.toml --out runs/x --shard 0/3   [dim]# and 1/3, 2/3 on other machines[/dim]",
+        "xattn report runs/x",
+        "The same command goes on where an earlier one stopped, however it stopped. Add methods, metrics or images to "
+        "the file and run it again: only what is not there is computed.",
+        "Exit status: 0 all scored, 2 bad input, 3 some images could not be read, 130 interrupted.",
+    )
+)
+
+
+def benchmark(
+    config: Annotated[Path, typer.Argument(help="The run (TOML): data, models, methods, metrics.", metavar="RUN.toml")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the scores.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell what the run takes, from a probe on two images, and stop.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N, for several processes or machines.")
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a value of the file.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, only the result.")] = False,
+) -> None:
+    """Score explanation methods by every metric, per image, with controls beside them."""
+    from xattn.benchmark.config import Config
+    from xattn.benchmark.run import plan as check
+    from xattn.benchmark.run import shard as share
+    from xattn.errors import ParameterError
+
+    rank, world = share(shard)
+    settings = Config.read(config, change or ())
+    if out is None and not plan:
+        raise ParameterError("benchmark: pass the folder of the scores with --out, or --plan.")
+    cells = check(settings)
+    if plan or out is None:
+        _show_plan(settings, cells, world)
+        return
+    launched = shard is None and "RANK" in os.environ
+    raise typer.Exit(_run(settings, cells, out, rank, world, quiet=quiet or rank > 0, launched=launched))
+
+
+def _run(
+    config: Config, cells: Sequence[Cell], out: Path, rank: int, world: int, *, quiet: bool, launched: bool
+) -> int:
+    import torch
+
+    from xattn.benchmark.run import find_device, run, write_costs
+    from xattn.errors import ParameterError
+
+    try:
+        with _progress(quiet, rank, world) as progress:
+            summary = run(config, out, rank=rank, world=world, cells=cells, progress=progress)
+            if rank == 0:
+                write_costs(out, cells, find_device(config.run.device))
+    except KeyboardInterrupt:
+        typer.echo(
+            f"xattn: interrupted; nothing that is in '{out}' is lost. The same command goes on from there.", err=True
+        )
+        return EXIT_INTERRUPTED
+    except torch.OutOfMemoryError as error:
+        raise ParameterError(
+            f"benchmark: out of memory ({str(error).splitlines()[0]}); lower run.batch, which changes no score beyond "
+            "rounding. What is stored stays."
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ParameterError(
+            f"benchmark: the disk of '{out}' is full; what is stored is whole. Free some space and run it again."
+        ) from None
+    who = f"process {rank} of {world}: " if world > 1 else ""
+    typer.echo(f"{who}{summary.rows:,} new scores in {summary.blocks} blocks, in {out}")
+    # A launcher stops the other processes when one ends with a status, so that only the words tell there.
+    failed = rank == 0 and _tell(out, cells)
+    if rank == 0:
+        typer.echo(f"next: xattn report {out}")
+    return EXIT_SOME_FAILED if failed and not launched else 0
+
+
+def _tell(out: Path, cells: Sequence[Cell]) -> bool:
+    """Say what was left out and why; whether images could not be read."""
+    from xattn.benchmark.run import READING, REFUSED, STATUS
+    from xattn.benchmark.store import Store
+
+    store = Store(out)
+    reasons: dict[str, list[str]] = {}
+    for cell in cells:
+        for name, reason in cell.left_out.items():
+            reasons.setdefault(f"{name}: {reason}", []).append(cell.model.title)
+    for row in store.notes(STATUS):
+        if row.note.startswith(REFUSED):
+            reasons.setdefault(f"{row.method}: {row.note.removeprefix(REFUSED)}", []).append(row.model)
+    for reason, models in reasons.items():
+        typer.echo(f"left out on {', '.join(dict.fromkeys(models))}: {reason}")
+    bad = list({(row.dataset, row.image): row.note for row in store.notes(READING)}.items())
+    if bad:
+        typer.echo(f"{len(bad)} images could not be read:")
+        for (dataset, image), note in bad[:_SHOWN]:
+            typer.echo(f"  {dataset} {image}: {note}")
+        if len(bad) > _SHOWN:
+            typer.echo(f"  and {len(bad) - _SHOWN} more: see the rows of 'reading'")
+    return bool(bad)
+
+
+@contextmanager
+def _progress(quiet: bool, rank: int, world: int) -> Iterator[Callable[[float, float, str], None] | None]:
+    """A bar on stderr, or none."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
+        part = f" ({rank}/{world})" if world > 1 else ""
+        task = bar.add_task(f"benchmark{part}", total=None)
+
+        def show(done: float, total: float, cell: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{cell}{part}")
+
+        yield show
+
+
+def _show_plan(config: Config, cells: Sequence[Cell], world: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from xattn.benchmark.run import STATUS, estimate
+
+    console = Console(highlight=False)
+    seconds = passes = 0.0
+    for cell in cells:
+        costs = estimate(cell, config)
+        table = Table(title=f"{cell.name}: {len(cell.indices):,} of {len(cell.dataset):,} images", title_justify="left")
+        table.add_column("metric")
+        for name in ("images", "passes/image", "passes", "s/image", "time"):
+            table.add_column(name, justify="right")
+        for label, cost in costs.items():
+            table.add_row("the maps" if label == STATUS else label, *_cost(cost))
+        own = sum(c.images * c.seconds for c in costs.values()), sum(c.images * c.passes for c in costs.values())
+        table.add_section()
+        table.add_row("all", "", "", f"{own[1]:,.0f}", "", _duration(own[0]))
+        seconds, passes = seconds + own[0], passes + own[1]
+        console.print(table)
+        console.print(f"{len(cell.methods)} methods: {', '.join(cell.methods)}")
+        for name, reason in cell.left_out.items():
+            console.print(f"left out: {name}: {reason}")
+    spread = f", {_duration(seconds / world)} with {world} processes" if world > 1 else ""
+    console.print(
+        f"in all about {passes:,.0f} images through the models and {_duration(seconds)}{spread} (a probe on two images)"
+    )
+
+
+def _cost(cost: Cost) -> tuple[str, str, str, str, str]:
+    return (
+        f"{cost.images:,}",
+        f"{cost.passes:,.0f}",
+        f"{cost.images * cost.passes:,.0f}",
+        f"{cost.seconds:.3g}",
+        _duration(cost.images * cost.seconds),
+    )
+
+
+def _duration(seconds: float) -> str:
+    """A time in the two units that tell."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
