@@ -1,0 +1,115 @@
+"""`xattn train` and `xattn evaluate` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from xattn.cli import app
+from xattn.training import loop
+
+
+def xattn(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(w) for w in words])
+
+
+COMMON = (
+    *("--backbone", "tiny-cnn", "--image-size", 32, "--batch-size", 8, "--accelerator", "cpu", "--devices", 1),
+    *("--set", "tensorboard=false", "--set", "held_out=0.2"),
+)
+
+
+@pytest.fixture(scope="module")
+def run(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch, made by the command."""
+    out = tmp_path_factory.mktemp("command") / "run"
+    result = xattn("train", "--data", colours, *COMMON, "--epochs", 1, "--lr", 0.01, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"{out}/best.safetensors" in result.stdout
+    assert "xattn explain photo.jpg --model" in result.stdout
+    assert "epoch 1/1" in result.stderr
+    return out
+
+
+def test_evaluate_gives_a_table_and_json(run: Path, colours: Path) -> None:
+    table = xattn("evaluate", run / "best.safetensors", "--data", colours, "--device", "cpu")
+    assert table.exit_code == 0, table.output
+    assert all(word in table.stdout for word in ("top-1", "top-5", "sparsity 1/x", "parts 1+2", "images per second"))
+    printed = xattn("evaluate", run / "best.safetensors", "--data", colours, "--device", "cpu", "--json")
+    values = json.loads(printed.stdout)
+    assert values["images"] == 42
+    assert values["split"] == "all"  # the folder has no test part
+    assert 0 <= values["top1"] <= values["top5"] == 1
+    assert set(values["ranks"]) == {"1+2+3", "1+2", "2+3", "1", "2", "3"}
+    assert values["sparsity"] >= 1
+
+
+def test_what_was_trained_can_be_loaded_like_any_model(run: Path) -> None:
+    from xattn.cli.loading import load
+
+    loaded = load(str(run / "best.safetensors"))
+    assert loaded.spec.classes == ("blue", "green", "red")
+    assert not loaded.random
+
+
+def test_a_recipe_and_its_overrides(run: Path, colours: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    result = xattn("train", run / "recipe.toml", "-q", "--out", out, "--head", "bcnn", "--set", "optimizer.lr=0.005")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    recipe = (out / "recipe.toml").read_text()
+    assert 'head = "bcnn"' in recipe
+    assert "lr = 0.005" in recipe
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train",), "pass a recipe, or the folder of your images"),
+        (("train", "--data", "nowhere", "--out", "x"), "nowhere"),
+        (("train", "missing.toml"), "no recipe at 'missing.toml'"),
+        (("train", "--data", ".", "--set", "ephocs=3"), "Did you mean 'epochs'"),
+        (("train", "--data", ".", "--head", "brmpa"), "model.head"),
+        (("evaluate", "missing.safetensors", "--data", "."), "missing.safetensors"),
+        (("evaluate", "missing.safetensors"), "pass the folder of the images"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = xattn(*words)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_that_do_not_fit_are_refused(run: Path, colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("blue", "green"):
+        (tmp_path / "data" / name).symlink_to(colours / name)
+    result = xattn("evaluate", run / "best.safetensors", "--data", tmp_path / "data")
+    assert result.exit_code == 2
+    assert "knows 3 classes but the images have 2" in result.output
+
+
+def test_ctrl_c_says_how_to_go_on(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = loop._Run._step
+
+    def interrupted(self: Any, *arguments: Any) -> None:
+        step(self, *arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop._Run, "_step", interrupted)
+    result = xattn("train", "--data", colours, *COMMON, "--epochs", 2, "--out", tmp_path / "run", "-q")
+    assert result.exit_code == 130
+    assert "stopped in epoch 1 of 2" in result.output
+    assert "same command goes on" in result.output
+    assert (tmp_path / "run" / "last.safetensors").is_file()

@@ -1,0 +1,98 @@
+"""`xattn evaluate`: accuracy, sparsity, what each rank of parts knows, and speed of a trained network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from xattn.training.evaluation import Evaluation
+
+EPILOG = "\n\n".join(
+    (
+        "[bold]Examples[/bold]",
+        "xattn evaluate runs/high/best.safetensors --data birds/",
+        "xattn evaluate tiny-brnpa --data tiny-imagenet:data/tiny-imagenet --json > result.json",
+    )
+)
+
+
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="best.safetensors of a run, or an embedded network by name.")
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|NAME:DIR", help="Folder of the images, or a data set by name (xattn list datasets)."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Part of the data set.", show_default="the test part, else all there is"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images that go through the network together.")] = 128,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
+    workers: Annotated[int, typer.Option(metavar="N", help="Processes that decode large images.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, to stdout.")] = False,
+) -> None:
+    """Judge a trained network on labelled images: top-1, top-5, sparsity, accuracy by rank of the parts, speed."""
+    from xattn.cli.loading import find_device
+    from xattn.errors import DataError, ParameterError
+    from xattn.models.embedded import FOLDER
+    from xattn.training.data import open_source
+    from xattn.training.evaluation import evaluate as measure
+    from xattn.training.evaluation import load_trained
+    from xattn.training.recipe import DataSection
+
+    if data is None:
+        raise ParameterError("evaluate: pass the folder of the images with --data.")
+    shipped = FOLDER / f"{checkpoint}.safetensors"
+    model, ranks = load_trained(shipped if shipped.is_file() else Path(checkpoint))
+    section = DataSection(source=data, workers=workers)
+    try:
+        source, used = open_source(section, split or "test"), split or "test"
+    except DataError:
+        if split is not None:
+            raise
+        source, used = open_source(section, None), "all"
+    known = len(source.classes)
+    if model.spec.classes and len(model.spec.classes) != known:
+        raise ParameterError(
+            f"evaluate: the network knows {len(model.spec.classes)} classes but the images have {known}; pass the data "
+            "set that it was trained on."
+        )
+    result = measure(model, source, ranks=ranks, batch_size=batch_size, device=find_device(device))
+    if as_json:
+        about = {"checkpoint": checkpoint, "data": data, "split": used}
+        typer.echo(json.dumps({**about, **result.to_dict()}, indent=2))
+        return
+    _show(result)
+
+
+def _show(result: Evaluation) -> None:
+    """The result as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    maps = "of the attention maps" if result.maps == "attention" else "of the class activation map"
+    rows: list[tuple[str, str, str]] = [
+        ("images", f"{result.images:,}", ""),
+        ("top-1", f"{result.top1:.2%}", ""),
+        ("top-5", f"{result.top5:.2%}", ""),
+        ("density x", f"{result.density:.4f}", f"mean brightness {maps}"),
+        ("sparsity 1/x", f"{result.sparsity:.2f}", "mean over images; high is sparse"),
+    ]
+    rows += [(f"parts {name}", f"{value:.2%}", f"top-1, {result.rank_heads}") for name, value in result.ranks.items()]
+    rows += [
+        ("images per second", f"{result.images_per_second:.0f}", "forward pass"),
+        ("parameters", f"{result.parameters:,}", ""),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)

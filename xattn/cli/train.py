@@ -1,0 +1,189 @@
+"""`xattn train`: train a classifier with attention on one's own images, or as a recipe says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from xattn.training.checkpoint import Progress
+    from xattn.training.recipe import Recipe
+
+EXIT_INTERRUPTED = 130
+
+EPILOG = "\n\n".join(
+    (
+        "[bold]Examples[/bold]",
+        "xattn train --data birds/ --backbone resnet18 --weights DEFAULT --out runs/low",
+        "xattn train --data birds/ --backbone resnet18 --resolution high --teacher runs/low/best.safetensors "
+        "--out runs/high",
+        "xattn train recipe.toml --set epochs=5 --set optimizer.lr=0.02",
+        "torchrun --nproc-per-node 2 -m xattn train recipe.toml   [dim]# two processes; or --devices 2[/dim]",
+        "The same command goes on where an earlier one stopped. See what was learned: "
+        "xattn explain photo.jpg --model runs/high/best.safetensors",
+        "DIR has one folder of images for each class, or parquet files, or is one of: xattn list datasets",
+    )
+)
+
+
+def train(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe (TOML); options override it.", metavar="RECIPE")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|NAME:DIR", help="Folder of the images, or a data set by name (xattn list datasets)."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(metavar="NAME", help="A CNN by name, such as resnet50.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Pretrained weights of the backbone, such as DEFAULT.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(metavar="linear|bcnn|brnpa", help="Pooling.")] = None,
+    parts: Annotated[int | None, typer.Option(metavar="N", help="Attention maps of the head.")] = None,
+    resolution: Annotated[
+        str | None, typer.Option(metavar="low|high", help="high: without the strides of the last two stages.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Distil from these weights, and start there.")
+    ] = None,
+    start: Annotated[str | None, typer.Option(metavar="FILE", help="Start from these weights.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the run.")] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images in a step, of each process.")] = None,
+    image_size: Annotated[int | None, typer.Option(metavar="PX", help="Pixels of an image.")] = None,
+    lr: Annotated[float | None, typer.Option(metavar="RATE", help="Highest learning rate.")] = None,
+    precision: Annotated[str | None, typer.Option(metavar="32-true|bf16-mixed", help="Arithmetic.")] = None,
+    accelerator: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = None,
+    devices: Annotated[str | None, typer.Option(metavar="N", help="Processes or devices.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any other key of the recipe.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even if the folder holds a run.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, only the result.")] = False,
+) -> None:
+    """Train or distil a CNN, B-CNN or BR-NPA; the best epoch on held-out training images is kept."""
+    from xattn.errors import ParameterError
+    from xattn.training.recipe import Recipe
+
+    if recipe is None and data is None:
+        raise ParameterError("train: pass a recipe, or the folder of your images with --data.")
+    given = {
+        "data.source": data,
+        "model.backbone": backbone,
+        "model.weights": weights,
+        "model.head": head,
+        "model.parts": parts,
+        "model.resolution": resolution,
+        "model.start": start,
+        "distill.teacher": teacher,
+        "run.out": out,
+        "run.epochs": epochs,
+        "run.batch_size": batch_size,
+        "run.image_size": image_size,
+        "optimizer.lr": lr,
+        "run.precision": precision,
+        "run.accelerator": accelerator,
+        "run.devices": devices,
+        "run.seed": seed,
+    }
+    overrides = [f"{key}={_text(key, value)}" for key, value in given.items() if value is not None]
+    overrides += list(change or [])
+    plan = Recipe.read(recipe, overrides) if recipe is not None else Recipe.build({}, overrides, "options")
+    raise typer.Exit(_run(plan, fresh=fresh, quiet=quiet))
+
+
+def _text(key: str, value: Any) -> str:
+    """A value as TOML: text is quoted, so that a folder called 2024 stays text."""
+    if key == "run.devices" and str(value).isdigit():
+        return str(value)
+    return (
+        str(value)
+        if isinstance(value, (int, float))
+        else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    )
+
+
+def _run(plan: Recipe, *, fresh: bool, quiet: bool) -> int:
+    import logging
+
+    import lightning.fabric  # noqa: F401
+
+    from xattn.training.loop import RunStoppedError, train
+
+    for name in ("lightning.fabric", "lightning.pytorch"):  # after the import, which sets another level
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        with _progress(quiet) as monitor:
+            result = train(plan, monitor, fresh=fresh)
+    except RunStoppedError as stopped:
+        typer.echo(f"xattn: {stopped}", err=True)
+        return EXIT_INTERRUPTED
+    if monitor.begun:  # the first process alone
+        typer.echo(f"{result.best}: {result.accuracy:.2%} on held-out training images, epoch {result.epoch}")
+        typer.echo(f"next: xattn explain photo.jpg --model {result.best}")
+    return 0
+
+
+class Bar:
+    """Progress on the terminal: a bar for the epoch under way, a line for each one done."""
+
+    def __init__(self, progress: Any) -> None:
+        self.progress = progress
+        self.begun = False
+        self.task: Any = None
+        self.steps = 0
+        self.epochs = 0
+
+    def begin(self, recipe: Recipe, progress: Progress, steps_per_epoch: int, images: int, held_out: int) -> None:
+        """Say what is trained, and from where it goes on."""
+        self.begun = True
+        self.steps, self.epochs = steps_per_epoch, recipe.run.epochs
+        if self.progress is None:
+            return
+        model = recipe.model
+        self.progress.console.print(
+            f"{model.backbone}, {model.head} head, {model.resolution} resolution: {images:,} images, "
+            f"{held_out:,} held out"
+        )
+        if not (model.weights or model.start or recipe.distill.teacher):
+            self.progress.console.print("starts from random weights; --weights DEFAULT takes pretrained ones")
+        if progress.step:
+            self.progress.console.print(f"goes on after {progress.epoch} epochs, step {progress.step}")
+        self.task = self.progress.add_task("", total=steps_per_epoch, shown="")
+
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, rate: float) -> None:
+        """Move the bar."""
+        if self.task is not None:
+            self.progress.update(
+                self.task,
+                description=f"epoch {epoch}/{self.epochs}",
+                completed=step,
+                shown=f"loss {loss:.3f}  accuracy {accuracy:.1%}  {rate:.0f} images/s",
+            )
+
+    def epoch(self, row: dict[str, float], best: bool) -> None:
+        """One line that stays."""
+        if self.task is not None:
+            self.progress.console.print(
+                f"epoch {row['epoch']:.0f}/{self.epochs}  loss {row['train_loss']:.3f}  held-out accuracy "
+                f"{row['held_out_accuracy']:.2%}{'  best so far' if best else ''}"
+            )
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Bar]:
+    """A bar on stderr, or none."""
+    if quiet:
+        yield Bar(None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as progress:
+        yield Bar(progress)

@@ -1,0 +1,1 @@
+"""Training: recipes, the loop on Lightning Fabric, losses, schedules, augmentation and checkpoints."""

@@ -1,0 +1,278 @@
+"""Labelled images for training and evaluation: in memory where they are small, else decoded by workers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xattn.errors import DataError
+from xattn.training.augment import Draws, crop_boxes, cut
+from xattn.training.recipe import AugmentSection, DataSection
+
+if TYPE_CHECKING:
+    from xattn.data.dataset import Dataset
+
+SMALL_PIXELS = 96 * 96  # images up to this size are kept in memory
+_SAMPLE = 8  # images looked at to see whether all have one size
+
+
+class Source(Protocol):
+    """Labelled images that give cut and resized batches.
+
+    Attributes:
+        labels: class of each image (n,).
+        classes: names of the classes.
+    """
+
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def batches(
+        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: int
+    ) -> Iterator[Tensor]:
+        """Batches of images (n, 3, size, size), values 0 to 255, one for each tensor of indices."""
+
+
+class MemorySource:
+    """Images of one small size, as one tensor.
+
+    Args:
+        pixels: uint8 (n, H, W, 3).
+        labels: (n,).
+        classes: names.
+    """
+
+    def __init__(self, pixels: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
+        self.pixels = pixels.permute(0, 3, 1, 2)
+        self.labels = labels
+        self.classes = classes
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def batches(
+        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: int
+    ) -> Iterator[Tensor]:
+        """Batches cut on the tensor itself."""
+        whole = torch.tensor(self.pixels.shape[2:])
+        for chosen, drawn in zip(indices, draws, strict=True):
+            boxes = crop_boxes(section, drawn, whole.expand(len(chosen), 2), size)
+            yield cut(self.pixels[chosen], boxes, size)
+
+
+class _Crops(torch.utils.data.Dataset[Tensor]):
+    """One image of a data set, decoded, cut and resized, for the workers of a loader."""
+
+    def __init__(self, samples: Sequence[Any], section: AugmentSection, size: int) -> None:
+        self.samples = samples
+        self.section = section
+        self.size = size
+
+    def __getitem__(self, item: tuple[int, dict[str, Tensor] | None]) -> Tensor:
+        from PIL import Image
+
+        index, drawn = item
+        pixels = np.ascontiguousarray(self.samples[index].image)
+        boxes = crop_boxes(self.section, drawn, torch.tensor([pixels.shape[:2]]), self.size)
+        left, top, right, bottom = boxes[0].tolist()
+        image = Image.fromarray(pixels).resize(
+            (self.size, self.size), Image.Resampling.BILINEAR, (left, top, right, bottom)
+        )
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C to the main process, which needs the workers until its state is written."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class LazySource:
+    """Images of any size, decoded when they are needed.
+
+    Args:
+        samples: data set.
+        labels: (n,).
+        classes: names.
+        workers: processes that decode.
+    """
+
+    def __init__(self, samples: Sequence[Any], labels: Tensor, classes: tuple[str, ...], workers: int = 0) -> None:
+        self.samples = samples
+        self.labels = labels
+        self.classes = classes
+        self.workers = workers
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def batches(
+        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: int
+    ) -> Iterator[Tensor]:
+        """Batches from the workers, in order."""
+        plan = [
+            [
+                (int(index), None if drawn is None else {k: v[i : i + 1] for k, v in drawn.items()})
+                for i, index in enumerate(chosen.tolist())
+            ]
+            for chosen, drawn in zip(indices, draws, strict=True)
+        ]
+        loader = torch.utils.data.DataLoader(
+            _Crops(self.samples, section, size),
+            batch_sampler=cast("Any", plan),
+            num_workers=self.workers,
+            collate_fn=torch.stack,
+            worker_init_fn=_ignore_interrupt,
+        )
+        yield from loader
+
+
+def cache_folder() -> Path:
+    """Folder for decoded images: `XATTN_CACHE`, or `xattn` in the user's cache."""
+    chosen = os.environ.get("XATTN_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(chosen) if chosen else Path(base) / "xattn"
+
+
+def open_source(section: DataSection, split: str | None) -> Source:
+    """The images that a recipe names.
+
+    Args:
+        section: data set, its folder, and how much of it.
+        split: as in `xattn.data.open_dataset`: `"train"`, `"test"`, a part by its own name, None for what there is.
+
+    Raises:
+        DataError: if there are no images, or not the classes asked for.
+    """
+    from xattn.data import open_dataset
+
+    text = os.path.expandvars(section.source)
+    if not text:
+        raise DataError("data.source is empty: pass the folder of the images, or NAME:FOLDER for a known data set.")
+    if "$" in text:
+        raise DataError(
+            f"data.source '{section.source}': set the variable in it, for example XATTN_DATA=/path/to/data."
+        )
+    dataset = open_dataset(text, split)
+    if len(dataset) == 0:
+        raise DataError(f"'{text}' has no images for '{split or 'any part'}'.")
+    labels = torch.as_tensor(dataset.labels, dtype=torch.int64)
+    pixels = _in_memory(dataset)
+    source: Source = (
+        LazySource(dataset, labels, dataset.classes, section.workers)
+        if pixels is None
+        else MemorySource(pixels, labels, dataset.classes)
+    )
+    return _subset(source, section)
+
+
+def _in_memory(dataset: Dataset) -> Tensor | None:
+    """All images as one uint8 tensor (n, H, W, 3), decoded once and then mapped from the cache; None if too large.
+
+    None too if their sizes differ.
+    """
+    n = len(dataset)
+    probed = {i: dataset[i].image for i in range(0, n, max(1, n // _SAMPLE))}
+    shapes = {image.shape for image in probed.values()}
+    if len(shapes) != 1:
+        return None
+    (shape,) = shapes
+    if shape[0] * shape[1] > SMALL_PIXELS:
+        return None
+    digest = hashlib.blake2b(f"{dataset!r} {n} {shape}".encode(), digest_size=8)
+    for image in probed.values():  # so that a changed data set at the same place is seen
+        digest.update(image.tobytes())
+    path = cache_folder() / f"images-{digest.hexdigest()}.npy"
+    if not path.is_file():
+        pixels = np.empty((n, *shape), np.uint8)
+        for i, sample in enumerate(dataset):
+            if sample.image.shape != shape:
+                return None
+            pixels[i] = sample.image
+        _save(pixels, path)
+    # Copy on write: torch warns about memory that must not be written.
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
+
+
+def _save(array: np.ndarray[Any, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
+    try:
+        np.save(temporary, array)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Part:
+    """Some images of a source."""
+
+    def __init__(self, source: Source, chosen: Tensor, classes: int) -> None:
+        self.source = source
+        self.chosen = chosen
+        self.labels = source.labels[chosen]
+        self.classes = source.classes[:classes]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batches(
+        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: int
+    ) -> Iterator[Tensor]:
+        return self.source.batches([self.chosen[i] for i in indices], draws, section, size)
+
+
+def _subset(source: Source, section: DataSection) -> Source:
+    """The first classes, and the first images of each, where the recipe asks for fewer."""
+    if not section.classes and not section.per_class:
+        return source
+    if section.classes > len(source.classes):
+        have = len(source.classes)
+        raise DataError(f"'{section.source}' has {have} classes but {section.classes} are asked for.")
+    classes = section.classes or len(source.classes)
+    keep = source.labels < classes
+    if section.per_class:
+        for label in range(classes):
+            keep[torch.nonzero(source.labels == label).flatten()[section.per_class :]] = False
+    return _Part(source, torch.nonzero(keep).flatten(), classes)
+
+
+def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split the training images class by class.
+
+    Args:
+        labels: (n,).
+        share: share of each class that is held out, at least one image of a class that has two.
+        seed: of the choice.
+
+    Returns:
+        Indices of the images to train with and of those held out, both in order.
+
+    Raises:
+        DataError: if nothing is left for one of them.
+
+    >>> train, held = hold_out(torch.tensor([0, 0, 0, 0, 1, 1]), 0.25, seed=0)
+    >>> len(train), len(held)
+    (4, 2)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique(sorted=True).tolist():
+        members = torch.nonzero(labels == label).flatten()
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    if not bool(held.any()):
+        raise DataError("training: no class has two images, so that none can be held out to choose the best epoch.")
+    return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()

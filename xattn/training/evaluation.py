@@ -1,0 +1,195 @@
+"""Judge a trained network: accuracy, sparsity of its attention, what each rank of parts knows, speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import NotApplicableError
+from xattn.functional.sparsity import attention_density, map_density
+from xattn.models.checkpoint import RANKS, load_model, read_state
+from xattn.models.heads import Classifier, Head
+from xattn.training.augment import finish
+from xattn.training.data import Source
+from xattn.training.network import IMAGENET_MEAN, IMAGENET_STD, RANK_SUBSETS, RankHeads
+from xattn.training.recipe import AugmentSection
+
+WHOLE = "1+2+3"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What was measured, over images one by one.
+
+    Args:
+        images: number of images.
+        top1: share of images whose class has the highest logit.
+        top5: share of images whose class is among the five highest.
+        density: mean over images of x, the mean brightness of the maps in [0, 1].
+        sparsity: mean over images of 1 / x, the paper's measure: high is sparse.
+        maps: what the maps are: `"attention"`, or `"cam"` of the predicted class for a network without attention.
+        ranks: top-1 by subset of the parts, 1 the most active; empty for a network without parts.
+        rank_heads: `"trained"` heads stored beside the network, or the network's own classifier with the other parts
+            `"masked"`; empty without parts.
+        images_per_second: of the forward pass alone, the first batch left out.
+        parameters: of the network.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    density: float
+    sparsity: float
+    maps: str
+    ranks: dict[str, float]
+    rank_heads: str
+    images_per_second: float
+    parameters: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def load_trained(path: str | Path) -> tuple[Classifier, RankHeads | None]:
+    """A trained network and the rank heads that are stored beside it, if there are any.
+
+    Raises:
+        CheckpointError: if the file is no network of xattn.
+        NotApplicableError: if the network has no head of xattn.
+    """
+    model = load_model(path)
+    if not isinstance(model, Classifier):
+        raise NotApplicableError(f"evaluate: '{path}' holds a {type(model).__name__}; expected a backbone with a head.")
+    state = {name.removeprefix(RANKS): t for name, t in read_state(path).items() if name.startswith(RANKS)}
+    if not state:
+        return model, None
+    head = cast("Head", model.head)
+    ranks = RankHeads(head.channels, head.classifier.out_features)
+    ranks.load_state_dict(state)
+    return model, ranks.eval()
+
+
+@torch.no_grad()
+def measure(
+    model: Classifier,
+    source: Source,
+    *,
+    ranks: RankHeads | None = None,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    watch: Callable[[int], None] | None = None,
+) -> tuple[dict[str, Tensor], float]:
+    """Measure a network on all images of a source, image by image.
+
+    Args:
+        model: backbone and head; left in eval mode on `device`.
+        source: images and labels.
+        ranks: trained rank heads.
+        batch_size: images per pass.
+        device: where to run.
+        watch: called with the number of images done.
+
+    Returns:
+        Columns (n,) in float64: `top1` and `top5` (0 or 1), `density` (NaN for an empty map), and for a network with
+        three parts one more of top-1 for each subset of them, `1+2+3` being all. Images per second of the forward
+        pass alone, the first batch left out.
+    """
+    model = model.eval().to(device)
+    head = cast("Head", model.head)
+    ranks = None if ranks is None else ranks.to(device)
+    attention = getattr(head, "attention", None)
+    size = model.spec.input_size[0]
+    section = AugmentSection(crop="none", resize=round(size / model.spec.crop))
+    mean, std = (torch.tensor(v) for v in (model.spec.mean or IMAGENET_MEAN, model.spec.std or IMAGENET_STD))
+    indices = list(torch.arange(len(source)).split(batch_size))
+    rows: dict[str, list[Tensor]] = {}
+    seconds, timed, done = 0.0, 0, 0
+    for number, images in enumerate(source.batches(indices, [None] * len(indices), section, size)):
+        target = source.labels[indices[number]].to(device)
+        x = finish(images, section, None, mean, std).to(device).contiguous(memory_format=torch.channels_last)
+        began = time.perf_counter()
+        features = model.backbone(x)
+        embedding = head.embed(features)
+        logits = head.classifier(embedding)
+        _wait(x)
+        if number or len(indices) == 1:
+            seconds += time.perf_counter() - began
+            timed += len(x)
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        row = {
+            "top1": best[:, 0] == target,
+            "top5": (best == target[:, None]).any(1),
+            "density": _density(features, attention, head, best[:, 0]),
+        }
+        row.update({k: z.argmax(1) == target for k, z in _by_rank(head, embedding, attention, ranks).items()})
+        for name, values in row.items():
+            rows.setdefault(name, []).append(values.double().cpu())
+        done += len(x)
+        if watch is not None:
+            watch(done)
+    return {name: torch.cat(parts) for name, parts in rows.items()}, timed / max(seconds, 1e-9)
+
+
+def evaluate(
+    model: Classifier,
+    source: Source,
+    *,
+    ranks: RankHeads | None = None,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    watch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Measure a network on all images of a source; arguments as of `measure`."""
+    columns, speed = measure(model, source, ranks=ranks, batch_size=batch_size, device=device, watch=watch)
+    density = columns["density"]
+    subsets = {name: float(v.mean()) for name, v in columns.items() if name in RANK_SUBSETS or name == WHOLE}
+    return Evaluation(
+        images=len(density),
+        top1=float(columns["top1"].mean()),
+        top5=float(columns["top5"].mean()),
+        density=float(density.nanmean()),
+        sparsity=float((1 / density).nanmean()),
+        maps="attention" if hasattr(model.head, "attention") else "cam",
+        ranks=subsets,
+        rank_heads=("masked" if ranks is None else "trained") if subsets else "",
+        images_per_second=speed,
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _wait(x: Tensor) -> None:
+    """Let the device finish, so that the clock sees its work."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+def _density(features: Tensor, attention: nn.Module | None, head: Head, predicted: Tensor) -> Tensor:
+    """Density (N,) of the attention, or of the class activation map of the predicted class; NaN for an empty map."""
+    if attention is not None:
+        density = attention_density(attention(features), features).double()
+        return torch.where(density > 0, density, torch.full_like(density, torch.nan))
+    weight = head.classifier.weight[predicted]
+    density = map_density(torch.einsum("nchw,nc->nhw", features, weight)[:, None]).double()
+    return torch.where(density > 0, density, torch.full_like(density, torch.nan))
+
+
+def _by_rank(
+    head: Head, embedding: Tensor, attention: nn.Module | None, ranks: RankHeads | None
+) -> Mapping[str, Tensor]:
+    """Logits (N, K) by subset of three parts: of the trained heads, or of the own classifier with the rest at zero."""
+    if attention is None or head.parts != 3:
+        return {}
+    whole = head.classifier(embedding)
+    if ranks is not None:
+        return {WHOLE: whole, **ranks(embedding)}
+    parts = embedding.unflatten(1, (head.parts, head.channels))
+    weight = head.classifier.weight.unflatten(1, (head.parts, head.channels))
+    share = torch.einsum("npc,kpc->npk", parts, weight)
+    return {WHOLE: whole, **{name: share[:, list(chosen)].sum(1) for name, chosen in RANK_SUBSETS.items()}}

@@ -1,0 +1,496 @@
+"""The training loop on Lightning Fabric, which places, wraps and launches; here is only what is learned and kept."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xattn.errors import CheckpointError, ParameterError, XattnError
+from xattn.models.checkpoint import load_model, save_weights
+from xattn.training.augment import Draws, derive_seed, draw, finish
+from xattn.training.checkpoint import Progress, SavedRun, load_run, save_run
+from xattn.training.data import Source, hold_out, open_source
+from xattn.training.losses import distillation_loss
+from xattn.training.network import Trainee, average, build, freeze_batchnorm, parameter_groups
+from xattn.training.recipe import Recipe
+from xattn.training.schedule import learning_rate
+
+LAST, BEST, LOG, RECIPE, RUN = "last.safetensors", "best.safetensors", "log.csv", "recipe.toml", "run.json"
+_PLACE = ("out", "accelerator", "devices", "strategy", "tensorboard")  # keys that may differ when a run goes on
+_EVALUATION_BATCH = 250
+
+
+class RunStoppedError(XattnError):
+    """A run that was stopped from outside after its state was written."""
+
+
+class Monitor(Protocol):
+    """What a run tells whoever watches; called in the first process only."""
+
+    def begin(self, recipe: Recipe, progress: Progress, steps_per_epoch: int, images: int, held_out: int) -> None:
+        """Everything is loaded and the first step is next."""
+
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, rate: float) -> None:
+        """A step is done: epoch from 1, step within it, means of the epoch so far, images per second."""
+
+    def epoch(self, row: dict[str, float], best: bool) -> None:
+        """An epoch is done and written."""
+
+
+class Silent:
+    """A monitor that shows nothing."""
+
+    def begin(self, recipe: Recipe, progress: Progress, steps_per_epoch: int, images: int, held_out: int) -> None:
+        """Nothing."""
+
+    def step(self, epoch: int, step: int, loss: float, accuracy: float, rate: float) -> None:
+        """Nothing."""
+
+    def epoch(self, row: dict[str, float], best: bool) -> None:
+        """Nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Args:
+        out: its folder.
+        best: weights of the best epoch.
+        accuracy: of these on the held-out images.
+        epoch: which epoch, counted from 1.
+        history: one row per epoch.
+    """
+
+    out: Path
+    best: Path
+    accuracy: float
+    epoch: int
+    history: list[dict[str, float]]
+
+
+def train(recipe: Recipe, monitor: Monitor | None = None, *, fresh: bool = False) -> Result:
+    """Train as a recipe says, or go on where an earlier call with the same recipe and folder stopped.
+
+    The best epoch is the one with the highest accuracy on images held out of the training set. On the same hardware
+    and number of threads a run that was killed and continued has the same weights, bit by bit, as one that was not.
+
+    Args:
+        recipe: what to do; `run.out` gets `best.safetensors`, `last.safetensors`, `log.csv`, `recipe.toml`, `run.json`.
+        monitor: shows progress.
+        fresh: start anew even if there is a run in the folder.
+
+    Raises:
+        CheckpointError: if the folder holds a run with another recipe.
+        RunStoppedError: after Ctrl-C, once the state is written.
+    """
+    from lightning.fabric import Fabric
+
+    launched = os.environ.get("LOCAL_WORLD_SIZE", "")  # torchrun has started the processes already
+    fabric = Fabric(
+        accelerator=recipe.run.accelerator,
+        devices=int(launched) if launched.isdigit() and recipe.run.devices == "auto" else recipe.run.devices,
+        strategy=recipe.run.strategy,
+        precision=recipe.run.precision,
+    )
+    fabric.launch()
+    return _Run(fabric, recipe, monitor or Silent(), fresh).train()
+
+
+class _Run:
+    """One run in one process."""
+
+    def __init__(self, fabric: Any, recipe: Recipe, monitor: Monitor, fresh: bool) -> None:
+        self.fabric = fabric
+        self.recipe = recipe
+        self.monitor: Monitor = monitor if fabric.is_global_zero else Silent()
+        self.out = Path(recipe.run.out)
+        self.saved = self._find(fresh)
+        self.source: Source = open_source(recipe.data, "train")
+        self.chosen, self.held = hold_out(self.source.labels, recipe.data.held_out, recipe.run.seed)
+        self.world, self.rank = fabric.world_size, fabric.global_rank
+        self.batch = recipe.run.batch_size * self.world
+        self.steps = len(self.chosen) // self.batch
+        if self.steps == 0:
+            raise ParameterError(
+                f"training: {len(self.chosen)} training images make no batch of {self.batch}; lower run.batch_size."
+            )
+        torch.manual_seed(derive_seed(recipe.run.seed, "weights"))
+        self.raw = build(recipe, self.source.classes)
+        self._place(self.raw)
+        self.teacher = self._load_teacher()
+        section = recipe.optimizer
+        groups = parameter_groups(self.raw, section.weight_decay)
+        self.raw_optimizer: torch.optim.Optimizer = (
+            torch.optim.SGD(groups, section.lr, section.momentum, nesterov=section.nesterov and section.momentum > 0)
+            if section.name == "sgd"
+            else torch.optim.AdamW(groups, section.lr)
+        )
+        self.model, self.optimizer = fabric.setup(self.raw, self.raw_optimizer)
+        # Only now: setup may have changed the precision of the weights.
+        self.mean: Trainee | None = copy.deepcopy(self.raw) if recipe.optimizer.ema else None
+        self.progress = Progress()
+        if self.saved is not None:
+            self.progress = self.saved.progress
+            self.saved.restore(self.raw, self.mean, self.raw_optimizer, str(self.out / LAST))
+            self.saved = None
+        spec = self.raw.model.spec
+        self.statistics = (torch.tensor(spec.mean), torch.tensor(spec.std))
+
+    def _find(self, fresh: bool) -> SavedRun | None:
+        """The state of an earlier call with the same recipe."""
+        path = self.out / LAST
+        if fresh or not path.is_file():
+            return None
+        saved = load_run(path)
+        mine, theirs = (_comparable(r) for r in (self.recipe.model_dump(mode="json"), saved.recipe))
+        for section, content in mine.items():
+            for key, value in content.items():
+                other = theirs.get(section, {}).get(key)
+                if value != other:
+                    raise CheckpointError(
+                        f"'{self.out}' holds a run with {section}.{key} = {other!r} but the recipe says {value!r}; "
+                        "choose another folder, or start anew with --fresh."
+                    )
+        return saved
+
+    def _load_teacher(self) -> nn.Module | None:
+        """The teacher, frozen."""
+        if not self.recipe.distill.teacher:
+            return None
+        teacher = load_model(self.recipe.distill.teacher).requires_grad_(False).eval()
+        theirs = len(getattr(teacher, "spec", self.raw.model.spec).classes)
+        ours = len(self.source.classes)
+        if theirs not in (0, ours):
+            raise CheckpointError(
+                f"'{self.recipe.distill.teacher}' knows {theirs} classes but the data set has {ours}."
+            )
+        return self._place(teacher)
+
+    def _place(self, module: nn.Module) -> nn.Module:
+        """A module on the device, in the memory format of the recipe."""
+        form = torch.channels_last if self.recipe.run.channels_last else torch.contiguous_format
+        return module.to(memory_format=form).to(self.fabric.device)
+
+    def train(self) -> Result:
+        """All epochs that are left."""
+        recipe, progress = self.recipe, self.progress
+        if self.fabric.is_global_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
+            _write(self.out / RECIPE, recipe.to_toml())
+            _write(self.out / RUN, json.dumps(self._facts(), indent=1) + "\n")
+        self.monitor.begin(recipe, progress, self.steps, len(self.chosen), len(self.held))
+        board = self._board()
+        with _stop_signal() as stop:
+            while progress.epoch < recipe.run.epochs:
+                self._epoch(stop)
+                row = self._close_epoch()
+                if board is not None:
+                    board.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
+                    board.save()
+        if self.fabric.is_global_zero:
+            _write(self.out / RUN, json.dumps(self._facts(), indent=1) + "\n")
+        self.fabric.barrier()
+        return Result(self.out, self.out / BEST, progress.best, progress.best_epoch, progress.history)
+
+    def _board(self) -> Any:
+        """TensorBoard's writer, in the first process."""
+        if not (self.recipe.run.tensorboard and self.fabric.is_global_zero):
+            return None
+        from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+
+        return TensorBoardLogger(self.out, name="tensorboard", version="")
+
+    def _order(self, epoch: int) -> Tensor:
+        """All training images in the order of an epoch, the same in all processes."""
+        generator = torch.Generator().manual_seed(derive_seed(self.recipe.run.seed, "order", epoch))
+        return self.chosen[torch.randperm(len(self.chosen), generator=generator)]
+
+    def _draws(self, step: int) -> Draws:
+        """This process's share of the random numbers of a step."""
+        generator = torch.Generator().manual_seed(derive_seed(self.recipe.run.seed, "augment", step))
+        drawn = draw(self.recipe.augment, self.batch, generator)
+        return {name: values[self._share()] for name, values in drawn.items()}
+
+    def _share(self) -> slice:
+        """Rows of this process in a batch of all."""
+        size = self.recipe.run.batch_size
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def _prepare(self, images: Tensor, draws: Draws | None) -> Tensor:
+        """Normalized images on the device, in the memory format of the network."""
+        x = finish(images, self.recipe.augment, draws, *self.statistics)
+        if self.recipe.run.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return cast("Tensor", self.fabric.to_device(x))
+
+    def _loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of the network, that of its rank heads, and the logits (N, K)."""
+        distill, smoothing = self.recipe.distill, self.recipe.optimizer.label_smoothing
+        logits, ranks = self.model(x)
+        if self.teacher is None:
+            loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
+        else:
+            with torch.no_grad(), self.fabric.autocast():
+                guide = self.teacher(x)
+            loss = distillation_loss(
+                logits,
+                guide.to(logits.dtype),
+                target,
+                distill.weight,
+                distill.temperature,
+                label_smoothing=smoothing,
+                form=distill.form,
+            )
+        extra = loss.new_zeros(())
+        for z in ranks.values():
+            extra = extra + F.cross_entropy(z, target, label_smoothing=smoothing)
+        return loss, extra, logits
+
+    def _epoch(self, stop: threading.Event) -> None:
+        """The steps that are left of the epoch under way."""
+        recipe, progress = self.recipe, self.progress
+        epoch = progress.epoch
+        first = progress.step - epoch * self.steps
+        order = self._order(epoch)
+        indices = [order[i * self.batch : (i + 1) * self.batch][self._share()] for i in range(first, self.steps)]
+        draws = [self._draws(epoch * self.steps + i) for i in range(first, self.steps)]
+        sums = progress.sums or {"loss": 0.0, "correct": 0.0, "images": 0.0, "seconds": 0.0}
+        progress.sums = sums
+        self.model.train()
+        if recipe.model.freeze_batchnorm:
+            freeze_batchnorm(self.model)
+        size = recipe.size_at(epoch)
+        began = time.perf_counter()
+        batches = self.source.batches(indices, cast("Any", draws), recipe.augment, size)
+        for i, images in enumerate(batches):
+            self._step(images, indices[i], draws[i], sums)
+            now = time.perf_counter()
+            sums["seconds"] += now - began
+            began = now
+            seen = sums["images"]
+            rate = seen * self.world / max(sums["seconds"], 1e-9)
+            self.monitor.step(epoch + 1, first + i + 1, sums["loss"] / seen, sums["correct"] / seen, rate)
+            if first + i + 1 < self.steps and self._stopped(stop):
+                self._save()
+                raise RunStoppedError(
+                    f"stopped in epoch {epoch + 1} of {recipe.run.epochs}; the state is in '{self.out / LAST}'. The "
+                    "same command goes on from there."
+                )
+
+    def _step(self, images: Tensor, chosen: Tensor, draws: Draws, sums: dict[str, float]) -> None:
+        """One step of the optimizer."""
+        recipe, progress = self.recipe, self.progress
+        # Whatever draws from the global generator (dropout, random seeds) depends on the step alone.
+        torch.manual_seed(derive_seed(recipe.run.seed, "step", progress.step, self.rank))
+        rate = learning_rate(recipe.optimizer, progress.step, self.steps, recipe.run.epochs)
+        for group in self.raw_optimizer.param_groups:
+            group["lr"] = rate
+        target = self.fabric.to_device(self.source.labels[chosen])
+        loss, extra, logits = self._loss(self._prepare(images, draws), target)
+        if not bool(torch.isfinite(loss)):
+            raise ParameterError(
+                f"training: the loss is {float(loss.detach())} in epoch {progress.epoch + 1}; lower optimizer.lr (now "
+                f"{recipe.optimizer.lr}) or set optimizer.clip."
+            )
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss + extra)
+        if recipe.optimizer.clip:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=recipe.optimizer.clip)
+        self.optimizer.step()
+        progress.step += 1
+        if self.mean is not None:
+            average(self.mean, self.raw, recipe.optimizer.ema, progress.step)
+        sums["loss"] += float(loss.detach()) * len(target)
+        sums["correct"] += float((logits.detach().argmax(1) == target).sum())
+        sums["images"] += len(target)
+
+    def _stopped(self, stop: threading.Event) -> bool:
+        """Whether any process was told to stop; all processes get the same answer."""
+        if self.world == 1:
+            return stop.is_set()
+        return float(self.fabric.all_reduce(torch.tensor(float(stop.is_set())), reduce_op="sum")) > 0
+
+    def _close_epoch(self) -> dict[str, float]:
+        """Evaluate, note, write."""
+        progress, sums = self.progress, self.progress.sums
+        names = ("loss", "correct", "images")
+        total = torch.tensor([sums[name] for name in names], dtype=torch.float64)
+        loss, correct, images = self.fabric.all_reduce(total, reduce_op="sum").tolist()
+        held = self._evaluate()
+        seconds = sums["seconds"]
+        row = {
+            "epoch": float(progress.epoch + 1),
+            "image_size": float(self.recipe.size_at(progress.epoch)),
+            "lr": self.raw_optimizer.param_groups[0]["lr"],
+            "train_loss": loss / images,
+            "train_accuracy": correct / images,
+            **held,
+            "seconds": round(seconds, 2),
+            "images_per_second": round(images / max(seconds, 1e-9), 1),
+        }
+        progress.epoch += 1
+        progress.sums = {}
+        progress.history.append(row)
+        best = row["held_out_accuracy"] > progress.best
+        if best:
+            progress.best, progress.best_epoch = row["held_out_accuracy"], progress.epoch
+        if self.fabric.is_global_zero:
+            if best:
+                self._save_best(row)
+            _write_log(self.out / LOG, progress.history)
+        self._save()
+        self.monitor.epoch(row, best)
+        return row
+
+    @torch.no_grad()
+    def _evaluate(self) -> dict[str, float]:
+        """Accuracy and loss on the held-out images, shared out over the processes without doubling any."""
+        trainee = self.mean or self.raw
+        trainee.eval()
+        mine = self.held[self.rank :: self.world]
+        indices = list(mine.split(_EVALUATION_BATCH))
+        size = self.recipe.run.image_size
+        names = ["main", *(trainee.ranks.heads if trainee.ranks is not None else ())]
+        sums = torch.zeros(2 + len(names), dtype=torch.float64)
+        for chosen, images in zip(
+            indices, self.source.batches(indices, [None] * len(indices), self.recipe.augment, size), strict=True
+        ):
+            target = self.fabric.to_device(self.source.labels[chosen])
+            with self.fabric.autocast():
+                logits, ranks = trainee(self._prepare(images, None).to(next(trainee.parameters()).dtype))
+            sums[0] += len(target)
+            sums[1] += float(F.cross_entropy(logits.float(), target, reduction="sum"))
+            for i, z in enumerate((logits, *ranks.values())):
+                sums[2 + i] += float((z.argmax(1) == target).sum())
+        n, loss, main, *others = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
+        trainee.train()
+        row = {"held_out_loss": loss / n, "held_out_accuracy": main / n}
+        row.update({f"held_out_accuracy_{name}": hits / n for name, hits in zip(names[1:], others, strict=True)})
+        return row
+
+    def _save(self) -> None:
+        """Write the state of the run, in the first process."""
+        if self.fabric.is_global_zero:
+            save_run(
+                self.out / LAST,
+                model=self.raw,
+                average=self.mean,
+                optimizer=self.raw_optimizer,
+                progress=self.progress,
+                recipe=self.recipe.model_dump(mode="json"),
+                spec=self.raw.model.spec.to_dict(),
+            )
+        self.fabric.barrier()
+
+    def _save_best(self, row: dict[str, float]) -> None:
+        """Write the weights of this epoch as the best."""
+        keep = self.mean or self.raw
+        save_weights(
+            keep.model,
+            self.out / BEST,
+            architecture=self.raw.model.architecture,
+            state=keep.weights(),
+            extra={"epoch": self.progress.epoch, "held_out": row, "recipe": self.recipe.model_dump(mode="json")},
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """Versions, device and result, for `run.json`."""
+        packages = ("torch", "lightning", "numpy", "safetensors", "xattn")
+        progress = self.progress
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "images": {"train": len(self.chosen), "held_out": len(self.held)},
+            "device": str(self.fabric.device),
+            "processor": processor_name(),
+            "threads": torch.get_num_threads(),
+            "processes": self.world,
+            "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+            "parameters": sum(p.numel() for p in self.raw.model.parameters()),
+            "epochs_done": progress.epoch,
+            "best_epoch": progress.best_epoch,
+            "best_held_out_accuracy": progress.best if progress.best_epoch else None,
+        }
+
+
+def _comparable(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A recipe without what does not decide the result."""
+    return {
+        section: {k: v for k, v in content.items() if not (section == "run" and k in _PLACE)}
+        for section, content in recipe.items()
+    }
+
+
+def processor_name() -> str:
+    """The name of the processor or the graphics card that does the work, as the system gives it."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one move."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _write_log(path: Path, history: list[dict[str, float]]) -> None:
+    """The log as CSV, whole: so it fits the state however often the run was interrupted."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in history:
+            writer.writerow({k: int(v) if k in ("epoch", "image_size") else f"{v:.6g}" for k, v in row.items()})
+    temporary.replace(path)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

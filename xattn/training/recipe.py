@@ -1,0 +1,331 @@
+"""A training run as a value: everything that decides its result, from a TOML file and the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xattn.errors import ParameterError, nearest
+
+
+class _Section(BaseModel):
+    """Frozen, and no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataSection(_Section):
+    """Where the images come from.
+
+    Args:
+        source: a folder (of class folders, of parquet files, of a known data set) or `NAME:FOLDER`; `$XATTN_DATA` and
+            other variables are replaced.
+        held_out: share of the training images of each class that is kept out to choose the best epoch.
+        classes: use the first so many classes only; 0 for all.
+        per_class: use so many images of each class at most; 0 for all.
+        workers: processes that decode images; small data sets are kept in memory instead and need none.
+    """
+
+    source: str = ""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    classes: int = Field(default=0, ge=0)
+    per_class: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0)
+
+
+class ModelSection(_Section):
+    """The network.
+
+    Args:
+        backbone: name for `create_model`.
+        weights: name of pretrained weights for the backbone, such as `"DEFAULT"` of torchvision; empty for none.
+        head: pooling.
+        parts: attention maps of the head.
+        resolution: `"high"` removes the strides of the last two stages.
+        circular: circular padding, as in BR-NPA's released code.
+        start: weights file to start from; empty starts from the teacher if there is one. A head of another kind stays
+            new, but the classifier of a plain CNN is shared out over the parts.
+        dropout: before the classifier.
+        attention_width: B-CNN: channels inside its attention block; 0 for those of the features, as published.
+        refine: BR-NPA: False pools the seeds alone (ablation).
+        seed: BR-NPA: `"random"` seeds (ablation).
+        ranks: train linear heads on subsets of the parts beside the network, without influence on it (ablation).
+        freeze_batchnorm: keep the statistics of batch norm; two processes then train exactly as one.
+    """
+
+    backbone: str = "resnet18"
+    weights: str = ""
+    head: Literal["linear", "bcnn", "brnpa"] = "brnpa"
+    parts: int = Field(default=3, ge=1)
+    resolution: Literal["low", "high"] = "low"
+    circular: bool = False
+    start: str = ""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    attention_width: int = Field(default=0, ge=0)
+    refine: bool = True
+    seed: Literal["activation", "random"] = "activation"
+    ranks: bool = False
+    freeze_batchnorm: bool = False
+
+
+class DistillSection(_Section):
+    """Learning from a teacher.
+
+    Args:
+        teacher: weights file of the teacher; empty for none.
+        weight: share of the distillation term, the lambda of the loss.
+        temperature: divides the logits of both.
+        form: `"hinton"` is (1 - w) CE + w T^2 KL(teacher, student); `"printed"` is the formula as printed in the paper,
+            without temperature and with the divergence the other way.
+    """
+
+    teacher: str = ""
+    weight: float = Field(default=0.5, ge=0, le=1)
+    temperature: float = Field(default=6.0, gt=0)
+    form: Literal["hinton", "printed"] = "hinton"
+
+
+class OptimizerSection(_Section):
+    """Optimizer, schedule and what regularizes.
+
+    Args:
+        name: SGD with momentum, or AdamW.
+        lr: highest learning rate.
+        momentum: of SGD.
+        nesterov: of SGD.
+        weight_decay: of weights; biases and batch norm have none.
+        schedule: `"cosine"` to zero, `"step"`, or `"constant"`, after the warm-up.
+        warmup_epochs: linear warm-up.
+        step_epochs: `"step"`: epochs between two steps.
+        step_factor: `"step"`: factor of a step.
+        label_smoothing: of the cross-entropy.
+        clip: largest norm of the gradient; 0 for any.
+        ema: decay of the moving average of the weights that is evaluated and kept; 0 for the weights themselves.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: float = Field(default=0.5, ge=0)
+    step_epochs: int = Field(default=2, ge=1)
+    step_factor: float = Field(default=0.9, gt=0)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    clip: float = Field(default=0.0, ge=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)
+
+
+class AugmentSection(_Section):
+    """What is done to training images.
+
+    Args:
+        crop: `"random-resized"` (area from `scale`), `"random"` (from images whose shorter side is `resize`), or
+            `"none"`.
+        scale: smallest and largest share of the area that a random-resized crop keeps.
+        resize: shorter side before a random crop, and before the central crop of an evaluation; 0 is the image size.
+        flip: mirror half of the images.
+        brightness: largest relative change.
+        contrast: largest relative change.
+        saturation: largest relative change.
+        randaugment: operations of RandAugment per image (Cubuk et al. 2020, arXiv:1909.13719); 0 for none.
+        magnitude: strength of RandAugment, of 30.
+    """
+
+    crop: Literal["random-resized", "random", "none"] = "random-resized"
+    scale: tuple[float, float] = (0.35, 1.0)
+    resize: int = Field(default=0, ge=0)
+    flip: bool = True
+    brightness: float = Field(default=0.2, ge=0)
+    contrast: float = Field(default=0.2, ge=0)
+    saturation: float = Field(default=0.2, ge=0)
+    randaugment: int = Field(default=0, ge=0)
+    magnitude: int = Field(default=9, ge=0, le=30)
+
+
+class RunSection(_Section):
+    """Length, precision, seed and output.
+
+    Args:
+        out: folder of the run.
+        epochs: passes over the training images.
+        batch_size: images per process and step.
+        image_size: pixels, also of an evaluation.
+        sizes: progressive training: pairs (first epoch, pixels); empty for `image_size` throughout.
+        seed: of the split, the initial weights, the order and the augmentation.
+        precision: of Lightning Fabric: `"32-true"`, `"bf16-mixed"` or `"64-true"`.
+        accelerator: of Lightning Fabric.
+        devices: processes, or `"auto"`.
+        strategy: of Lightning Fabric.
+        channels_last: memory format; faster for convolutions on most hardware.
+        tensorboard: write events for TensorBoard beside the CSV file.
+    """
+
+    out: str = "runs/train"
+    epochs: int = Field(default=10, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    image_size: int = Field(default=224, ge=8)
+    sizes: tuple[tuple[int, int], ...] = ()
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = "auto"
+    strategy: str = "auto"
+    channels_last: bool = True
+    tensorboard: bool = True
+
+
+class Recipe(_Section):
+    """Everything that decides the result of a training run.
+
+    >>> Recipe.build({"model": {"head": "bcnn"}}, ["run.epochs=3", "lr=0.1"]).optimizer.lr
+    0.1
+    """
+
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    distill: DistillSection = DistillSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    augment: AugmentSection = AugmentSection()
+    run: RunSection = RunSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.model.ranks and self.model.head == "linear":
+            raise ValueError("model.ranks needs a head with parts, brnpa or bcnn")
+        if self.model.ranks and self.model.parts != 3:
+            raise ValueError(f"model.ranks is defined for 3 parts but model.parts is {self.model.parts}")
+        if [first for first, _ in self.run.sizes] != sorted({first for first, _ in self.run.sizes}):
+            raise ValueError("run.sizes must be pairs [first epoch, pixels] in order of the epoch")
+        low, high = self.augment.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"augment.scale must be two shares in (0, 1] in order but is {[low, high]}")
+        return self
+
+    def size_at(self, epoch: int) -> int:
+        """Pixels of a training image in an epoch, counted from 0."""
+        size = self.run.image_size
+        for first, pixels in self.run.sizes:
+            size = pixels if epoch >= first else size
+        return size
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+        """A recipe from nested values and overrides of the form `section.key=value` or, where unique, `key=value`.
+
+        Args:
+            values: sections by name.
+            overrides: later ones win; values are read as TOML, anything else is text.
+            source: where the values come from, for messages.
+
+        Raises:
+            ParameterError: for an unknown key, with the nearest name, or a value outside what a key can take.
+        """
+        merged: dict[str, dict[str, Any]] = {}
+        for section, content in values.items():
+            if section not in cls.model_fields:
+                raise ParameterError(_unknown(source, section, list(cls.model_fields)))
+            if not isinstance(content, Mapping):
+                raise ParameterError(f"{source}: '{section}' is a section; write [{section}] with keys below it.")
+            merged[section] = dict(content)
+        for override in overrides:
+            section, key, value = _read_override(override)
+            merged.setdefault(section, {})[key] = value
+        known = _keys()
+        for section, content in merged.items():
+            for key in content:
+                if key not in known[section]:
+                    names = [f"{s}.{k}" for s in known for k in known[s]]
+                    raise ParameterError(_unknown(source, f"{section}.{key}", names))
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(p) for p in first["loc"])
+            got = f" but got {first['input']!r}" if first["loc"] else ""
+            message = first["msg"].removeprefix("Value error, ")
+            raise ParameterError(f"{source}: {where + ': ' if where else ''}{message}{got}.") from None
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """A recipe from a TOML file.
+
+        Raises:
+            ParameterError: if the file is missing or is no valid recipe.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ParameterError(f"no recipe at '{path}'.")
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ParameterError(f"'{path}' is no valid TOML: {error}.") from None
+        return cls.build(values, overrides, source=str(path))
+
+    def to_toml(self) -> str:
+        """The whole recipe as TOML, so that a run can be repeated from its folder."""
+        lines = []
+        for section, content in self.model_dump().items():
+            lines.append(f"[{section}]")
+            lines.extend(f"{key} = {_toml(value)}" for key, value in content.items())
+            lines.append("")
+        return "\n".join(lines)
+
+
+def _keys() -> dict[str, list[str]]:
+    """Known keys by section."""
+    sections: dict[str, type[_Section]] = {
+        "data": DataSection,
+        "model": ModelSection,
+        "distill": DistillSection,
+        "optimizer": OptimizerSection,
+        "augment": AugmentSection,
+        "run": RunSection,
+    }
+    return {name: list(section.model_fields) for name, section in sections.items()}
+
+
+def _unknown(source: str, key: str, names: list[str]) -> str:
+    guess = nearest(key, names) or nearest(key.rpartition(".")[2], [n.rpartition(".")[2] for n in names])
+    hint = f" Did you mean '{guess}'?" if guess else ""
+    return f"{source}: unknown key '{key}'.{hint} Sections: {', '.join(_keys())}."
+
+
+def _read_override(text: str) -> tuple[str, str, Any]:
+    """Section, key and value of `section.key=value`; the section may be left out where the key is unique."""
+    name, equals, raw = (part.strip() for part in text.partition("="))
+    if not equals or not name:
+        raise ParameterError(f"expected key=value but got '{text}'.")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    section, dot, key = name.partition(".")
+    known = _keys()
+    if dot:
+        if section not in known:
+            raise ParameterError(_unknown("override", name, [f"{s}.{k}" for s in known for k in known[s]]))
+        return section, key, value
+    owners = [s for s in known if name in known[s]]
+    if not owners:
+        raise ParameterError(_unknown("override", name, [k for s in known for k in known[s]]))
+    if len(owners) > 1:
+        choices = " or ".join(f"{s}.{name}" for s in owners)
+        raise ParameterError(f"override: '{name}' could be {choices}; write one of them.")
+    return owners[0], name, value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_toml(v) for v in value)}]"
+    return repr(value)
