@@ -6,12 +6,17 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+
+# One profile for everybody: the same examples in every run, and no deadline, which a busy machine would miss.
+hypothesis.settings.register_profile("xattn", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("xattn")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # several processes with several threads each would fight over the cores
