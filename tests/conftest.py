@@ -42,22 +42,6 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
-def find_data_root() -> Path | None:
-    """The folder of large data: `XATTN_DATA`, or `shared/data` beside the repository."""
-    given = os.environ.get("XATTN_DATA")
-    root = Path(given) if given else ROOT.parent / "shared" / "data"
-    return root if root.is_dir() else None
-
-
-@pytest.fixture(scope="session")
-def data_root() -> Path:
-    """The data root; the test is skipped where there is none."""
-    root = find_data_root()
-    if root is None:
-        pytest.skip("there is no data root; set XATTN_DATA")
-    return root
-
-
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[Image.Image, str], None]:
     """Compare a picture with tests/golden/<name>.png: at most one grey level off."""

@@ -9,7 +9,7 @@ import pytest
 
 
 def data_root() -> Path | None:
-    """The folder in `XATTN_DATA`, else `../shared/data` beside the repository, else None."""
+    """The folder in `XATTN_DATA`, else one beside the repository where there is one, else None."""
     named = os.environ.get("XATTN_DATA")
     path = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
     return path if path.is_dir() else None
