@@ -51,10 +51,16 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
     >>> nearest("layer5", ["layer3", "layer4", "fc"]) in ("layer3", "layer4")
     True
+    >>> nearest("layer5", ["backbone", "backbone.layer4", "head.classifier"])
+    'backbone.layer4'
     """
-    known = {c.lower(): c for c in candidates}
-    match = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    return known[match[0]] if match else None
+    names = list(candidates)
+    # A layer is often named without the modules that it is in: then its own name decides.
+    for key in (str.lower, lambda c: c.lower().rpartition(".")[2]):
+        known = {key(c): c for c in reversed(names)}
+        if match := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5):
+            return known[match[0]]
+    return None
 
 
 def unknown(kind: str, name: str, candidates: Iterable[str], limit: int = 12) -> UnknownNameError:
