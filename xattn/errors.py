@@ -56,8 +56,8 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """
     names = list(candidates)
     # A layer is often named without the modules that it is in: then its own name decides.
-    for key in (str.lower, lambda c: c.lower().rpartition(".")[2]):
-        known = {key(c): c for c in reversed(names)}
+    own = {c.lower().rpartition(".")[2]: c for c in reversed(names)}  # the outermost of several
+    for known in ({c.lower(): c for c in names}, own):
         if match := difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5):
             return known[match[0]]
     return None
