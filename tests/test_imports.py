@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent / "xattn"
 # Floor of each top-level name inside the package. A floor imports lower floors only; see also SAME_FLOOR.
 FLOORS = {
     "errors": 0,
+    "files": 0,
     "registry": 0,
     "functional": 1,
     "spec": 1,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.files import whole_file
 from xattn.functional.resize import resize
 from xattn.spec import ModelSpec
 
@@ -149,8 +149,7 @@ class Explanation:
             "spec": self.spec.to_dict() if self.spec is not None else None,
         }
         text = json.dumps(metadata)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with whole_file(path) as temporary:
             if path.suffix == ".npz":
                 import numpy as np
 
@@ -163,9 +162,6 @@ class Explanation:
                 save_file(tensors, temporary, metadata={"xattn_explanation": text})
             else:
                 raise ParameterError(f"save: '{path.name}' must end in .npz or .safetensors.")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
     @classmethod

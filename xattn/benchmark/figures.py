@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from xattn.benchmark.statistics import critical_difference, pairwise
 from xattn.benchmark.tables import ALPHA, Panel, Scores, Summary, agreement, by_size, protocols
 from xattn.explainer import Family
+from xattn.files import whole_file
 from xattn.metric import LOWER
 
 Array = NDArray[np.float64]
@@ -49,7 +50,8 @@ def save(figure: Figure, folder: Path, name: str) -> None:
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # it is placed now; each format would do it again
         for kind in FORMATS:
-            figure.savefig(folder / f"{name}.{kind}", metadata=dates.get(kind), bbox_inches="tight")
+            with whole_file(folder / f"{name}.{kind}") as temporary:
+                figure.savefig(temporary, metadata=dates.get(kind), bbox_inches="tight")
 
 
 def draw_all(panel: Panel, scores: Scores) -> dict[str, tuple[str, Figure]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xattn.benchmark import figures, tables
 from xattn.benchmark.tables import Panel, Scores, Table
+from xattn.files import whole_file
 
 _WITH_TABLE = ("leaderboard", "columns", "protocols", "cost", "box_size")
 
@@ -52,7 +53,8 @@ def write_report(
             progress(panel.name)
         lines += _section(panel, scores, home)
     path = home / "report.md"
-    path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    with whole_file(path) as temporary:
+        temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return path
 
 

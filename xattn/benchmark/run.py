@@ -30,6 +30,7 @@ from xattn.errors import DataError, ParameterError, XattnError
 from xattn.explainer import Explainer
 from xattn.explainers import applicable, resolve
 from xattn.explanation import OK, Explanation
+from xattn.files import whole_file
 from xattn.inspection import infer_spec
 from xattn.metric import Metric
 from xattn.metrics import metrics as known_metrics
@@ -388,9 +389,8 @@ def _create(path: Path, content: Any) -> bool:
 
 
 def _replace(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _version(name: str) -> str | None:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xattn.errors import DataError
+from xattn.files import whole_file
 
 COLUMNS = ("dataset", "model", "image", "target", "method", "metric", "column", "value", "note")
 KEYS = ("dataset", "model", "method", "metric", "column", "image")
@@ -105,15 +106,10 @@ class Store:
         path = cell / f"block-{block:05d}-{digest}.parquet"
         columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
         table = pa.table(columns, schema=SCHEMA).sort_by([(key, "ascending") for key in KEYS])
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                pq.write_table(table.replace_schema_metadata({_FOOTER: footer.encode()}), file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            pq.write_table(table.replace_schema_metadata({_FOOTER: footer.encode()}), file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
         return path
 
     def table(self) -> pa.Table:

@@ -34,6 +34,7 @@ from xattn.benchmark.store import Store
 from xattn.errors import XattnError
 from xattn.explainer import Family
 from xattn.explainers import explainers
+from xattn.files import whole_file
 from xattn.metric import HIGHER, LOWER, NEITHER, Direction, Metric
 from xattn.metrics import metrics as known_metrics
 
@@ -536,12 +537,16 @@ class Table:
     def write(self, folder: Path, name: str) -> None:
         """Write `name.csv`, `name.md` and `name.tex`."""
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as stream:
+        with (
+            whole_file(folder / f"{name}.csv") as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as stream,
+        ):
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(self.header)
             writer.writerows([["" if _nothing(c) else c for c in row] for row in self.rows])
-        (folder / f"{name}.md").write_text(self.markdown(), encoding="utf-8")
-        (folder / f"{name}.tex").write_text(self.latex(), encoding="utf-8")
+        for suffix, text in (("md", self.markdown()), ("tex", self.latex())):
+            with whole_file(folder / f"{name}.{suffix}") as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
     def markdown(self) -> str:
         """The table in GitHub's Markdown."""

@@ -436,7 +436,7 @@ class Job:
         seconds: Counter[str],
     ) -> None:
         """Write the pictures and maps of one class of an image, and keep its row for the panel."""
-        from xattn.cli.loading import whole_file
+        from xattn.cli.loading import picture_file
         from xattn.viz import render
 
         view = view_of(image, self.columns[0].network, self.fit)
@@ -448,7 +448,7 @@ class Job:
             if self.topk > 1 and column.method.class_specific:
                 name += f".{index}-{slug(found.class_name(i))}" if found.spec and found.spec.classes else f".{index}"
             picture = self.out / f"{name}.png"
-            with whole_file(picture) as temporary:
+            with picture_file(picture) as temporary:
                 render(found, i, image=view, size=_VIEW_PX, legend=True, **self.style).save(temporary)
             self.written.append(picture)
             maps = self.out / f"{name}.npz" if self.save_maps else None
@@ -479,7 +479,7 @@ class Job:
 
     def _flush(self) -> None:
         """Write a page of the panel."""
-        from xattn.cli.loading import whole_file
+        from xattn.cli.loading import picture_file
         from xattn.viz import field_size, keys_of, panel, row, title
 
         if not self.page:
@@ -501,7 +501,7 @@ class Job:
                 rows, titles = fold(rows[0], titles, columns), []
             keys = keys_of([f[j] for f, _, _ in self.page for j in shown], colormap=self.style["colormap"])
             path = self.out / ("panel.png" if self.page_total <= 1 else f"panel-{number:02d}.png")
-            with whole_file(path) as temporary:
+            with picture_file(path) as temporary:
                 panel(rows, titles, legend=keys).save(temporary)
             self.panels.append(path)
         self.page.clear()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xattn.errors import DataError, ParameterError, XattnError
+from xattn.files import whole_file
 
 if TYPE_CHECKING:
     import torch
@@ -133,23 +133,6 @@ def at_precision(name: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to, moved into place at the end and removed after an error.
-
-    Raises:
-        DataError: if it cannot be written.
-    """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def to_json(value: Any) -> str:
     """Plain values as JSON that any reader takes: numbers that are not finite become null."""
 
@@ -161,3 +144,17 @@ def to_json(value: Any) -> str:
         return [plain(v) for v in item] if isinstance(item, (list, tuple)) else item
 
     return json.dumps(plain(value), indent=2, allow_nan=False)
+
+
+@contextmanager
+def picture_file(path: Path) -> Iterator[Path]:
+    """As `whole_file`; a file that cannot be written is told by its own name.
+
+    Raises:
+        DataError: if the disk is full or the folder cannot be written to.
+    """
+    try:
+        with whole_file(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import CheckpointError
+from xattn.files import whole_file
 from xattn.spec import ModelSpec
 
 RANKS = "ranks."  # prefix of the rank-ablation heads, which are stored beside the network but are no part of it
@@ -53,14 +54,10 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], m
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # A scalar or a channels-last weight would not be contiguous enough for the format.
     plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    try:
+    with whole_file(path) as temporary:
         temporary.write_bytes(save(plain, metadata=dict(metadata)))  # save_file would hide it from other users
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

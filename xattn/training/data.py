@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import DataError
+from xattn.files import whole_file
 from xattn.training.augment import Draws, crop_boxes, cut
 from xattn.training.recipe import AugmentSection, DataSection
 
@@ -208,12 +209,8 @@ def _in_memory(dataset: Dataset) -> Tensor | None:
 
 def _save(array: np.ndarray[Any, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    try:
+    with whole_file(path) as temporary:
         np.save(temporary, array)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Part:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn.errors import CheckpointError, ParameterError, XattnError
+from xattn.files import whole_file
 from xattn.models.checkpoint import load_model, save_weights
 from xattn.training.augment import Draws, derive_seed, draw, finish
 from xattn.training.checkpoint import Progress, SavedRun, load_run, save_run
@@ -460,20 +461,17 @@ def _version(package: str) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Replace a file in one move."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _write_log(path: Path, history: list[dict[str, float]]) -> None:
     """The log as CSV, whole: so it fits the state however often the run was interrupted."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
         writer.writeheader()
         for row in history:
             writer.writerow({k: int(v) if k in ("epoch", "image_size") else f"{v:.6g}" for k, v in row.items()})
-    temporary.replace(path)
 
 
 @contextmanager

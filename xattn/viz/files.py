@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from xattn.errors import ParameterError
+from xattn.files import whole_file
 
 _SMALLEST_PX = 64  # of the longer side
 _SAMPLE_PX = 500  # enough to choose a palette from
@@ -29,7 +30,8 @@ def save(picture: Image.Image, path: str | Path, *, limit_bytes: int | None = No
     if limit_bytes is not None and len(data) > limit_bytes:
         data = _within(picture, limit_bytes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
     return path
 
 
