@@ -1,15 +1,18 @@
-"""The README is true: its table is the registry's, its commands and its code run.
+"""The README is true: its tables are the registry's and the results', its commands and its code run.
 
-`python -m tests.test_readme` writes the table anew.
+`python -m tests.test_readme` writes the tables anew, those of benchmarks/README.md too.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,27 +20,100 @@ from typer.testing import CliRunner
 from xattn.cli import app
 from xattn.cli.catalog import first_sentence
 from xattn.explainers import explainers
+from xattn.models import create_model
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-BEGIN, END = "<!-- methods: made by `python -m tests.test_readme` -->\n", "<!-- /methods -->"
+MEASUREMENTS = ROOT / "benchmarks" / "README.md"
+RESULTS = ROOT / "benchmarks" / "speed" / "results"
 
 
-def table() -> str:
-    """The methods as Markdown, from the registry."""
-    lines = ["| name | what | kind | class-specific | cost | paper |", "| --- | --- | --- | --- | --- | --- |"]
+def rows(header: str, *lines: str) -> str:
+    """A Markdown table."""
+    return "\n".join([header, "|" + " --- |" * (header.count("|") - 1), *lines]) + "\n"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def device(environment: dict[str, Any], *packages: str) -> str:
+    """The line that says where figures come from."""
+    versions = ", ".join(f"{name} {environment['versions'][name]}" for name in ("torch", *packages))
+    return f"\n{environment['device']}, {environment['cores']} cores, {versions}.\n"
+
+
+def methods() -> str:
+    """The methods, from the registry."""
+    lines = []
     for name in explainers.names():
         kind = explainers.get(name)
         specific = "yes" if kind.class_specific else "no"
         what = first_sentence(kind).replace("|", "\\|")
         lines.append(f"| `{name}` | {what} | {kind.family.value} | {specific} | {kind.passes} | {kind.paper} |")
-    return "\n".join(lines) + "\n"
+    return rows("| name | what | kind | class-specific | cost | paper |", *lines)
 
 
-def test_the_table_is_that_of_the_registry() -> None:
-    text = README.read_text(encoding="utf-8")
-    written = text[text.index(BEGIN) + len(BEGIN) : text.index(END)]
-    assert written == table(), "write it anew with `python -m tests.test_readme`"
+def embedded() -> str:
+    """The embedded networks, from the file of their evaluation."""
+    lines = []
+    for name, found in read(ROOT / "benchmarks" / "attention" / "embedded" / "embedded.json").items():
+        values, network = found["validation"], create_model(name).architecture
+        maps = "CAM" if values["maps"] == "cam" else values["maps"]
+        lines.append(
+            f"| `{name}` | {network['head']}, {network['resolution']} | {found['bytes'] / 1e6:.2f} MB "
+            f"| {values['top1']:.2%} | {values['top5']:.2%} | {values['sparsity']:.2f} ({maps}) |"
+        )
+    return rows("| network | head, resolution | size | top-1 | top-5 | sparsity 1/x of its maps |", *lines)
+
+
+def cams() -> str:
+    """The speed of the CAMs, from the result of its script."""
+    found = read(RESULTS / "cams.json")
+    lines = [
+        f"| {run['network']}, {run['batch']} | {run['times']['xattn, five CAMs']['ratio']:.2f} "
+        f"| {run['peers_over_xattn']:.1f} |"
+        for run in found["runs"]
+    ]
+    header = (
+        "| network, batch | five CAMs of xattn / one Grad-CAM of captum | five of pytorch-grad-cam / five of xattn |"
+    )
+    return rows(header, *lines) + device(found["environment"], "captum", "grad-cam")
+
+
+def br_npa() -> str:
+    """The speed of the BR-NPA maps, from the two results of its script."""
+    plain, quiet = (read(RESULTS / f"{name}.json") for name in ("br_npa", "br_npa_quiet_allocator"))
+
+    def of(result: Any, kind: str) -> Any:
+        wanted = {"shape": [8, 2048, 56, 56], "pass": kind, "case": "xattn"}
+        (row,) = [r for r in result["rows"] if wanted.items() <= r.items()]
+        return row
+
+    lines = []
+    for kind, bar in plain["bars"].items():
+        times = [f"{r['ratio']:.2f} [{r['q25']:.2f}, {r['q75']:.2f}]" for r in (of(plain, kind), of(quiet, kind))]
+        memory = of(plain, kind)["peak_ratio"]
+        lines.append(f"| {kind} | {times[0]} | {times[1]} | {memory:.3f} | {bar['time']} / {bar['memory']} |")
+    header = "| pass | time [quartiles] | time, quiet allocator | memory | aim (time / memory) |"
+    return rows(header, *lines) + device(plain["environment"])
+
+
+# Page, name of the part and what stands in it, between <!-- name --> and <!-- /name -->.
+PARTS = [(README, methods), (README, embedded), (README, cams), (MEASUREMENTS, br_npa)]
+
+
+def place(page: str, name: str) -> tuple[int, int]:
+    """Where a part begins and ends in the text of a page."""
+    begin = f"<!-- {name} -->\n"
+    return page.index(begin) + len(begin), page.index(f"<!-- /{name} -->")
+
+
+@pytest.mark.parametrize(("path", "part"), PARTS, ids=lambda value: getattr(value, "__name__", None))
+def test_tables_are_what_the_program_and_the_results_say(path: Path, part: Callable[[], str]) -> None:
+    page = path.read_text(encoding="utf-8")
+    begin, end = place(page, part.__name__)
+    assert page[begin:end] == part(), "write it anew with `python -m tests.test_readme`"
 
 
 def test_every_picture_and_link_is_there() -> None:
@@ -79,5 +155,7 @@ def test_code_runs(here: Path) -> None:
 
 
 if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
-    README.write_text(text[: text.index(BEGIN) + len(BEGIN)] + table() + text[text.index(END) :], encoding="utf-8")
+    for path, part in PARTS:
+        page = path.read_text(encoding="utf-8")
+        begin, end = place(page, part.__name__)
+        path.write_text(page[:begin] + part() + page[end:], encoding="utf-8")
