@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, ShapeError, SpecError, XattnWarning
 from xattn.explanation import NON_CONSERVING, OK, Explanation, status_of
-from xattn.score import ScoreFn
+from xattn.score import ScoreFn, prob
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, place_of, promote, record, unwrap
 
@@ -93,8 +93,7 @@ class Explainer(ABC):
             if error is not None:
                 excess = (error > self.tolerance).tolist()
                 status = [NON_CONSERVING if s == OK and e else s for s, e in zip(status, excess, strict=True)]
-            logits = trace.logits
-            chance = logits.softmax(dim=1) if logits.shape[1] > 1 else torch.cat([-logits, logits], 1).sigmoid()
+            chance = prob(trace.logits, trace.target)
         return Explanation(
             maps=maps,
             target=trace.target,
@@ -102,7 +101,7 @@ class Explainer(ABC):
             input_size=trace.input_size,
             parts=found if has_parts else None,
             status=tuple(status),
-            probability=chance.gather(1, trace.target[:, None])[:, 0],
+            probability=chance,
             inputs=trace.x,
             spec=trace.spec,
         )

@@ -21,6 +21,11 @@ def _of_target(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(1, target[:, None])[:, 0]
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Probabilities (N, K) of the classes: softmax, or those of both classes (N, 2) of a binary model."""
+    return logits.softmax(dim=1) if logits.shape[1] > 1 else torch.cat([-logits, logits], dim=1).sigmoid()
+
+
 def logit(logits: Tensor, target: Tensor) -> Tensor:
     """The logit of the target class: what the papers of the CAM family explain."""
     return _of_target(logits, target)
@@ -28,9 +33,7 @@ def logit(logits: Tensor, target: Tensor) -> Tensor:
 
 def prob(logits: Tensor, target: Tensor) -> Tensor:
     """The softmax probability of the target class; also rises when the other classes fall."""
-    if logits.shape[1] == 1:
-        return sigmoid(logits, target)
-    return _of_target(logits.softmax(dim=1), target)
+    return probabilities(logits).gather(1, target[:, None])[:, 0]
 
 
 def sigmoid(logits: Tensor, target: Tensor) -> Tensor:

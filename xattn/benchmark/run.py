@@ -35,6 +35,7 @@ from xattn.inspection import infer_spec
 from xattn.metric import Metric
 from xattn.metrics import metrics as known_metrics
 from xattn.models import create_model
+from xattn.score import probabilities
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, record
 
@@ -624,8 +625,7 @@ def _measured(
 
 
 def _add_prediction(add: Callable[..., None], trace: Trace, batch: Batch, cell: Cell) -> None:
-    logits = trace.logits
-    chance = logits.softmax(1) if logits.shape[1] > 1 else torch.cat([-logits, logits], 1).sigmoid()
+    chance = probabilities(trace.logits)
     add("", PREDICTION, "probability", chance.gather(1, trace.target[:, None])[:, 0])
     right = (chance.argmax(1) == batch.target).double()
     # Labels of a data set with other classes say nothing about the prediction.

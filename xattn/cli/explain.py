@@ -632,25 +632,22 @@ def reason_of(column: Column) -> str:
     return (column.refused or "").removeprefix(f"{column.method.name}: ")
 
 
-def chances(logits: Tensor) -> Tensor:
-    """Probabilities (N, K): softmax, or those of the two classes of a model with one output."""
-    import torch
-
-    return logits.softmax(dim=1) if logits.shape[1] > 1 else torch.cat([-logits, logits], dim=1).sigmoid()
-
-
 def wanted_classes(trace: Trace, topk: int) -> Tensor:
     """Classes (N, k) to explain: the target of the trace, then the most probable others, `topk` at most."""
     import torch
 
-    chance = chances(trace.logits)
+    from xattn.score import probabilities
+
+    chance = probabilities(trace.logits)
     others = chance.scatter(1, trace.target[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
     return torch.cat([trace.target[:, None], others[:, : min(topk, chance.shape[1]) - 1]], dim=1)
 
 
 def predictions(trace: Trace) -> list[dict[str, Any]]:
     """The predicted class of each image."""
-    chance = chances(trace.logits).double()
+    from xattn.score import probabilities
+
+    chance = probabilities(trace.logits).double()
     index = chance.argmax(dim=1)
     top = chance.gather(1, index[:, None])[:, 0]
     return [

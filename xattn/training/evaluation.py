@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError
 from xattn.functional.sparsity import attention_density, map_density
+from xattn.inspection import IMAGENET_MEAN, IMAGENET_STD
 from xattn.models.checkpoint import RANKS, load_model, read_state
 from xattn.models.heads import Classifier, Head
 from xattn.training.augment import finish
 from xattn.training.data import Source
-from xattn.training.network import IMAGENET_MEAN, IMAGENET_STD, RANK_SUBSETS, RankHeads
+from xattn.training.network import RANK_SUBSETS, RankHeads
 from xattn.training.recipe import AugmentSection
 
 WHOLE = "1+2+3"

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import CheckpointError
+from xattn.inspection import IMAGENET_MEAN, IMAGENET_STD
 from xattn.models.checkpoint import RANKS, read_state
 from xattn.models.heads import Classifier, Head
 from xattn.training.recipe import Recipe
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RANK_SUBSETS: Mapping[str, tuple[int, ...]] = {"1+2": (0, 1), "2+3": (1, 2), "1": (0,), "2": (1,), "3": (2,)}
 
 
