@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from xattn.errors import ParameterError, ShapeError
-from xattn.functional.control import center_map, denormalize, sobel_map
+from xattn.functional.control import center_map, sobel_map
 from xattn.functional.gradient import guided_relu, reduce_channels
+from xattn.functional.pixels import denormalize_pixels
 
 
 def test_reductions_by_hand() -> None:
@@ -74,7 +75,7 @@ def test_sobel_weighs_the_colours() -> None:
 
 def test_denormalize() -> None:
     x = torch.ones(1, 2, 1, 1)
-    assert denormalize(x, (0.5, 0.25), (2, 4)).flatten().tolist() == [2.5, 4.25]
-    assert denormalize(x, None, (2, 4)) is x
+    assert denormalize_pixels(x, (0.5, 0.25), (2, 4)).flatten().tolist() == [2.5, 4.25]
+    assert denormalize_pixels(x, None, (2, 4)) is x
     with pytest.raises(ShapeError, match="3 means"):
-        denormalize(x, (0, 0, 0), (1, 1, 1))
+        denormalize_pixels(x, (0, 0, 0), (1, 1, 1))

@@ -17,7 +17,7 @@ from tests import tiny_models as tiny
 from xattn.errors import NotApplicableError, ParameterError, ShapeError, UnknownNameError
 from xattn.explainer import Explainer, Family
 from xattn.explanation import Explanation
-from xattn.functional.baselines import Blur, Fixed, baselines, normalize_pixels
+from xattn.functional.baselines import Blur, Fixed, baselines
 from xattn.functional.curves import curve_correlation, pearson, step_counts, step_means, trapezoid_auc
 from xattn.functional.imputation import linear_imputation
 from xattn.functional.perturb import (
@@ -31,6 +31,7 @@ from xattn.functional.perturb import (
     to_grid,
     undefined,
 )
+from xattn.functional.pixels import normalize_pixels
 from xattn.metrics import metrics
 from xattn.metrics import perturbation as shared
 from xattn.metrics.perturbation import PerturbationMetric, draw_curves, find_baseline

@@ -11,7 +11,8 @@ from torch import Tensor
 from xattn.errors import ParameterError
 from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
-from xattn.functional.control import center_map, denormalize, sobel_map
+from xattn.functional.control import center_map, sobel_map
+from xattn.functional.pixels import denormalize_pixels
 from xattn.spec import ModelSpec
 from xattn.trace import Trace
 
@@ -84,4 +85,4 @@ class Edges(Explainer):
     paper: ClassVar[str] = "control, as in Adebayo et al. 2018, arXiv:1810.03292"
 
     def attribute(self, trace: Trace) -> Tensor:
-        return sobel_map(denormalize(trace.x, trace.spec.mean, trace.spec.std))
+        return sobel_map(denormalize_pixels(trace.x, trace.spec.mean, trace.spec.std))

@@ -17,6 +17,7 @@ from torch.nn.functional import conv2d, pad
 
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.functional.imputation import linear_imputation
+from xattn.functional.pixels import denormalize_pixels, normalize_pixels
 from xattn.registry import Registry
 
 Generators = Callable[[int], torch.Generator]
@@ -87,13 +88,6 @@ def _color(x: Tensor, value: float, mean: Sequence[float] | None, std: Sequence[
     """A grey value of pixel space as (1, C, 1, 1) in the space of `x`."""
     pixel = x.new_full((1, x.shape[1], 1, 1), value)
     return normalize_pixels(pixel, mean, std)
-
-
-def normalize_pixels(pixels: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """Pixels (N, C, H, W) in [0, 1] in the model's space; unchanged where its mean and deviation are unknown."""
-    if mean is None or std is None:
-        return pixels
-    return (pixels - pixels.new_tensor(mean).view(-1, 1, 1)) / pixels.new_tensor(std).view(-1, 1, 1)
 
 
 @baselines.register("mean")
@@ -300,10 +294,8 @@ class _TeleaReplace:
         import cv2
         import numpy as np
 
-        from xattn.functional.control import denormalize
-
         x = x.expand(len(removed), -1, -1, -1)
-        pixels = denormalize(x, self.mean, self.std).mul(255).round().clamp(0, 255).to(torch.uint8)
+        pixels = denormalize_pixels(x, self.mean, self.std).mul(255).round().clamp(0, 255).to(torch.uint8)
         images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
         holes = removed[:, 0].to(torch.uint8).cpu().numpy()
         filled = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
@@ -60,24 +58,3 @@ def sobel_map(images: Tensor) -> Tensor:
     with torch.autocast(images.device.type, enabled=False):
         edges = conv2d(pad(grey, (1, 1, 1, 1), mode="replicate"), kernels)
     return torch.linalg.vector_norm(edges, dim=1, keepdim=True)
-
-
-def denormalize(x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """Images in pixel space from the model's normalized space: x std + mean; unchanged where these are unknown.
-
-    Args:
-        x: (N, C, H, W).
-        mean: per channel, or None.
-        std: per channel, or None.
-
-    Returns:
-        The shape of `x`.
-
-    Raises:
-        ShapeError: if there is not one number per channel.
-    """
-    if mean is None or std is None:
-        return x
-    if not len(mean) == len(std) == x.shape[1]:
-        raise ShapeError(f"denormalize: {len(mean)} means and {len(std)} deviations for {x.shape[1]} channels.")
-    return x * x.new_tensor(std).view(-1, 1, 1) + x.new_tensor(mean).view(-1, 1, 1)

@@ -12,9 +12,9 @@ from torch import Tensor
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline
-from xattn.functional.control import denormalize
 from xattn.functional.curves import area_over, step_counts, trapezoid_auc
 from xattn.functional.perturb import curve_scores, ranks, segment_means, to_grid, undefined
+from xattn.functional.pixels import denormalize_pixels
 from xattn.metric import HIGHER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import (
@@ -41,7 +41,7 @@ def superpixels(trace: Trace, segments: int) -> Tensor:
         raise NotApplicableError("irof: superpixels need scikit-image; run `pip install scikit-image`.") from None
 
     def make() -> Tensor:
-        pixels = denormalize(trace.x.float(), trace.spec.mean, trace.spec.std).clamp(0, 1)
+        pixels = denormalize_pixels(trace.x.float(), trace.spec.mean, trace.spec.std).clamp(0, 1)
         labels = []
         for image in pixels.permute(0, 2, 3, 1).cpu().double().numpy():
             found = slic(image, n_segments=segments, start_label=0, channel_axis=-1)
