@@ -17,7 +17,7 @@ from PIL import Image
 from tests import images_zoo as zoo
 from tests.cli import models
 from tests.cli.conftest import Run
-from xattn.cli.explain import RANK_NAMES, chosen_methods, fold, labels, view_of, wanted_classes
+from xattn.cli.explain import RANK_NAMES, Job, chosen_methods, fold, labels, view_of, wanted_classes
 from xattn.cli.loading import Loaded
 from xattn.data.images import preprocess
 from xattn.explainer import explain
@@ -369,3 +369,20 @@ def test_from_cold_start_to_picture_in_five_seconds(photo: Path, tmp_path: Path)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert (tmp_path / "out" / "cat.brnpa.png").is_file()
     assert min(times) < 5  # of one processor, whatever else the machine is doing
+
+
+def test_an_interrupt_says_what_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        zoo.rgb().save(tmp_path / name)
+    batch = Job._batch
+
+    def interrupted(self: Job, files: list[Path]) -> None:
+        if self.entries:
+            raise KeyboardInterrupt
+        batch(self, files)
+
+    monkeypatch.setattr(Job, "_batch", interrupted)
+    result = run("explain", "a.png", "b.png", "c.png", "-m", "gradcam", "--batch-size", "1", *CNN)
+    assert result.exit_code == 130
+    assert "xattn: stopped after 1 of 3 images; wrote xattn-out/a.gradcam.png." in result.stderr
+    assert [p.name for p in (tmp_path / "xattn-out").iterdir()] == ["a.gradcam.png"]

@@ -21,6 +21,7 @@ from xattn.errors import XattnError, XattnWarning, nearest
 
 EXIT_BAD_INPUT = 2
 EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130
 
 # typer has moved this class between versions, but BadParameter has always been its child.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn import __version__
+from xattn.cli import EXIT_INTERRUPTED
 from xattn.errors import DataError, NotApplicableError, ParameterError, XattnError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ EPILOG = "\n\n".join(
         "xattn explain cat.jpg -m gradcam:layer=layer3 --model mypackage.nets:build --weights mine.safetensors",
         "xattn explain photos/ --model runs/birds/best.safetensors --save-maps --json > summary.json",
         "Files: one picture an image and method, STEM.METHOD.png; several methods or classes also give panel.png.",
-        "Exit status: 0 fine, 2 nothing could be explained, 3 some of the images could not.",
+        "Exit status: 0 fine, 2 nothing could be explained, 3 some of the images could not, 130 interrupted.",
     )
 )
 
@@ -137,7 +138,12 @@ def explain(
     )  # fmt: skip
     if files := job.find(paths):
         job.prepare(method or ["brnpa"], parts, model, weights, head, resolution, device)
-        job.run(files)
+        try:
+            job.run(files)
+        except KeyboardInterrupt:
+            done = f"wrote {job.outputs()}" if job.written else "nothing was written"
+            typer.echo(f"xattn: stopped after {len(job.entries)} of {len(files)} images; {done}.", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         typer.echo(to_json(job.summary()))
     raise typer.Exit(job.status())
@@ -280,7 +286,7 @@ class Job:
             if column.refused is not None:
                 self.say(f"left out: {column.refused}")
         if self.written or self.panels:
-            self.say(f"wrote {self._written()}")
+            self.say(f"wrote {self.outputs()}")
 
     def fail(self, path: str | Path, reason: str) -> None:
         """Note an image that could not be explained."""
@@ -539,7 +545,7 @@ class Job:
             if item["status"] != "ok":
                 self.say(f"  {item['method']}: {item['status']} map, not to be read as an explanation")
 
-    def _written(self) -> str:
+    def outputs(self) -> str:
         """What was written, in words."""
         few = [*self.panels, *self.written]
         if len(few) <= 4:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xattn.cli import EXIT_INTERRUPTED
+
 if TYPE_CHECKING:
     from xattn.training.checkpoint import Progress
     from xattn.training.recipe import Recipe
 
-EXIT_INTERRUPTED = 130
 
 EPILOG = "\n\n".join(
     (
