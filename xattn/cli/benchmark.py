@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xattn.cli import EXIT_INTERRUPTED, EXIT_SOME_FAILED
+
 if TYPE_CHECKING:
     from xattn.benchmark.config import Config
     from xattn.benchmark.run import Cell, Cost
 
-EXIT_SOME_FAILED = 3
-EXIT_INTERRUPTED = 130
 _SHOWN = 5  # unreadable images that are named
 
 EPILOG = "\n\n".join(
