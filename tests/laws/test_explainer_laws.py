@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests import tiny_models as tiny
+from tests.cheap import cheap
 from xattn.errors import NotApplicableError, ParameterError, ShapeError
 from xattn.explainer import Explainer, explain
 from xattn.explainers import applicable, explainers, resolve
@@ -28,7 +29,8 @@ TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol"
 def run(method: str | Explainer, model: nn.Module, x: Tensor, target: Any = None, **options: Any) -> Explanation:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, message=".*Explanation.status")
-        return explain(model, x, method, target, spec=model.spec, **options)
+        chosen = cheap(method) if isinstance(method, str) else method
+        return explain(model, x, chosen, target, spec=model.spec, **options)
 
 
 def same(a: Explanation, b: Explanation, **tolerance: float) -> None:
