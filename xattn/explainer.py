@@ -41,6 +41,7 @@ class Explainer(ABC):
         class_specific: its map changes with the target.
         passes: what it costs beyond the shared forward pass, in words.
         paper: where it comes from.
+        computed_by: `"xattn"`, or the library that an adapter calls.
         rank_colors: its parts are drawn in rank colours.
         tolerance: largest relative error of `conservation` that passes.
     """
@@ -51,6 +52,7 @@ class Explainer(ABC):
     class_specific: ClassVar[bool] = True
     passes: ClassVar[str] = "none"
     paper: ClassVar[str] = ""
+    computed_by: ClassVar[str] = "xattn"
     rank_colors: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-2
 

@@ -22,21 +22,22 @@ Oracle = Callable[..., Array]
 
 @dataclass(frozen=True)
 class Replica:
-    """An oracle with the parameters for which it stands."""
+    """An oracle with the parameters for which it stands, and the networks of `tests.tiny_models` on which it is run."""
 
     method: str
     parameters: dict[str, Any]
     oracle: Oracle
+    networks: tuple[str, ...] | None = None
 
 
 REPLICAS: list[Replica] = []
 
 
-def replicates(method: str, **parameters: Any) -> Callable[[Oracle], Oracle]:
-    """Enter an oracle for a method with these parameters."""
+def replicates(method: str, networks: tuple[str, ...] | None = None, **parameters: Any) -> Callable[[Oracle], Oracle]:
+    """Enter an oracle for a method with these parameters, and for other networks than the usual ones."""
 
     def enter(oracle: Oracle) -> Oracle:
-        REPLICAS.append(Replica(method, parameters, oracle))
+        REPLICAS.append(Replica(method, parameters, oracle, networks))
         return oracle
 
     return enter
