@@ -181,6 +181,7 @@ class Trace:
         target: int64 (N,), the class explained.
         forwards: forward passes that this trace and its reruns made.
         backwards: backward passes likewise.
+        scoring: a cheaper form of the model that `score` runs in its place; None is the model itself.
     """
 
     def __init__(
@@ -201,6 +202,7 @@ class Trace:
         self.target = target
         self.logits = logits
         self.score_fn = score
+        self.scoring: nn.Module | None = None
         self.forwards = 1
         self.backwards = 0
         self._scores = scores
@@ -280,8 +282,9 @@ class Trace:
         `score` stands in for the score that is explained, where a metric measures another.
         """
         self.forwards += 1
-        with torch.inference_mode(False), torch.no_grad(), evaluating(self.model):
-            logits = promote(logits_of(self.model(_as_model_input(self.model, x)), self.model))
+        model = self.model if self.scoring is None else self.scoring
+        with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+            logits = promote(logits_of(model(_as_model_input(model, x)), model))
             return apply_score(self.score_fn if score is None else score, logits, target)
 
     def rerun(self, layers: Sequence[str] = (INPUT,), grad: bool = True) -> Trace:
@@ -290,6 +293,7 @@ class Trace:
             self.model, self.x, self.target, spec=self.spec, layers=layers, grad=grad, score=self.score_fn,
             seeds=self._seeds,
         )  # fmt: skip
+        again.scoring = self.scoring
         if grad:
             again._gradients = again._backward()
         self.forwards += again.forwards

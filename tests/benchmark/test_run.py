@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -493,3 +494,27 @@ def test_the_configurations_of_the_repository_are_valid() -> None:
 
 def test_folders_are_read_whole(folder: Path) -> None:
     assert isinstance(plan(small(data={"source": str(folder)}, metrics=["gini"]))[0].dataset, ImageFolder)
+
+
+def test_fast_scores_are_near_and_need_a_folder_of_their_own(whole: Path, tmp_path: Path) -> None:
+    run(small(run={"fast": True}), tmp_path)
+    for a, b in zip(rows(whole), rows(tmp_path), strict=True):
+        assert (a.image, a.method, a.column) == (b.image, b.method, b.column)
+        if a.metric.startswith("deletion") and a.column == "deletion":
+            assert abs(a.value - b.value) < 0.02
+        elif not a.metric.startswith("deletion"):
+            assert a.value == b.value or (math.isnan(a.value) and math.isnan(b.value))
+    with pytest.raises(ParameterError, match=r"run\.fast was True and is False"):
+        run(small(), tmp_path)
+
+
+def test_what_a_killed_process_left_is_removed_after_an_hour(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    folder = next((tmp_path / "parts").iterdir())
+    old, new = folder / ".block-00000-x.1.parquet", folder / ".block-00001-x.2.parquet"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    run(small(), tmp_path)
+    assert not old.exists()
+    assert new.exists()

@@ -104,6 +104,8 @@ class RunSection(_Section):
         block: images in one part file; what a killed run loses at most, per process.
         device: `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
         precision: of the forward passes.
+        fast: score perturbed images with a cheaper copy of the model (`xattn.models.fast`): about twice as fast or more
+            on a CPU, areas under curves move by less than 0.005 on average. Maps that read layers are as ever.
         controls: score the random, centre and edge controls beside the methods.
     """
 
@@ -114,6 +116,7 @@ class RunSection(_Section):
     block: int = Field(default=64, ge=1)
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    fast: bool = False
     controls: bool = True
 
 

@@ -35,6 +35,7 @@ from xattn.inspection import infer_spec
 from xattn.metric import Metric
 from xattn.metrics import metrics as known_metrics
 from xattn.models import create_model
+from xattn.models.fast import fast_copy
 from xattn.score import probabilities
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, record
@@ -312,7 +313,7 @@ def identity(config: Config, cells: Sequence[Cell]) -> dict[str, Any]:
     """What scores depend on, other than methods and metrics: two runs in one folder must agree in it."""
     run = config.run
     return {
-        "run": {name: getattr(run, name) for name in ("seed", "target", "score", "block", "precision")},
+        "run": {name: getattr(run, name) for name in ("seed", "target", "score", "block", "precision", "fast")},
         "data": {
             c.data.name: {
                 "split": c.data.split, "fit": c.data.fit, "mosaic": c.data.mosaic, "images": len(c.dataset),
@@ -353,7 +354,9 @@ def check_manifest(folder: Path, config: Config, cells: Sequence[Cell], device: 
         old, environments = kept["identity"], kept["environments"]
         known = [{name: e.get(name) for name in environment} for e in environments]
         changed = [
-            f"run.{k} was {old['run'].get(k)} and is {v}" for k, v in new["run"].items() if old["run"].get(k) != v
+            f"run.{k} was {old['run'].get(k)} and is {v}"
+            for k, v in new["run"].items()
+            if old["run"].get(k, False if k == "fast" else None) != v
         ]
         for kind in ("data", "models"):
             for name in sorted(new[kind].keys() & old[kind].keys()):
@@ -455,6 +458,7 @@ def run(
     device = find_device(config.run.device)
     check_manifest(folder, config, cells, device)
     store = Store(folder)
+    store.clear_leftovers()
     summary = Summary()
     work: list[tuple[Cell, int, dict[Pair, int]]] = []
     for cell in cells:
@@ -464,12 +468,12 @@ def run(
                 work.append((cell, block, todo))
     total = sum(_work(cell, todo) for cell, _, todo in work)
     finished = 0.0
-    loaded: tuple[Cell, nn.Module, ModelSpec] | None = None
+    loaded: Loaded | None = None
     for cell, block, todo in work:
-        if loaded is None or loaded[0] is not cell:
-            loaded = (cell, *cell.load(device))
+        if loaded is None or loaded.cell is not cell:
+            loaded = Loaded.load(cell, device, fast=config.run.fast)
         rows: list[Row] = []
-        for some, wanted in _score_block(*loaded, block, todo, config):
+        for some, wanted in _score_block(loaded, block, todo, config):
             rows += some
             finished += wanted
             if progress is not None:
@@ -501,10 +505,34 @@ def _inside(cell: Cell, block: int, size: int) -> dict[str, int]:
     return {name: min(max(count - block * size, 0), size) for name, count in cell.counts.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A cell with its model on the device.
+
+    Args:
+        cell: what is scored.
+        model: the network.
+        spec: facts about it.
+        scoring: a cheaper copy that scores perturbed images, or None.
+    """
+
+    cell: Cell
+    model: nn.Module
+    spec: ModelSpec
+    scoring: nn.Module | None
+
+    @classmethod
+    def load(cls, cell: Cell, device: torch.device, *, fast: bool) -> Loaded:
+        """Build the model."""
+        model, spec = cell.load(device)
+        return cls(cell, model, spec, fast_copy(model, spec) if fast else None)
+
+
 def _score_block(
-    cell: Cell, model: nn.Module, spec: ModelSpec, block: int, todo: dict[Pair, int], config: Config
+    loaded: Loaded, block: int, todo: dict[Pair, int], config: Config
 ) -> Iterator[tuple[list[Row], float]]:
     """Rows of each batch of a block, with the work that it was."""
+    cell, spec = loaded.cell, loaded.spec
     size = config.run.block
     indices = cell.indices[block * size : (block + 1) * size]
     # Batches end where a metric's share of the images ends, so that each has one list of metrics. They are the same
@@ -520,7 +548,7 @@ def _score_block(
             for image, reason in bad
         ]
         if batch is not None:
-            rows += _score_batch(cell, model, spec, batch, wanted, config)
+            rows += _score_batch(loaded, batch, wanted, config)
         yield rows, _work(cell, dict.fromkeys(wanted, last - first))
 
 
@@ -546,14 +574,13 @@ Watch = Callable[[str], AbstractContextManager[None]]
 
 
 def _score_batch(
-    cell: Cell,
-    model: nn.Module,
-    spec: ModelSpec,
+    loaded: Loaded,
     batch: Batch,
     wanted: Sequence[Pair],
     config: Config,
     watch: Watch = lambda _: nullcontext(),
 ) -> list[Row]:
+    cell, model, spec = loaded.cell, loaded.model, loaded.spec
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batch = batch.to(device)
     methods = {name: cell.methods[name] for name in dict.fromkeys(m for m, _ in wanted if m)}
@@ -572,6 +599,7 @@ def _score_batch(
                 score=config.run.score,
                 seeds=seeds,
             )
+            trace.scoring = loaded.scoring
             explanations, refused = _explanations(methods, trace)
         targets = trace.target.tolist()
 
@@ -665,8 +693,8 @@ def estimate(cell: Cell, config: Config, images: int = 2) -> dict[str, Cost]:
         DataError: if none of the first images can be read.
     """
     device = find_device(config.run.device)
-    model, spec = cell.load(device)
-    batch, _ = _read(cell, cell.indices[: max(images, 8)], spec)
+    loaded = Loaded.load(cell, device, fast=config.run.fast)
+    batch, _ = _read(cell, cell.indices[: max(images, 8)], loaded.spec)
     if batch is None:
         raise DataError(f"{cell.data.name}: none of the first images can be read.")
     batch = batch[:images]
@@ -686,14 +714,16 @@ def estimate(cell: Cell, config: Config, images: int = 2) -> dict[str, Cost]:
         seconds = (time.perf_counter() - start) / len(batch)
         costs[label] = Cost(cell.counts[label], seconds, (passes - before) / len(batch))
 
-    handle = model.register_forward_pre_hook(count)
+    networks = [loaded.model] if loaded.scoring is None else [loaded.model, loaded.scoring]
+    handles = [network.register_forward_pre_hook(count) for network in networks]
     try:
         start = time.perf_counter()
-        _score_batch(cell, model, spec, batch, cell.pairs(), config, watch)
+        _score_batch(loaded, batch, cell.pairs(), config, watch)
         if time.perf_counter() - start < _LONG_PROBE_S:  # the first time holds imports and kernels to choose
-            _score_batch(cell, model, spec, batch, cell.pairs(), config, watch)
+            _score_batch(loaded, batch, cell.pairs(), config, watch)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return costs
 
 

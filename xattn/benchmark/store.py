@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ SCHEMA = pa.schema(
 )
 TEXTS = tuple(name for name in COLUMNS if SCHEMA.field(name).type == pa.string())
 _FOOTER = b"xattn"
+_LEFT_OVER_S = 3600.0  # a part is written within seconds
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,15 @@ class Store:
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{dataset}@{model}")
         digest = hashlib.blake2b(f"{dataset}\0{model}".encode(), digest_size=4).hexdigest()
         return self.folder / "parts" / f"{name}-{digest}"
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed processes left half written: hidden files that nobody has touched for an hour."""
+        for path in (self.folder / "parts").glob("*/.block-*"):
+            try:
+                if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
+                    path.unlink(missing_ok=True)
+            except FileNotFoundError:
+                continue  # another process was quicker
 
     def done(self, dataset: str, model: str) -> dict[int, dict[Pair, int]]:
         """For each block of a cell the pairs (method, metric) that are stored, with the number of images.

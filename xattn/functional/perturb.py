@@ -131,6 +131,8 @@ def packed_scores(score: ImageScore, x: Tensor, build: Build, owner: Tensor, chu
         raise ParameterError(f"chunk: need at least one image a batch but got {chunk}.")
     total = len(owner)
     chunk = -(-total // max(1, -(-total // chunk)))  # the same number of batches, without a small one at the end
+    if x.device.type == "cpu":  # where convolutions are up to a third faster on channels-last images
+        x = x.contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     buffer = torch.empty((min(chunk, total), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
     rows = owner.to(x.device)

@@ -51,6 +51,7 @@ def maps_again(
         score=trace.score_fn,
         seeds=[trace.seed(i) for i in range(len(trace.x))],
     )
+    again.scoring = trace.scoring if model is None else None
     return [method.explanation(again).maps for method in methods]
 
 
