@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +40,7 @@ def evaluate(
 ) -> None:
     """Judge a trained network on labelled images: top-1, top-5, sparsity, accuracy by rank of the parts, speed."""
     from xattn.cli.loading import find_device
-    from xattn.errors import DataError, ParameterError
+    from xattn.errors import DataError, ParameterError, XattnWarning
     from xattn.models.embedded import FOLDER
     from xattn.training.data import open_source
     from xattn.training.evaluation import evaluate as measure
@@ -57,6 +58,12 @@ def evaluate(
         if split is not None:
             raise
         source, used = open_source(section, None), "all"
+        warnings.warn(
+            f"'{data}' has no test part, so all of it is scored: if the network was trained on these images, new ones "
+            "will score lower.",
+            XattnWarning,
+            stacklevel=2,
+        )
     known = len(source.classes)
     if model.spec.classes and len(model.spec.classes) != known:
         raise ParameterError(
