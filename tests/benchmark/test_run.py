@@ -427,6 +427,18 @@ def test_all_stands_for_every_metric_that_the_data_allow(folder: Path) -> None:
     assert "deletion" in cell.metrics
 
 
+def test_a_metric_can_go_without_methods() -> None:
+    entry = {"name": "sparsity", "without": ["Grad-CAM", "brnpa:parts=2"]}
+    (cell,) = plan(
+        small(methods=["gradcam", "brnpa", "brnpa:parts=2"], metrics=[entry, "gini"], run={"controls": False})
+    )
+    scored = {metric: [m for m, name in cell.pairs() if name == metric] for metric in ("status", "sparsity", "gini")}
+    assert scored["sparsity"] == ["brnpa"]
+    assert scored["gini"] == scored["status"] == ["gradcam", "brnpa", "brnpa:parts=2"]
+    with pytest.raises(ParameterError, match="Did you mean 'gradcam'"):
+        plan(small(metrics=[{"name": "sparsity", "without": ["gradcm"]}]))
+
+
 def test_a_plan_counts_the_passes() -> None:
     (cell,) = plan(small())
     costs = estimate(cell, small())

@@ -27,10 +27,13 @@ class MetricEntry(_Section):
         name: a registered metric with parameters, as `"deletion:steps=49"`, or `"all"`: every registered metric
             with its default parameters for which the data have what it needs.
         limit: score the first so many images of the sample only; 0 for all. For dear metrics.
+        without: methods that it does not score, by name or label; for metrics that explain again and methods of
+            thousands of passes.
     """
 
     name: str
     limit: int = Field(default=0, ge=0)
+    without: tuple[str, ...] = ()
 
 
 def _named(value: Any) -> Any:

@@ -71,6 +71,7 @@ class Cell:
         left_out: reason by name for each method that the model cannot have.
         metrics: by their label.
         counts: images that each metric (and `status`, `prediction`) is to be scored on.
+        without: names and labels of the methods that a metric does not score.
         digest: of the weights of the model.
         objects: the images have masks or boxes.
     """
@@ -83,6 +84,7 @@ class Cell:
     left_out: dict[str, str]
     metrics: dict[str, Metric]
     counts: dict[str, int]
+    without: dict[str, frozenset[str]]
     digest: str
     objects: bool
 
@@ -93,7 +95,12 @@ class Cell:
 
     def pairs(self) -> list[Pair]:
         """All (method, metric) that are wanted."""
-        scored = [(method, metric) for metric in (STATUS, *self.metrics) for method in self.methods]
+        scored = [
+            (label, metric)
+            for metric in (STATUS, *self.metrics)
+            for label, method in self.methods.items()
+            if self.without.get(metric, frozenset()).isdisjoint((label, method.name))
+        ]
         return [("", PREDICTION), *scored]
 
     def load(self, device: torch.device | str) -> tuple[nn.Module, ModelSpec]:
@@ -155,7 +162,7 @@ def plan(config: Config) -> list[Cell]:
             indices = sample_of(len(dataset), data.limit, config.run.seed)
             limits = chosen[data.name]
             counts = {STATUS: len(indices), PREDICTION: len(indices)}
-            counts |= {label: min(limit or len(indices), len(indices)) for label, (_, limit) in limits.items()}
+            counts |= {label: min(entry.limit or len(indices), len(indices)) for label, (_, entry) in limits.items()}
             cell = Cell(
                 data=data,
                 model=entry,
@@ -165,6 +172,7 @@ def plan(config: Config) -> list[Cell]:
                 left_out={label: reason for label, reason in reasons.items() if reason is not None},
                 metrics={label: metric for label, (metric, _) in limits.items()},
                 counts=counts,
+                without={label: frozenset(_names(entry.without, faults)) for label, (_, entry) in limits.items()},
                 digest=digest,
                 objects=bool(data.mosaic) or bool(_known(opened[data.name])),
             )
@@ -173,6 +181,13 @@ def plan(config: Config) -> list[Cell]:
     if faults:
         raise ParameterError(f"the benchmark cannot run: {'; '.join(dict.fromkeys(faults))}.")
     return cells
+
+
+def _names(methods: Sequence[str], faults: list[str]) -> Iterator[str]:
+    """Methods by their registered name, or by the label that tables give them."""
+    for text in methods:
+        found = collect(faults, lambda text=text: resolve(text)) or []
+        yield from (label_of(method) if ":" in text else method.name for method in found)
 
 
 def _open(data: DataEntry) -> Dataset:
@@ -198,13 +213,13 @@ def _with_controls(entry: ModelEntry, config: Config) -> list[str]:
 
 def _chosen_metrics(
     data: DataEntry, config: Config, dataset: Dataset | None, faults: list[str]
-) -> dict[str, tuple[Metric, int]]:
-    """Metrics for a data set by their label, with the number of images; adds to `faults` what it lacks for them."""
+) -> dict[str, tuple[Metric, MetricEntry]]:
+    """Metrics for a data set by their label, with their entries; adds to `faults` what it lacks for them."""
     there = set() if dataset is None else _known(dataset)
     there |= {"masks", "boxes", "mosaic"} if data.mosaic else set()
     if dataset is not None and len(dataset) == 0:
         faults.append(f"data set {data.name} is empty")
-    found: dict[str, tuple[Metric, int]] = {}
+    found: dict[str, tuple[Metric, MetricEntry]] = {}
     entries: Sequence[MetricEntry] = data.metrics or config.metrics
     for entry in entries:
         metric = None if entry.name == "all" else collect(faults, lambda entry=entry: known_metrics.parse(entry.name))
@@ -212,7 +227,7 @@ def _chosen_metrics(
             continue
         if label_of(metric) in found:
             faults.append(f"metric '{entry.name}' is there twice as {label_of(metric)}")
-        found[label_of(metric)] = (metric, entry.limit)
+        found[label_of(metric)] = (metric, entry)
         if dataset is not None and (absent := metric.needs - there):
             hint = "; set mosaic = 2 for it" if "mosaic" in absent else ""
             faults.append(f"metric {metric.name} needs {' and '.join(sorted(absent))}, {data.name} has none{hint}")
@@ -220,7 +235,7 @@ def _chosen_metrics(
         for name in known_metrics.names() if entry.name == "all" else ():
             metric = known_metrics.create(name)
             if metric.needs <= there:
-                found.setdefault(label_of(metric), (metric, entry.limit))
+                found.setdefault(label_of(metric), (metric, entry))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The networks that ship with the package: a compact ResNet for 64 pixels with each of the three heads."""
+"""The networks that ship with the package: a compact ResNet for 64 pixels with each head, and a transformer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from xattn.errors import CheckpointError, ParameterError
+from xattn.errors import CheckpointError, NotApplicableError, ParameterError
 from xattn.inspection import IMAGENET_MEAN, IMAGENET_STD
 from xattn.models import models
 from xattn.models.heads import Classifier, HeadName, create_head
 from xattn.models.resnet import ResNet
+from xattn.models.vit import TokenClassifier, TokenHead, VisionTransformer
 from xattn.spec import ModelSpec
 
 FOLDER = Path(__file__).parent / "weights"
@@ -36,7 +37,7 @@ def _create(
     if head is None and num_classes is None:
         return _load(name, {"resolution": "high"} if resolution == "high" else {}, circular)
     architecture: dict[str, Any] = {
-        "backbone": "tiny-cnn",
+        "backbone": "tiny-vit" if name == "tiny-vit" else "tiny-cnn",
         "head": head or own_head,
         "parts": parts,
         "resolution": resolution,
@@ -54,23 +55,41 @@ def _create(
 
 
 def build(architecture: dict[str, Any], name: str = "tiny-cnn") -> Classifier:
-    """The compact ResNet with random weights.
+    """The compact ResNet or the small transformer with random weights.
 
     Args:
-        architecture: head, parts, resolution, circular and classes, and `options` of the attention.
+        architecture: backbone, head, parts, resolution, circular and classes, and `options` of the attention.
         name: for tables.
+
+    Raises:
+        NotApplicableError: for a transformer with another head, resolution or padding.
     """
-    strides = (1, 2, 1, 1) if architecture["resolution"] == "high" else (1, 2, 2, 2)
-    backbone = ResNet(strides=strides, circular=architecture["circular"])
-    head = create_head(architecture["head"], backbone.channels, architecture["classes"], parts=architecture["parts"])
     facts = ModelSpec(
         feature_layer="backbone", input_size=(64, 64), mean=IMAGENET_MEAN, std=IMAGENET_STD, crop=1.0, name=name
     )
+    if architecture["backbone"] == "tiny-vit":
+        return _transformer(architecture, facts)
+    strides = (1, 2, 1, 1) if architecture["resolution"] == "high" else (1, 2, 2, 2)
+    backbone = ResNet(strides=strides, circular=architecture["circular"])
+    head = create_head(architecture["head"], backbone.channels, architecture["classes"], parts=architecture["parts"])
     for option, value in architecture.get("options", {}).items():
         setattr(head.attention, option, value)
     model = Classifier(backbone, head, facts)
     model.architecture = dict(architecture)
     return model.eval()
+
+
+def _transformer(architecture: dict[str, Any], facts: ModelSpec) -> TokenClassifier:
+    if architecture["head"] != "linear" or architecture["resolution"] == "high" or architecture["circular"]:
+        raise NotApplicableError(
+            "tiny-vit is a transformer: it has its own linear head, and neither strides to remove nor a padding to "
+            "make circular; choose tiny-cnn for these."
+        )
+    backbone = VisionTransformer()
+    model = TokenClassifier(backbone, TokenHead(backbone.channels, architecture["classes"]), facts)
+    model.architecture = dict(architecture)
+    model.eval()
+    return model
 
 
 def _path(name: str) -> Path:
@@ -116,3 +135,9 @@ def tiny_bcnn(**options: Any) -> nn.Module:
 def tiny_brnpa(**options: Any) -> nn.Module:
     """The compact ResNet with BR-NPA at high resolution, trained on Tiny-ImageNet (arXiv:2106.02566)."""
     return _create("tiny-brnpa", "brnpa", **options)
+
+
+@models.register("tiny-vit")
+def tiny_vit(**options: Any) -> nn.Module:
+    """Small vision transformer for 64 px, patches of 8 px, trained on Tiny-ImageNet (arXiv:2010.11929)."""
+    return _create("tiny-vit", "linear", **options)

@@ -164,7 +164,7 @@ def _from_file(
     fill(model, read_state(path), path, forgiving=True)
     spec = read_header(path).spec
     if isinstance(model, Classifier) and spec is not None and not classes:
-        model.spec = Classifier(model.backbone, model.head, spec).spec
+        model.spec = type(model)(model.backbone, model.head, spec).spec
     return model
 
 

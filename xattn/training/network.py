@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from xattn.errors import CheckpointError
 from xattn.inspection import IMAGENET_MEAN, IMAGENET_STD
-from xattn.models.checkpoint import RANKS, read_state
+from xattn.models.checkpoint import RANKS, read_header, read_state
 from xattn.models.heads import Classifier, Head
 from xattn.training.recipe import Recipe
 
@@ -131,7 +131,11 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
         name=f"{section.backbone} {section.head}",
     )
     model.architecture = architecture_of(recipe, len(classes))
-    start = section.start or recipe.distill.teacher
+    start = section.start
+    if not start and recipe.distill.teacher:
+        # A teacher of another kind teaches by its logits alone.
+        theirs = read_header(recipe.distill.teacher).architecture.get("backbone", section.backbone)
+        start = recipe.distill.teacher if theirs == section.backbone else ""
     if start:
         start_from(model, read_state(start), start)
     ranks = RankHeads(head.channels, len(classes)) if section.ranks else None

@@ -47,8 +47,8 @@ class ModelSection(_Section):
         parts: attention maps of the head.
         resolution: `"high"` removes the strides of the last two stages.
         circular: circular padding, as in BR-NPA's released code.
-        start: weights file to start from; empty starts from the teacher if there is one. A head of another kind stays
-            new, but the classifier of a plain CNN is shared out over the parts.
+        start: weights file to start from; empty starts from the teacher if it has the same backbone. A head of another
+            kind stays new, but the classifier of a plain CNN is shared out over the parts.
         dropout: before the classifier.
         attention_width: B-CNN: channels inside its attention block; 0 for those of the features, as published.
         refine: BR-NPA: False pools the seeds alone (ablation).
