@@ -181,7 +181,7 @@ class Trace:
         target: int64 (N,), the class explained.
         forwards: forward passes that this trace and its reruns made.
         backwards: backward passes likewise.
-        scoring: a cheaper form of the model that `score` runs in its place; None is the model itself.
+        scoring: a cheaper form of the model that `predict` and `score` run in its place; None is the model itself.
     """
 
     def __init__(
@@ -276,15 +276,20 @@ class Trace:
         self._kept = {layer: tensor.detach() for layer, tensor in self._kept.items()}
         return {layer: grad for layer, grad in zip(self._kept, grads, strict=True) if grad is not None}
 
-    def score(self, x: Tensor, target: Tensor, score: ScoreFn | None = None) -> Tensor:
-        """Score (M,) of other images (M, C, H, W), without a graph; for methods and metrics of many passes.
-
-        `score` stands in for the score that is explained, where a metric measures another.
-        """
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits (M, K) of other images (M, C, H, W), without a graph; for methods and metrics of many passes."""
         self.forwards += 1
         model = self.model if self.scoring is None else self.scoring
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-            logits = promote(logits_of(model(_as_model_input(model, x)), model))
+            return promote(logits_of(model(_as_model_input(model, x)), model))
+
+    def score(self, x: Tensor, target: Tensor, score: ScoreFn | None = None) -> Tensor:
+        """Score (M,) of other images (M, C, H, W), without a graph.
+
+        `score` stands in for the score that is explained, where a metric measures another.
+        """
+        logits = self.predict(x)
+        with torch.inference_mode(False), torch.no_grad():
             return apply_score(self.score_fn if score is None else score, logits, target)
 
     def rerun(self, layers: Sequence[str] = (INPUT,), grad: bool = True) -> Trace:

@@ -546,6 +546,23 @@ def test_curves_are_those_of_deletion_and_insertion() -> None:
     torch.testing.assert_close(found["insertion_at_000"], found["deletion_at_100"])
 
 
+def test_one_curve_serves_every_score() -> None:
+    x = tiny.images(2)
+    trace = traced(x)
+    maps = random_maps(2, 4, 4)
+    values = {}
+    for name in ("prob", "logit", "sigmoid", "margin"):
+        before = trace.forwards
+        values[name] = metrics.create("deletion", steps=8, score=name).measure(explanation(maps, trace), trace, None)[
+            "deletion"
+        ]
+        assert trace.forwards - before == (2 if name == "prob" else 0)
+        other = traced(x)
+        alone = metrics.create("deletion", steps=8, score=name).measure(explanation(maps, other), other, None)
+        assert torch.equal(values[name], alone["deletion"])
+    assert len({tuple(v.tolist()) for v in values.values()}) == 4
+
+
 def test_points_between_steps_lie_on_straight_lines() -> None:
     curve = shared.Curve(
         scores=torch.tensor([[1.0, 0.5, 0.0]], dtype=torch.float64),

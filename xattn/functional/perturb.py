@@ -13,7 +13,7 @@ from xattn.functional.baselines import Replace
 from xattn.functional.resize import resize
 
 ImageScore = Callable[[Tensor, Tensor], Tensor]
-"""From images (B, C, H, W) and the index (B,) of the image each is made from to scores (B,)."""
+"""From images (B, C, H, W) and the index (B,) of the image each is made from to scores (B,), or (B, scores)."""
 
 Order = Literal["morf", "lerf", "insertion"]
 """Most relevant removed first; least relevant removed first; most relevant put back first."""
@@ -122,7 +122,7 @@ def packed_scores(score: ImageScore, x: Tensor, build: Build, owner: Tensor, chu
         chunk: images a batch at most.
 
     Returns:
-        (T,), on the device of `x`.
+        (T,), or (T, scores), on the device of `x`.
 
     Raises:
         ParameterError: if `chunk` is less than one.
@@ -181,13 +181,13 @@ def curve_scores(
         owner: int64 (M,): the image that each map explains.
         counts: int64 (M, S + 1), cells replaced (inserted) at each point. A point where nothing or all is replaced
             costs nothing, so that curves of unequal length are filled up with it.
-        ends: scores (N,) of the untouched and of the fully replaced images.
+        ends: scores (N,), or (N, scores), of the untouched and of the fully replaced images.
         cells: int64 (M,), cells of each map; None if the last count is all of them.
         order: which cells go first, and whether they are removed or put back.
         chunk: images a batch.
 
     Returns:
-        (M, S + 1).
+        (M, S + 1), or (M, S + 1, scores).
 
     Raises:
         ShapeError: if maps, owners and counts differ in number.
@@ -209,7 +209,8 @@ def curve_scores(
     gone = high - low
     rows = owner.to(x.device)
     clean, replaced = (end.to(x.device).index_select(0, rows)[:, None] for end in ends)
-    found = torch.where((gone == 0).to(x.device), clean, replaced).contiguous()
+    untouched = (gone == 0).to(x.device).view(*gone.shape, *([1] * (clean.ndim - 2)))
+    found = torch.where(untouched, clean, replaced).contiguous()
     where_map, where_step = ((gone > 0) & (gone < cells)).nonzero(as_tuple=True)
     if len(where_map):
         which, at = where_map.to(x.device), where_step.to(x.device)
@@ -227,7 +228,7 @@ def curve_scores(
 
 
 def replaced_scores(score: ImageScore, x: Tensor, replace: Replace, chunk: int) -> Tensor:
-    """Scores (N,) of the images with every pixel replaced."""
+    """Scores (N,), or (N, scores), of the images with every pixel replaced."""
     everything = torch.ones(1, 1, *x.shape[-2:], dtype=torch.bool, device=x.device)
     build = removal(replace, lambda index: everything.expand(len(index), -1, -1, -1))
     return packed_scores(score, x, build, torch.arange(len(x)), chunk)

@@ -27,7 +27,7 @@ from xattn.functional.perturb import (
     undefined,
 )
 from xattn.metric import Metric
-from xattn.score import apply_score, find_score
+from xattn.score import SCORES, apply_score, find_score
 from xattn.trace import Trace
 
 T = TypeVar("T")
@@ -112,6 +112,26 @@ def replacement(trace: Trace, baseline: Baseline) -> Replace:
     )  # fmt: skip
 
 
+def all_scores(trace: Trace) -> ImageScore:
+    """All of `SCORES` (B, scores) of perturbed images: a forward pass serves every metric, whatever it measures."""
+
+    def of(images: Tensor, own: Tensor) -> Tensor:
+        logits, target = trace.predict(images), trace.target.index_select(0, own)
+        return torch.stack([apply_score(score, logits, target) for score in SCORES.values()], dim=1)
+
+    return of
+
+
+def all_end_scores(trace: Trace, baseline: Baseline, chunk: int) -> tuple[Tensor, Tensor]:
+    """All of `SCORES` (N, scores) of the untouched and of the fully replaced images."""
+    clean = torch.stack([clean_scores(trace, name) for name in SCORES], dim=1)
+    replaced = once(
+        trace, ("all replaced", baseline),
+        lambda: replaced_scores(all_scores(trace), trace.x, replacement(trace, baseline), chunk),
+    )  # fmt: skip
+    return clean, replaced
+
+
 def end_scores(trace: Trace, baseline: Baseline, score: str, chunk: int) -> tuple[Tensor, Tensor]:
     """Scores (N,) of the untouched and of the fully replaced images; one pass of the latter serves all methods."""
     replaced = once(
@@ -183,7 +203,7 @@ def draw_curves(
 ) -> list[Curve]:
     """Perturbation curves of several methods on the same images, in batches that are full.
 
-    A curve is kept with the trace, so that every metric with the same protocol reads the same one.
+    A curve is kept with the trace, for all scores, so that every metric with the same protocol reads the same one.
 
     Args:
         explanations: maps of the images of the trace.
@@ -195,8 +215,8 @@ def draw_curves(
         score: name of the score.
         chunk: images a batch.
     """
-    protocol = (baseline, steps, pixels, order, score)
-    kept: dict[Hashable, tuple[Tensor, Curve]] = once(trace, "curves", dict)
+    protocol = (baseline, steps, pixels, order)
+    kept: dict[Hashable, tuple[Tensor, dict[str, Curve]]] = once(trace, "curves", dict)
 
     def key(explanation: Explanation) -> Hashable:
         return id(explanation.maps), *protocol  # the maps are kept beside the curve, so the id is not used again
@@ -207,11 +227,9 @@ def draw_curves(
     todo = list(missing.values())
     for start in range(0, len(todo), at_once):
         group = todo[start : start + at_once]
-        drawn = _draw(
-            group, trace, baseline=baseline, steps=steps, pixels=pixels, order=order, score=score, chunk=chunk
-        )
-        kept.update({key(e): (e.maps, curve) for e, curve in zip(group, drawn, strict=True)})
-    return [kept[key(e)][1] for e in explanations]
+        drawn = _draw(group, trace, baseline=baseline, steps=steps, pixels=pixels, order=order, chunk=chunk)
+        kept.update({key(e): (e.maps, curves) for e, curves in zip(group, drawn, strict=True)})
+    return [kept[key(e)][1][score] for e in explanations]
 
 
 def _draw(
@@ -222,9 +240,9 @@ def _draw(
     steps: int | None,
     pixels: bool,
     order: Order,
-    score: str,
     chunk: int,
-) -> list[Curve]:
+) -> list[dict[str, Curve]]:
+    """The curves of each explanation, one for each of `SCORES`."""
     n, size, device = len(trace.x), trace.input_size, trace.x.device
     pixel_ranks, counts, facts = [], [], []
     for explanation in group:
@@ -243,18 +261,23 @@ def _draw(
     # Maps of one image lie side by side, so that most batches are made from one image.
     by_image = torch.stack(pixel_ranks, dim=1).flatten(0, 1)
     scores = curve_scores(
-        scorer(trace, score),
+        all_scores(trace),
         trace.x,
         replacement(trace, baseline),
         by_image,
         torch.arange(n).repeat_interleave(len(group)),
         filled.repeat(n, 1),
-        end_scores(trace, baseline, score, chunk),
+        all_end_scores(trace, baseline, chunk),
         order=order,
         chunk=chunk,
     )
-    scores = scores.double().view(n, len(group), longest)
+    scores = scores.double().view(n, len(group), longest, len(SCORES))
     return [
-        Curve(scores[:, j, : len(count)], count.to(device).double() / int(count[-1]), saliency, ties, nothing)
+        {
+            name: Curve(
+                scores[:, j, : len(count), k], count.to(device).double() / int(count[-1]), saliency, ties, nothing
+            )
+            for k, name in enumerate(SCORES)
+        }
         for j, (count, saliency, ties, nothing) in enumerate(facts)
     ]
