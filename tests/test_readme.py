@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from xattn.cli import app
+from tests.commands import run_document, workshop  # noqa: F401 (a fixture)
 from xattn.cli.catalog import first_sentence
 from xattn.explainers import explainers
 from xattn.models import create_model
@@ -60,9 +56,10 @@ def embedded() -> str:
     for name, found in read(ROOT / "benchmarks" / "attention" / "embedded" / "embedded.json").items():
         values, network = found["validation"], create_model(name).architecture
         maps = "CAM" if values["maps"] == "cam" else values["maps"]
+        sparsity = "–" if values["sparsity"] is None else f"{values['sparsity']:.2f} ({maps})"
         lines.append(
             f"| `{name}` | {network['head']}, {network['resolution']} | {found['bytes'] / 1e6:.2f} MB "
-            f"| {values['top1']:.2%} | {values['top5']:.2%} | {values['sparsity']:.2f} ({maps}) |"
+            f"| {values['top1']:.2%} | {values['top5']:.2%} | {sparsity} |"
         )
     return rows("| network | head, resolution | size | top-1 | top-5 | sparsity 1/x of its maps |", *lines)
 
@@ -121,37 +118,10 @@ def test_every_picture_and_link_is_there() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(ROOT / "examples", tmp_path / "examples")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def commands() -> list[str]:
-    text = README.read_text(encoding="utf-8")
-    explain = re.search(r"&& \S*xattn (explain .* examples/)\n", text)
-    assert explain is not None
-    found = [line.removeprefix("$ xattn ") for line in re.findall(r"^\$ xattn .*$", text, re.MULTILINE)]
-    return [explain[1], *found]
-
-
-@pytest.mark.parametrize("command", commands())
-def test_commands_run(here: Path, command: str) -> None:
-    result = CliRunner().invoke(app, shlex.split(command))
-    assert result.exit_code == 0, result.output
-    if command.startswith("explain"):
-        assert list(here.glob("*out/*.png"))
-
-
-def test_code_runs(here: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert code is not None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        exec(compile(code[1], str(README), "exec"), {})
-    assert (here / "chelsea.png").exists()
-    assert (here / "chelsea.npz").exists()
+def test_everything_runs(workshop: Path) -> None:  # noqa: F811
+    run_document(README, workshop)
+    for written in ("xattn-out/panel.png", "out/panel.png", "chelsea.png", "chelsea.npz", "runs/high/best.safetensors"):
+        assert (workshop / written).exists(), written
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Put trained networks into the package in half precision, and judge them once on the validation images.
 
-    for name in cnn bcnn brnpa-low brnpa; do xattn train benchmarks/configs/train/tiny-imagenet-$name.toml; done
+    for name in cnn bcnn brnpa-low brnpa vit; do xattn train benchmarks/configs/train/tiny-imagenet-$name.toml; done
     python benchmarks/attention/embed.py --data tiny-imagenet:$XATTN_DATA/tiny-imagenet --runs runs/tiny-imagenet
 
 What is judged is the file that is shipped. The validation images play no part in training or in choosing an epoch.
@@ -24,7 +24,7 @@ from xattn.training.recipe import DataSection, Recipe
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "configs" / "train"
-NETWORKS = {"tiny-cnn": "cnn", "tiny-bcnn": "bcnn", "tiny-brnpa": "brnpa"}
+NETWORKS = {"tiny-cnn": "cnn", "tiny-bcnn": "bcnn", "tiny-brnpa": "brnpa", "tiny-vit": "vit"}
 LIMIT_BYTES = 20_000_000
 
 
@@ -75,10 +75,11 @@ def page(results: dict[str, Any]) -> str:
     ]
     for name, row in results.items():
         v = row["validation"]
+        sparsity = "none" if v["sparsity"] is None else f"{v['sparsity']:.2f} ({v['maps']})"
         lines.append(
             f"| `{name}` | `{Path(row['recipe']).name}` | {v['parameters']:,} | {row['bytes'] / 1e6:.2f} | "
             f"{100 * row['held_out_accuracy']:.2f} | {100 * v['top1']:.2f} | {100 * v['top5']:.2f} | "
-            f"{v['sparsity']:.2f} ({v['maps']}) |"
+            f"{sparsity} |"
         )
     lines += [
         "",
@@ -99,7 +100,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Embed all three, judge, write."""
+    """Embed them, judge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="tiny-imagenet:$XATTN_DATA/tiny-imagenet")
     parser.add_argument("--runs", type=Path, default=Path("runs/tiny-imagenet"))

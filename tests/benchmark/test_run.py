@@ -439,6 +439,22 @@ def test_a_metric_can_go_without_methods() -> None:
         plan(small(metrics=[{"name": "sparsity", "without": ["gradcm"]}]))
 
 
+def test_a_dear_method_can_have_fewer_images(tmp_path: Path) -> None:
+    config = small(methods=["gradcam", "saliency"], limits={"Grad-CAM": 5})
+    run(config, tmp_path)
+    found = {
+        m: {r.image for r in rows(tmp_path) if r.metric == "sparsity" and r.method == m}
+        for m in ("gradcam", "saliency")
+    }
+    assert len(found["gradcam"]) == 5
+    assert len(found["saliency"]) == 22
+    assert found["gradcam"] < found["saliency"]
+    assert run(config, tmp_path).blocks == 0
+    run(small(methods=["gradcam", "saliency"]), tmp_path)
+    whole = {r.image for r in rows(tmp_path) if r.metric == "sparsity" and r.method == "gradcam"}
+    assert whole == found["saliency"]
+
+
 def test_a_plan_counts_the_passes() -> None:
     (cell,) = plan(small())
     costs = estimate(cell, small())

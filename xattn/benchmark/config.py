@@ -126,6 +126,8 @@ class RunSection(_Section):
 class Config(_Section):
     """A whole run.
 
+    `limits` gives methods of many passes fewer images: their name or label, and how many of the first to score.
+
     >>> config = Config.build({"data": [{"source": "d"}], "models": [{"name": "m"}], "methods": ["gradcam"],
     ...                        "metrics": ["sparsity"]})
     >>> config.metrics[0].name
@@ -136,6 +138,7 @@ class Config(_Section):
     models: tuple[ModelEntry, ...] = Field(min_length=1)
     methods: tuple[str, ...] = Field(min_length=1)
     metrics: Metrics = Field(min_length=1)
+    limits: dict[str, int] = {}
     run: RunSection = RunSection()
 
     @classmethod

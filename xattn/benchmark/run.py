@@ -72,6 +72,7 @@ class Cell:
         metrics: by their label.
         counts: images that each metric (and `status`, `prediction`) is to be scored on.
         without: names and labels of the methods that a metric does not score.
+        limits: images that a method is scored on at most, by its label.
         digest: of the weights of the model.
         objects: the images have masks or boxes.
     """
@@ -85,6 +86,7 @@ class Cell:
     metrics: dict[str, Metric]
     counts: dict[str, int]
     without: dict[str, frozenset[str]]
+    limits: dict[str, int]
     digest: str
     objects: bool
 
@@ -102,6 +104,11 @@ class Cell:
             if self.without.get(metric, frozenset()).isdisjoint((label, method.name))
         ]
         return [("", PREDICTION), *scored]
+
+    def count(self, pair: Pair) -> int:
+        """Images that a method is to be scored on by a metric."""
+        method, metric = pair
+        return min(self.counts[metric], self.limits.get(method, self.counts[metric]))
 
     def load(self, device: torch.device | str) -> tuple[nn.Module, ModelSpec]:
         """The model on a device with the facts about it."""
@@ -141,6 +148,7 @@ def plan(config: Config) -> list[Cell]:
     names = [*config.methods, *(CONTROLS if config.run.controls else ())]
     methods = collect(faults, lambda: resolve(names)) or []
     opened = {data.name: collect(faults, lambda data=data: _open(data)) for data in config.data}
+    dearest = {name: limit for text, limit in config.limits.items() for name in _names([text], faults)}
     chosen = {data.name: _chosen_metrics(data, config, opened[data.name], faults) for data in config.data}
     cells = []
     for entry in config.models:
@@ -172,6 +180,11 @@ def plan(config: Config) -> list[Cell]:
                 left_out={label: reason for label, reason in reasons.items() if reason is not None},
                 metrics={label: metric for label, (metric, _) in limits.items()},
                 counts=counts,
+                limits={
+                    label: limit
+                    for label, method in ((label_of(m), m) for m in own)
+                    if (limit := dearest.get(label, dearest.get(method.name, 0)))
+                },
                 without={label: frozenset(_names(entry.without, faults)) for label, (_, entry) in limits.items()},
                 digest=digest,
                 objects=bool(data.mosaic) or bool(_known(opened[data.name])),
@@ -512,12 +525,12 @@ def _weight(cell: Cell, metric: str) -> int:
 def _todo(cell: Cell, block: int, size: int, done: dict[Pair, int]) -> dict[Pair, int]:
     """Pairs to score in a block, with the number of its images."""
     inside = _inside(cell, block, size)
-    return {pair: inside[pair[1]] for pair in missing(cell.pairs(), done, inside) if inside[pair[1]] > 0}
+    return {pair: inside[pair] for pair in missing(inside, done) if inside[pair] > 0}
 
 
-def _inside(cell: Cell, block: int, size: int) -> dict[str, int]:
-    """How many images of a block each metric is to be scored on."""
-    return {name: min(max(count - block * size, 0), size) for name, count in cell.counts.items()}
+def _inside(cell: Cell, block: int, size: int) -> dict[Pair, int]:
+    """How many images of a block each pair is to be scored on."""
+    return {pair: min(max(cell.count(pair) - block * size, 0), size) for pair in cell.pairs()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,6 @@ def _one_number(codes: Sequence[NDArray[np.int64]], sizes: Sequence[int]) -> NDA
     return whole
 
 
-def missing(wanted: Iterable[Pair], done: dict[Pair, int], count: dict[str, int]) -> list[Pair]:
-    """Pairs (method, metric) that are not stored for as many images as `count` asks of each metric."""
-    return [pair for pair in wanted if done.get(pair, -1) < count[pair[1]]]
+def missing(wanted: Mapping[Pair, int], done: Mapping[Pair, int]) -> list[Pair]:
+    """Pairs (method, metric) that are not stored for as many images as are wanted."""
+    return [pair for pair, count in wanted.items() if done.get(pair, -1) < count]

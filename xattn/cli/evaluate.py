@@ -92,9 +92,12 @@ def _show(result: Evaluation) -> None:
         ("images", f"{result.images:,}", ""),
         ("top-1", f"{result.top1:.2%}", ""),
         ("top-5", f"{result.top5:.2%}", ""),
-        ("density x", f"{result.density:.4f}", f"mean brightness {maps}"),
-        ("sparsity 1/x", f"{result.sparsity:.2f}", "mean over images; high is sparse"),
     ]
+    if result.density is not None and result.sparsity is not None:
+        rows += [
+            ("density x", f"{result.density:.4f}", f"mean brightness {maps}"),
+            ("sparsity 1/x", f"{result.sparsity:.2f}", "mean over images; high is sparse"),
+        ]
     rows += [(f"parts {name}", f"{value:.2%}", f"top-1, {result.rank_heads}") for name, value in result.ranks.items()]
     rows += [
         ("images per second", f"{result.images_per_second:.0f}", "forward pass"),

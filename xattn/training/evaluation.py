@@ -32,9 +32,10 @@ class Evaluation:
         images: number of images.
         top1: share of images whose class has the highest logit.
         top5: share of images whose class is among the five highest.
-        density: mean over images of x, the mean brightness of the maps in [0, 1].
-        sparsity: mean over images of 1 / x, the paper's measure: high is sparse.
-        maps: what the maps are: `"attention"`, or `"cam"` of the predicted class for a network without attention.
+        density: mean over images of x, the mean brightness of the maps in [0, 1]; None without maps.
+        sparsity: mean over images of 1 / x, the paper's measure: high is sparse; None without maps.
+        maps: what the maps are: `"attention"`, `"cam"` of the predicted class for a convolutional network without
+            attention, or `"none"` for a transformer, whose head gives no map.
         ranks: top-1 by subset of the parts, 1 the most active; empty for a network without parts.
         rank_heads: `"trained"` heads stored beside the network, or the network's own classifier with the other parts
             `"masked"`; empty without parts.
@@ -45,8 +46,8 @@ class Evaluation:
     images: int
     top1: float
     top5: float
-    density: float
-    sparsity: float
+    density: float | None
+    sparsity: float | None
     maps: str
     ranks: dict[str, float]
     rank_heads: str
@@ -150,19 +151,24 @@ def evaluate(
     """Measure a network on all images of a source; arguments as of `measure`."""
     columns, speed = measure(model, source, ranks=ranks, batch_size=batch_size, device=device, watch=watch)
     density = columns["density"]
+    maps = "attention" if hasattr(model.head, "attention") else "none" if _reads_tokens(model) else "cam"
     subsets = {name: float(v.mean()) for name, v in columns.items() if name in RANK_SUBSETS or name == WHOLE}
     return Evaluation(
         images=len(density),
         top1=float(columns["top1"].mean()),
         top5=float(columns["top5"].mean()),
-        density=float(density.nanmean()),
-        sparsity=float((1 / density).nanmean()),
-        maps="attention" if hasattr(model.head, "attention") else "cam",
+        density=None if maps == "none" else float(density.nanmean()),
+        sparsity=None if maps == "none" else float((1 / density).nanmean()),
+        maps=maps,
         ranks=subsets,
         rank_heads=("masked" if ranks is None else "trained") if subsets else "",
         images_per_second=speed,
         parameters=sum(p.numel() for p in model.parameters()),
     )
+
+
+def _reads_tokens(model: Classifier) -> bool:
+    return model.spec.tokens is not None
 
 
 def _wait(x: Tensor) -> None:
@@ -172,7 +178,9 @@ def _wait(x: Tensor) -> None:
 
 
 def _density(features: Tensor, attention: nn.Module | None, head: Head, predicted: Tensor) -> Tensor:
-    """Density (N,) of the attention, or of the class activation map of the predicted class; NaN for an empty map."""
+    """Density (N,) of the attention, or of the class activation map of the predicted class; NaN without a map."""
+    if features.ndim != 4:
+        return torch.full((len(features),), torch.nan, dtype=torch.float64, device=features.device)
     if attention is not None:
         density = attention_density(attention(features), features).double()
         return torch.where(density > 0, density, torch.full_like(density, torch.nan))
