@@ -41,6 +41,7 @@ class Explainer(ABC):
         class_specific: its map changes with the target.
         passes: what it costs beyond the shared forward pass, in words.
         paper: where it comes from.
+        serves: the models that it is defined for, in words.
         computed_by: `"xattn"`, or the library that an adapter calls.
         rank_colors: its parts are drawn in rank colours.
         tolerance: largest relative error of `conservation` that passes.
@@ -52,6 +53,7 @@ class Explainer(ABC):
     class_specific: ClassVar[bool] = True
     passes: ClassVar[str] = "none"
     paper: ClassVar[str] = ""
+    serves: ClassVar[str] = "all"
     computed_by: ClassVar[str] = "xattn"
     rank_colors: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-2

@@ -58,7 +58,11 @@ def _from_name(name: str, rest: str, split: str | None) -> Dataset:
     fields = {f.name for f in dataclasses.fields(factory)}
     if "root" not in fields:
         created = datasets.parse(f"{name}:{rest}" if rest else name)
-        return created if split is None else dataclasses.replace(cast(Any, created), split=split)
+        if "split" in fields:
+            return created if split is None else dataclasses.replace(cast(Any, created), split=split)
+        if split is None or split in TRAINING:
+            return created
+        raise _no_part(f"data set '{name}'", split)
     root, _, parameters = rest.partition(",")
     if "=" not in parameters:
         root, parameters = rest, ""  # a comma in the name of the folder

@@ -62,6 +62,7 @@ class BCNN(Explainer):
     name: ClassVar[str] = "bcnn"
     family: ClassVar[Family] = Family.ATTENTION
     class_specific: ClassVar[bool] = False
+    serves: ClassVar[str] = "B-CNN heads"
     paper: ClassVar[str] = "Hu et al. 2019, WS-DAN, arXiv:1901.09891"
     saliency: SaliencyOf = "mean"
 
@@ -158,6 +159,7 @@ class PartCAM(Explainer):
 
     name: ClassVar[str] = "part-cam"
     family: ClassVar[Family] = Family.ATTENTION
+    serves: ClassVar[str] = "B-CNN and BR-NPA heads"
     paper: ClassVar[str] = "after Zhou et al. 2016, arXiv:1512.04150, eq. 2"
 
     def check(self, spec: ModelSpec) -> None:

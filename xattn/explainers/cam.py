@@ -55,6 +55,7 @@ class CAM(LayerExplainer):
 
     name: ClassVar[str] = "cam"
     family: ClassVar[Family] = Family.CAM
+    serves: ClassVar[str] = "pooling and a linear layer at the end"
     paper: ClassVar[str] = "Zhou et al. 2016, arXiv:1512.04150, eq. 2"
 
     def check(self, spec: ModelSpec) -> None:

@@ -1,4 +1,4 @@
-"""Guided backpropagation, and its products with Grad-CAM and Grad-CAM++."""
+"""Guided backpropagation, its products with Grad-CAM and Grad-CAM++, and deconvolution."""
 
 from __future__ import annotations
 
@@ -31,12 +31,48 @@ _GATES = frozenset({"sigmoid", "hardsigmoid", "softmax", "log_softmax"})
 _PRODUCTS = frozenset({"mul", "multiply", "__mul__", "__rmul__", "__imul__"})
 
 
+class _DeconvolvedReLU(torch.autograd.Function):
+    """ReLU whose gradient is R_in = R_out [R_out > 0]: what the ReLU read does not matter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, upper: float | None) -> Tensor:
+        return x.clamp(min=0, max=upper)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].clamp(min=0), None
+
+
+def deconvolved_relu(x: Tensor, upper: float | None = None) -> Tensor:
+    """ReLU whose gradient is R_in = R_out [R_out > 0] (Zeiler and Fergus 2014, arXiv:1311.2901, sec. 2.1).
+
+    Args:
+        x: any shape.
+        upper: value at which the activation saturates, as in ReLU6; the gradient passes there too.
+
+    Returns:
+        The shape of `x`.
+
+    >>> x = torch.tensor([-1.0, 2.0, 3.0], requires_grad=True)
+    >>> torch.autograd.grad(deconvolved_relu(x), x, torch.tensor([1.0, 1.0, -1.0]))[0].tolist()
+    [1.0, 1.0, 0.0]
+    """
+    y: Tensor = _DeconvolvedReLU.apply(x, upper)
+    return y
+
+
+Rectified = Callable[[Tensor, float | None], Tensor]
+
+
 class Guided(TorchFunctionMode):
     """While it is entered, every ReLU has the guided gradient, whoever calls it and however.
 
     It sees the calls of torch functions and not modules, so that functional, reused and in-place ReLUs are guided as
     any other, and the model is not touched. ReLU6, `clamp(min=0)` and `threshold(0)` are guided where they are linear.
     Nonlinearities that the rule does not know are counted.
+
+    Args:
+        relu: the ReLU with the gradient wanted, of a tensor and an upper bound: `guided_relu` or `deconvolved_relu`.
 
     Attributes:
         guided: number of activations guided.
@@ -45,8 +81,9 @@ class Guided(TorchFunctionMode):
         active: set it to False to let calls pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, relu: Rectified = guided_relu) -> None:
         super().__init__()
+        self.relu = relu
         self.guided = 0
         self.others: Counter[str] = Counter()
         self.active = True
@@ -81,7 +118,7 @@ class Guided(TorchFunctionMode):
         if not x.requires_grad:  # not on the way from the input
             return x.clamp_(0, upper) if inplace else x.clamp(0, upper)
         self.guided += 1
-        y = guided_relu(x, upper)
+        y = self.relu(x, upper)
         return x.copy_(y) if inplace else y
 
     def _own_gate(self, a: object, b: object) -> bool:
@@ -160,20 +197,22 @@ def guided_share(model: nn.Module, x: Tensor) -> tuple[int, int]:
     return mode.guided, mode.guided + mode.others.total()
 
 
-_DONE: WeakKeyDictionary[Trace, Tensor] = WeakKeyDictionary()  # three methods share the pass of one trace
+# Three methods share the guided pass of one trace.
+_DONE: WeakKeyDictionary[Trace, dict[Rectified, Tensor]] = WeakKeyDictionary()
 
 
-def guided_gradient(trace: Trace, method: str = "guided-backprop") -> Tensor:
+def guided_gradient(trace: Trace, method: str = "guided-backprop", relu: Rectified = guided_relu) -> Tensor:
     """Gradient (N, C, H, W) of the score by the input with guided ReLUs; one forward and one backward of its own.
 
     Args:
         trace: the recorded pass; a second call for it repeats nothing.
         method: who asks, for messages.
+        relu: the ReLU with the gradient wanted.
 
     Raises:
         NotApplicableError: if not all nonlinearities of the model are ReLUs, with the counts.
     """
-    if (done := _DONE.get(trace)) is not None:
+    if (done := _DONE.get(trace, {}).get(relu)) is not None:
         return done
     who = type(trace.model).__name__
     for name, module in trace.model.named_modules():
@@ -182,7 +221,7 @@ def guided_gradient(trace: Trace, method: str = "guided-backprop") -> Tensor:
                 f"{method}: layer '{name}' of {who} is TorchScript, whose ReLUs cannot be seen; "
                 "pass the Python module it was made from, or use saliency."
             )
-    mode = Guided()
+    mode = Guided(relu)
 
     def score(logits: Tensor, target: Tensor) -> Tensor:
         mode.active = False  # a ReLU in the score is not one of the model
@@ -194,12 +233,12 @@ def guided_gradient(trace: Trace, method: str = "guided-backprop") -> Tensor:
     if mode.guided == 0 or mode.others:
         counts = ", ".join(f"{count} {name}" for name, count in mode.others.most_common())
         raise NotApplicableError(
-            f"{method}: guided backpropagation is defined where all activations are ReLUs; {who} has {mode.guided} "
+            f"{method}: its rule is defined where all activations are ReLUs; {who} has {mode.guided} "
             f"ReLUs{' and ' + counts if counts else ' that can be seen'}. Use saliency or input-x-gradient."
         )
     gradient = again.gradient(INPUT)
     trace.backwards += again.backwards
-    _DONE[trace] = gradient
+    _DONE.setdefault(trace, {})[relu] = gradient
     return gradient
 
 
@@ -218,11 +257,34 @@ class GuidedBackprop(Explainer):
     name: ClassVar[str] = "guided-backprop"
     family: ClassVar[Family] = Family.PROPAGATION
     passes: ClassVar[str] = "1 forward, 1 backward"
+    serves: ClassVar[str] = "ReLU networks"
     paper: ClassVar[str] = "Springenberg et al. 2014, arXiv:1412.6806, sec. 3.4"
     reduce: ChannelReduction = "max"
 
     def attribute(self, trace: Trace) -> Tensor:
         return reduce_channels(guided_gradient(trace, self.name), self.reduce)
+
+
+@explainers.register("deconvolution", "deconvnet")
+@dataclass(frozen=True)
+class Deconvolution(Explainer):
+    """Deconvolution: the signal on its way back passes a ReLU of its own (Zeiler and Fergus 2014, arXiv:1311.2901).
+
+    R_in = R_out [R_out > 0] at every ReLU, whatever it read; max pooling sends the signal back to where the maximum
+    was. A model with other activations is refused.
+
+    Args:
+        reduce: over the channels: `"max"` of the absolute values, `"sum"` with signs, `"mean_abs"` or `"norm"`.
+    """
+
+    name: ClassVar[str] = "deconvolution"
+    family: ClassVar[Family] = Family.PROPAGATION
+    passes: ClassVar[str] = "1 forward, 1 backward"
+    paper: ClassVar[str] = "Zeiler and Fergus 2014, arXiv:1311.2901, sec. 2.1"
+    reduce: ChannelReduction = "max"
+
+    def attribute(self, trace: Trace) -> Tensor:
+        return reduce_channels(guided_gradient(trace, self.name, deconvolved_relu), self.reduce)
 
 
 @dataclass(frozen=True)
@@ -231,6 +293,7 @@ class _GuidedCAM(LayerExplainer):
 
     family: ClassVar[Family] = Family.PROPAGATION
     grad: ClassVar[bool] = True
+    serves: ClassVar[str] = "ReLU networks"
     passes: ClassVar[str] = "shared backward, 1 forward, 1 backward"
     formula: ClassVar[Callable[[Tensor, Tensor], Tensor]]
     reduce: ChannelReduction = "max"

@@ -7,7 +7,7 @@ stays. An undefined ratio is masked where it arises, and NaN in the features sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Concatenate, Literal, ParamSpec, get_args
 
@@ -20,7 +20,7 @@ Reduction = Literal["norm", "squared_norm", "mean"]
 P = ParamSpec("P")
 
 
-def _full_precision(formula: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Concatenate[Tensor, P], Tensor]:
+def full_precision(formula: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Concatenate[Tensor, P], Tensor]:
     """Check the shape of the features and compute in at least float32, out of any autocast."""
 
     @wraps(formula)
@@ -46,12 +46,17 @@ def _gradient(who: str, features: Tensor, gradient: Tensor) -> Tensor:
     return _promote(gradient)
 
 
-def _weighted(features: Tensor, weights: Tensor) -> Tensor:
-    """Sum over the channels (N, 1, h, w), each times its weight (N, C), without a (N, C, h, w) temporary."""
+def weighted_channels(features: Tensor, weights: Tensor) -> Tensor:
+    """Sum over the channels (N, 1, h, w), each times its weight (N, C), without a (N, C, h, w) temporary.
+
+    Args:
+        features: (N, C, h, w), at least float32.
+        weights: (N, C), of the same dtype.
+    """
     return torch.bmm(weights[:, None], features.flatten(2)).unflatten(2, features.shape[2:])
 
 
-@_full_precision
+@full_precision
 def activation_map(features: Tensor, reduce: str = "norm") -> Tensor:
     """How active each cell is, whatever the class: ||f_i|| over the channels (BR-NPA, arXiv:2106.02566, sec. 3).
 
@@ -77,7 +82,7 @@ def activation_map(features: Tensor, reduce: str = "norm") -> Tensor:
     raise ParameterError(f"activation_map: reduce must be one of {', '.join(get_args(Reduction))} but is '{reduce}'.")
 
 
-@_full_precision
+@full_precision
 def cam(features: Tensor, weight: Tensor) -> Tensor:
     """CAM: channels weighted as the classifier does, sum_k w_k^c f_k (Zhou et al. 2016, arXiv:1512.04150, eq. 2).
 
@@ -98,10 +103,10 @@ def cam(features: Tensor, weight: Tensor) -> Tensor:
             f"cam: expected weights {tuple(features.shape[:2])}, one classifier row per image, but got "
             f"{tuple(weight.shape)}."
         )
-    return _weighted(features, weight.to(features.dtype))
+    return weighted_channels(features, weight.to(features.dtype))
 
 
-@_full_precision
+@full_precision
 def grad_cam(features: Tensor, gradient: Tensor, relu: bool = True) -> Tensor:
     """Grad-CAM: channels by their mean gradient, then ReLU (Selvaraju et al. 2017, arXiv:1610.02391, eqs. 1-2).
 
@@ -117,10 +122,10 @@ def grad_cam(features: Tensor, gradient: Tensor, relu: bool = True) -> Tensor:
         ShapeError: if the two disagree.
     """
     weights = _gradient("grad_cam", features, gradient).mean((2, 3))
-    return _rectified(_weighted(features, weights), relu)
+    return _rectified(weighted_channels(features, weights), relu)
 
 
-@_full_precision
+@full_precision
 def grad_cam_plus_plus(features: Tensor, gradient: Tensor) -> Tensor:
     """Grad-CAM++ with the weights of eq. 19 (Chattopadhyay et al. 2018, arXiv:1710.11063).
 
@@ -146,10 +151,39 @@ def grad_cam_plus_plus(features: Tensor, gradient: Tensor) -> Tensor:
     denominator = 2 + features.sum((2, 3), keepdim=True) * g
     undefined = denominator == 0
     alpha = 1 / denominator.masked_fill(undefined, torch.inf)
-    return _weighted(features, (alpha * g.relu()).sum((2, 3))).relu()
+    return weighted_channels(features, (alpha * g.relu()).sum((2, 3))).relu()
 
 
-@_full_precision
+@full_precision
+def smooth_grad_cam_plus_plus(features: Tensor, gradients: Sequence[Tensor]) -> Tensor:
+    """Smooth Grad-CAM++: Grad-CAM++ with derivatives averaged over noisy images (Omeiza et al. 2019, arXiv:1908.01224).
+
+    alpha_ij = mean g_ij^2 / (2 mean g_ij^2 + (sum_ab A_ab) mean g_ij^3), w_k = sum_ij alpha_ij ReLU(mean g_ij) and
+    map = ReLU(sum_k w_k A_k), with means over the noisy images and A of the untouched one. The paper prints mean g in
+    the numerator of alpha; it is mean g^2 here, with which one image without noise gives Grad-CAM++ (eq. 19 there).
+    Where alpha is undefined the cell adds nothing; there is no epsilon.
+
+    Args:
+        features: of the untouched images (N, C, h, w).
+        gradients: of the score by the features, one (N, C, h, w) for each noisy copy of the images.
+
+    Returns:
+        (N, 1, h, w), not negative.
+
+    Raises:
+        ShapeError: if they disagree.
+    """
+    g = torch.stack([_gradient("smooth_grad_cam_plus_plus", features, one) for one in gradients])
+    scale = g.abs().amax((0, 2, 3, 4)).nan_to_num()[:, None, None, None]  # of each image: squares do not underflow
+    unit = g / scale.masked_fill(scale == 0, 1)
+    square = unit.square().mean(0)
+    denominator = 2 * square + features.sum((2, 3), keepdim=True) * scale * unit.pow(3).mean(0)
+    undefined = denominator == 0
+    alpha = square / denominator.masked_fill(undefined, torch.inf)
+    return weighted_channels(features, (alpha * g.mean(0).relu()).sum((2, 3))).relu()
+
+
+@full_precision
 def hires_cam(features: Tensor, gradient: Tensor, relu: bool = False) -> Tensor:
     """HiResCAM: features times gradient cell by cell, summed over channels (Draelos, Carin 2020, arXiv:2011.08891).
 
@@ -167,7 +201,7 @@ def hires_cam(features: Tensor, gradient: Tensor, relu: bool = False) -> Tensor:
     return _rectified((features * _gradient("hires_cam", features, gradient)).sum(1, keepdim=True), relu)
 
 
-@_full_precision
+@full_precision
 def xgrad_cam(features: Tensor, gradient: Tensor, relu: bool = True) -> Tensor:
     """XGrad-CAM: gradients averaged with the activations as weights (Fu et al. 2020, arXiv:2008.02312).
 
@@ -187,10 +221,29 @@ def xgrad_cam(features: Tensor, gradient: Tensor, relu: bool = True) -> Tensor:
     gradient = _gradient("xgrad_cam", features, gradient)
     total = features.sum((2, 3))
     weights = (features * gradient).sum((2, 3)) / total.masked_fill(total == 0, torch.inf)
-    return _rectified(_weighted(features, weights), relu)
+    return _rectified(weighted_channels(features, weights), relu)
 
 
-@_full_precision
+@full_precision
+def grad_cam_elementwise(features: Tensor, gradient: Tensor) -> Tensor:
+    """Sum over the channels of ReLU(g_k,ij A_k,ij), as pytorch-grad-cam computes it (Pillai, Pirsiavash 2021).
+
+    Where no feature is negative, as behind a ReLU, this is LayerCAM.
+
+    Args:
+        features: (N, C, h, w).
+        gradient: of the score by the features.
+
+    Returns:
+        (N, 1, h, w), not negative.
+
+    Raises:
+        ShapeError: if the two disagree.
+    """
+    return (_gradient("grad_cam_elementwise", features, gradient) * features).relu().sum(1, keepdim=True)
+
+
+@full_precision
 def layer_cam(features: Tensor, gradient: Tensor) -> Tensor:
     """LayerCAM: ReLU(sum_k ReLU(g_k,ij) A_k,ij), a weight for each cell (Jiang et al. 2021, 10.1109/TIP.2021.3089943).
 
@@ -207,7 +260,7 @@ def layer_cam(features: Tensor, gradient: Tensor) -> Tensor:
     return (_gradient("layer_cam", features, gradient).relu() * features).sum(1, keepdim=True).relu()
 
 
-@_full_precision
+@full_precision
 def eigen_cam(features: Tensor, center: bool = False) -> Tensor:
     """Eigen-CAM: features projected on their first right singular vector (Muhammad, Yeasin 2020, arXiv:2008.00299).
 

@@ -1,0 +1,126 @@
+"""Maps of what the cells of a layer have in common: principal components, strong responses, non-negative factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from xattn.errors import ParameterError
+from xattn.explainer import Family, LayerExplainer
+from xattn.explainers import explainers
+from xattn.explainers.passes import at_least
+from xattn.functional import components
+from xattn.functional.components import Kernel
+from xattn.trace import Trace
+
+
+@explainers.register("eigengradcam")
+@dataclass(frozen=True)
+class EigenGradCAM(LayerExplainer):
+    """Eigen-Grad-CAM: Eigen-CAM of features times gradient, as in pytorch-grad-cam (after arXiv:2008.00299).
+
+    It has no paper of its own. A singular vector has no sign: what speaks for the class is made high.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        center: subtract the mean over the cells first, as pytorch-grad-cam does.
+    """
+
+    name: ClassVar[str] = "eigengradcam"
+    family: ClassVar[Family] = Family.CAM
+    grad: ClassVar[bool] = True
+    passes: ClassVar[str] = "shared backward"
+    paper: ClassVar[str] = "pytorch-grad-cam, after Muhammad, Yeasin 2020, arXiv:2008.00299"
+    center: bool = False
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return components.eigen_grad_cam(trace.activation(layer), trace.gradient(layer), self.center)
+
+
+@explainers.register("kpca-cam")
+@dataclass(frozen=True)
+class KPCACAM(LayerExplainer):
+    """KPCA-CAM: features on their first kernel principal component (Karmani et al. 2024, arXiv:2410.00267).
+
+    The same for every class. A component has no sign: active cells are made high. The features are centred before the
+    kernel, as in the released code.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        kernel: `"sigmoid"` or `"rbf"`.
+        gamma: scale of the kernel; None is 1 / number of channels.
+    """
+
+    name: ClassVar[str] = "kpca-cam"
+    family: ClassVar[Family] = Family.CAM
+    class_specific: ClassVar[bool] = False
+    paper: ClassVar[str] = "Karmani et al. 2024, arXiv:2410.00267"
+    kernel: Kernel = "sigmoid"
+    gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.gamma is not None and not self.gamma > 0:
+            raise ParameterError(f"kpca-cam: gamma must be positive but is {self.gamma}.")
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return components.kernel_cam(trace.activation(layer), self.kernel, self.gamma)
+
+
+@explainers.register("fem")
+@dataclass(frozen=True)
+class FEM(LayerExplainer):
+    """FEM: cells where channels respond far above their mean (Fuad et al. 2020, 10.1109/IPTA50016.2020.9286629).
+
+    The same for every class. Each channel gives its mean to its strong cells; pytorch-grad-cam weights the features by
+    the share of strong cells instead.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        k: how many standard deviations above its mean a response is strong.
+    """
+
+    name: ClassVar[str] = "fem"
+    family: ClassVar[Family] = Family.ACTIVATION
+    class_specific: ClassVar[bool] = False
+    paper: ClassVar[str] = "Fuad et al. 2020, 10.1109/IPTA50016.2020.9286629"
+    k: float = 2.0
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return components.strong_cells(trace.activation(layer), self.k)
+
+
+@explainers.register("dff", "deep-feature-factorization")
+@dataclass(frozen=True)
+class DFF(LayerExplainer):
+    """Deep feature factorization: non-negative factors of the features (Collins et al. 2018, arXiv:1806.10206).
+
+    The same for every class. Parts come in order of activity, and their mean is the map. Differs from the paper: each
+    image is factorized alone, so that its maps do not depend on the images beside it; the factors of one image are then
+    not those of another. The start and the updates are others too, for a better and repeatable minimum of the same
+    error. Negative features are cut to zero, as by the ReLU that the paper reads behind.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        parts: number of factors P.
+        iterations: updates of all factors.
+    """
+
+    name: ClassVar[str] = "dff"
+    family: ClassVar[Family] = Family.ACTIVATION
+    class_specific: ClassVar[bool] = False
+    paper: ClassVar[str] = "Collins et al. 2018, arXiv:1806.10206"
+    rank_colors: ClassVar[bool] = True
+    parts: int = 3
+    iterations: int = 30
+
+    def __post_init__(self) -> None:
+        at_least(self.name, parts=self.parts, iterations=self.iterations)
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return components.factor_maps(trace.activation(layer), self.parts, self.iterations)

@@ -1,0 +1,185 @@
+"""Class activation maps whose gradient is another than that of the score: compared, smoothed, corrected, cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from xattn.explainer import Family, LayerExplainer
+from xattn.explainers import explainers
+from xattn.explainers.intervention import fold, replaced_output
+from xattn.explainers.passes import at_least
+from xattn.functional import cam as formulas
+from xattn.score import apply_score
+from xattn.trace import Trace, promote, record
+
+
+@explainers.register("gradcam-elementwise")
+@dataclass(frozen=True)
+class GradCAMElementWise(LayerExplainer):
+    """Element-wise Grad-CAM: sum of ReLU(gradient x feature) (Pillai, Pirsiavash 2021, 10.1609/aaai.v35i3.16344).
+
+    As pytorch-grad-cam computes it. Where no feature is negative, as behind a ReLU, this is LayerCAM.
+    """
+
+    name: ClassVar[str] = "gradcam-elementwise"
+    family: ClassVar[Family] = Family.CAM
+    grad: ClassVar[bool] = True
+    passes: ClassVar[str] = "shared backward"
+    paper: ClassVar[str] = "Pillai, Pirsiavash 2021, 10.1609/aaai.v35i3.16344"
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return formulas.grad_cam_elementwise(trace.activation(layer), trace.gradient(layer))
+
+
+@explainers.register("finercam", "finer-cam")
+@dataclass(frozen=True)
+class FinerCAM(LayerExplainer):
+    """Finer-CAM: Grad-CAM of the score less that of the most similar classes (Zhang et al. 2025, arXiv:2501.11309).
+
+    The score is y_c - strength * mean_d y_d over the classes d whose logits are closest to that of the target, so that
+    what the classes share cancels. pytorch-grad-cam weights these classes by their probability, through which it
+    differentiates too.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        strength: how much the other classes count; 0 is Grad-CAM, 1 leaves the differences alone.
+        classes: number of classes to compare with, at most all others.
+    """
+
+    name: ClassVar[str] = "finercam"
+    family: ClassVar[Family] = Family.CAM
+    passes: ClassVar[str] = "1 forward, 1 backward to the layer"
+    paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2501.11309"
+    strength: float = 0.6
+    classes: int = 3
+
+    def __post_init__(self) -> None:
+        at_least(self.name, classes=self.classes)
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        others = self.similar(trace)
+
+        def difference(logits: Tensor, target: Tensor) -> Tensor:
+            score = trace.score_fn
+            compared = torch.stack([score(logits, other) for other in others.T]).mean(0)
+            return score(logits, target) - self.strength * compared
+
+        again = record(trace.model, trace.x, trace.target, spec=trace.spec, layers=(layer,), score=difference)
+        gradient = again.gradient(layer)
+        trace.forwards += again.forwards
+        trace.backwards += again.backwards
+        return formulas.grad_cam(trace.activation(layer), gradient)
+
+    def similar(self, trace: Trace) -> Tensor:
+        """The classes (N, T) whose logits are closest to that of the target; the other one of a binary model."""
+        logits, target = trace.logits, trace.target[:, None]
+        if logits.shape[1] == 1:
+            return 1 - target
+        distance = (logits - logits.gather(1, target)).abs().scatter(1, target, torch.inf)
+        return distance.topk(min(self.classes, logits.shape[1] - 1), dim=1, largest=False).indices
+
+
+@explainers.register("shapleycam")
+@dataclass(frozen=True)
+class ShapleyCAM(LayerExplainer):
+    """ShapleyCAM: Grad-CAM with a second-order correction of the gradient (Cai 2025, arXiv:2501.06261).
+
+    Channels are weighted by the mean of g - H A / 2, gradient and Hessian of the utility by the features A, and the map
+    ends in a ReLU. With a utility that is piecewise linear in the features, as a logit is behind the last convolution,
+    H is zero and the map is Grad-CAM.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        utility: `"rest"` is the paper's logit plus log-probability of the target (ReST), whatever the score; a model
+            with one output z is taken as one with the logits -z and z. `"score"` is the score.
+    """
+
+    name: ClassVar[str] = "shapleycam"
+    family: ClassVar[Family] = Family.CAM
+    passes: ClassVar[str] = "1 forward, 2 backward to the layer"
+    paper: ClassVar[str] = "Cai 2025, arXiv:2501.06261"
+    utility: Literal["rest", "score"] = "rest"
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        utility = residual_softmax if self.utility == "rest" else trace.score_fn
+        kept: dict[str, Tensor] = {}
+
+        def cut(features: Tensor) -> Tensor:
+            torch.set_grad_enabled(True)  # what comes before the layer needs no graph
+            kept["features"] = features.detach().requires_grad_()
+            return kept["features"].clone()
+
+        def keep(logits: Tensor, target: Tensor) -> Tensor:
+            kept["utility"] = apply_score(utility, logits, target)
+            return kept["utility"]
+
+        plain = sdpa_kernel(SDPBackend.MATH)  # the fused kernels of attention have no second derivative
+        with replaced_output(trace.model, layer, cut), plain:
+            again = record(trace.model, trace.x, trace.target, spec=trace.spec, score=keep)
+        features = kept["features"]
+        with torch.inference_mode(False), torch.enable_grad():
+            (gradient,) = torch.autograd.grad(kept["utility"].sum(), features, create_graph=True)
+            curvature = None
+            if gradient.requires_grad:  # else the utility is linear in the features
+                (curvature,) = torch.autograd.grad(gradient, features, features.detach(), allow_unused=True)
+        weights = promote(gradient.detach())
+        if curvature is not None:
+            weights = weights - promote(curvature) / 2
+        trace.forwards += again.forwards
+        trace.backwards += 2
+        return formulas.grad_cam(trace.activation(layer), fold(trace, weights))
+
+
+def residual_softmax(logits: Tensor, target: Tensor) -> Tensor:
+    """ReST: logit plus log-probability of the target (Cai 2025, arXiv:2501.06261), (N,)."""
+    both = torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
+    return (both + both.log_softmax(dim=1)).gather(1, target[:, None])[:, 0]
+
+
+@explainers.register("smoothgradcam++", "smooth-gradcam++")
+@dataclass(frozen=True)
+class SmoothGradCAMPlusPlus(LayerExplainer):
+    """Smooth Grad-CAM++: Grad-CAM++ with derivatives averaged over noisy images (Omeiza et al. 2019, arXiv:1908.01224).
+
+    Differs from the paper in the numerator of its alpha, mean g^2 here, with which one image without noise gives
+    Grad-CAM++. Powers are those of the gradient of the score.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output.
+        samples: number of noisy copies of each image, from its own seed.
+        noise: standard deviation of the Gaussian noise as a share of the image's range, max - min.
+    """
+
+    name: ClassVar[str] = "smoothgradcam++"
+    family: ClassVar[Family] = Family.CAM
+    passes: ClassVar[str] = "8 forward, 8 backward to the layer"
+    paper: ClassVar[str] = "Omeiza et al. 2019, arXiv:1908.01224"
+    samples: int = 8
+    noise: float = 0.15
+
+    def __post_init__(self) -> None:
+        at_least(self.name, samples=self.samples)
+        at_least(self.name, 0, noise=self.noise)
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        x = trace.x
+        deviation = self.noise * (x.amax((1, 2, 3), keepdim=True) - x.amin((1, 2, 3), keepdim=True))
+        generators = [trace.generator(i, self.name) for i in range(len(x))]
+        gradients = []
+        for _ in range(self.samples):
+            drawn = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators])
+            noisy = x + deviation * drawn.to(x)
+            again = record(trace.model, noisy, trace.target, spec=trace.spec, layers=(layer,), score=trace.score_fn)
+            gradients.append(again.gradient(layer))
+            trace.forwards += again.forwards
+            trace.backwards += again.backwards
+        return formulas.smooth_grad_cam_plus_plus(trace.activation(layer), gradients)
