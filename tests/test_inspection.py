@@ -60,7 +60,7 @@ def test_timm(name: str) -> None:
     ("name", "layer", "tokens"),
     [
         ("vit_tiny_patch16_224", "blocks.11.norm1", TokenGrid(patch=(16, 16), prefix=1)),
-        ("deit_tiny_distilled_patch16_224", "blocks.11.norm1", TokenGrid(patch=(16, 16), prefix=2)),
+        ("deit_tiny_distilled_patch16_224", "blocks.11.norm1", TokenGrid(patch=(16, 16), prefix=2, class_tokens=2)),
         ("swin_tiny_patch4_window7_224", "norm", TokenGrid(patch=(32, 32), channels_last=True)),
     ],
 )

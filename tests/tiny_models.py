@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn.models.heads import Classifier, create_head
+from xattn.models.vit import Pool, TokenClassifier, TokenHead, VisionTransformer
 from xattn.spec import ModelSpec
 
 SIZE = 32
@@ -160,6 +161,38 @@ def tiny_brnpa() -> Classifier:
     return seeded(lambda: Classifier(_backbone(), create_head("brnpa", 8, CLASSES, parts=3), spec))
 
 
+class TinyViT(TokenClassifier):
+    """Two blocks of two heads, patches of 4 px."""
+
+    def __init__(self, pool: Pool = "class") -> None:
+        backbone = VisionTransformer(16, depth=2, heads=2, ratio=2, stem=(6, 8), image_size=SIZE, pool=pool)
+        spec = ModelSpec(feature_layer="", name="tiny-vit", **_FACTS)
+        super().__init__(backbone, TokenHead(16, CLASSES, pool=pool), spec)
+        for parameter in (backbone.class_token, backbone.positions):
+            if parameter is not None:
+                nn.init.normal_(parameter, 0, 0.5)
+
+    @property
+    def conv3(self) -> nn.Module:
+        """What ends the convolutions, as in `TinyCNN`."""
+        return self.backbone.stem[-1]
+
+
+def tiny_vit() -> TinyViT:
+    """A class token."""
+    return seeded(TinyViT)
+
+
+def tiny_vit_mean() -> TinyViT:
+    """No class token."""
+    return seeded(lambda: TinyViT("mean"))
+
+
+ATTENTION_METHODS = ("agcam", "attention-x-gradient", "legrad", "raw-attention", "rollout", "transformer-attribution")
+
+
 def model_for(method: str) -> nn.Module:
     """A network for which the method is defined."""
+    if method in ATTENTION_METHODS:
+        return tiny_vit()
     return {"bcnn": tiny_bcnn, "part-cam": tiny_brnpa}.get(method, tiny_cnn)()

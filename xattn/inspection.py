@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import SpecError, XattnError
+from xattn.attention_taps import PROBABILITIES, AttentionTaps
+from xattn.errors import NotApplicableError, SpecError, XattnError
 from xattn.spec import ModelSpec, TokenGrid
-from xattn.trace import evaluating, logits_of, place_of, unwrap
+from xattn.trace import evaluating, logits_of, place_of, record, unwrap
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -38,6 +39,8 @@ class Probe:
     x: Tensor
     logits: Tensor
     calls: list[Call] = field(default_factory=list)
+    attention: list[tuple[str, torch.Size]] = field(default_factory=list)
+    """Where attention ran, by the innermost module, and the shape of its probabilities."""
 
     def spatial(self) -> list[Call]:
         """Calls whose output is a feature map of more than one cell."""
@@ -51,6 +54,7 @@ def probe(model: nn.Module, size: tuple[int, int]) -> Probe:
     channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     x = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     calls: list[Call] = []
+    attention: list[tuple[str, torch.Size]] = []
     clock = 0
     starts: dict[str, int] = {}
     handles = []
@@ -71,17 +75,28 @@ def probe(model: nn.Module, size: tuple[int, int]) -> Probe:
 
         return hook
 
+    def see(name: str, kind: str, tensor: Tensor) -> Tensor:
+        if kind == PROBABILITIES:
+            attention.append((name, tensor.shape))
+        return tensor
+
+    modules = {name: module for name, module in model.named_modules() if name}
     try:
-        for name, module in model.named_modules():
-            if name:
-                handles.append(module.register_forward_pre_hook(before(name)))
-                handles.append(module.register_forward_hook(after(name)))
-        with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        for name, module in modules.items():
+            handles.append(module.register_forward_pre_hook(before(name)))
+            handles.append(module.register_forward_hook(after(name)))
+        taps = AttentionTaps(modules if _mixes_tokens(modules.values()) else {}, see)
+        with evaluating(model), torch.inference_mode(False), torch.no_grad(), taps:
             logits = logits_of(model(x), model)
     finally:
         for handle in handles:
             handle.remove()
-    return Probe(x, logits, calls)
+    return Probe(x, logits, calls, attention)
+
+
+def _mixes_tokens(modules: Iterable[nn.Module]) -> bool:
+    """Whether there may be self-attention to look for: convolutional networks are spared the search."""
+    return any(isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention)) for module in modules)
 
 
 def _origin(model: nn.Module) -> str:
@@ -127,7 +142,8 @@ def _channels_last(call: Call, classifier: Call | None) -> bool:
 def _tokens(seen: Probe) -> tuple[str, TokenGrid] | None:
     """For a network whose last layers work on tokens (N, T, C): the layer to read, and how its tokens lie."""
     norms = [c for c in seen.calls if isinstance(c.module, nn.LayerNorm) and c.output.ndim == 3]
-    patches = next((c for c in seen.calls if isinstance(c.module, nn.Conv2d) and c.module.stride[0] > 1), None)
+    strided = [c for c in seen.calls if isinstance(c.module, nn.Conv2d) and c.module.stride[0] > 1]
+    patches = next((c for c in reversed(strided) if norms and c.started < norms[0].started), None)
     if not norms or patches is None:
         return None
     h, w = patches.output.shape[-2:]
@@ -139,6 +155,44 @@ def _tokens(seen: Probe) -> tuple[str, TokenGrid] | None:
     chosen = first[-1] if first else grid[max(len(grid) - 3, 0)]
     size = seen.x.shape[-2:]
     return chosen.name, TokenGrid(patch=(size[0] // h, size[1] // w), prefix=chosen.output.shape[1] - h * w)
+
+
+def _attention(seen: Probe, tokens: TokenGrid) -> tuple[str, ...]:
+    """Modules that mix all tokens by attention, in order; empty if some attention sees other tokens, as in windows."""
+    h, w = (side // patch for side, patch in zip(seen.x.shape[-2:], tokens.patch, strict=True))
+    count = h * w + tokens.prefix
+    square = [(name, shape) for name, shape in seen.attention if len(shape) == 4 and shape[2] == shape[3]]
+    if tokens.channels_last or any(shape[0] != 1 or shape[2] != count for _, shape in square):
+        return ()
+    mixers = {call.name for call in seen.calls if call.output.ndim == 3 and count in call.output.shape[:2]}
+    names = []
+    for name, _ in square:
+        while name and name not in mixers:  # a softmax of its own is inside of what turns tokens into tokens
+            name = name.rpartition(".")[0]
+        names.append(name)
+    return tuple(names) if len(set(names)) == len(names) and "" not in names else ()
+
+
+def _class_tokens(model: nn.Module, seen: Probe, tokens: TokenGrid) -> int:
+    """How many of the prefix tokens the classifier reads: those that its gradient reaches, unless it reaches the grid.
+
+    Found on the last layer that still gives all tokens; as many as is usual where that cannot be told.
+    """
+    usual = min(tokens.prefix, 1)
+    h, w = (side // patch for side, patch in zip(seen.x.shape[-2:], tokens.patch, strict=True))
+    last = [c.name for c in seen.calls if c.output.ndim == 3 and c.output.shape[1] == h * w + tokens.prefix]
+    if not tokens.prefix or not last:
+        return usual
+    spec = ModelSpec(feature_layer=last[-1])
+    try:
+        # All logits at once, so that no class has to be chosen.
+        found = record(model, seen.x, spec=spec, layers=(last[-1],), score=lambda logits, _: logits.square().sum(1))
+        reached = found.gradient(last[-1])[0].abs().sum(dim=-1) > 0
+    except NotApplicableError:
+        return usual
+    if bool(reached[tokens.prefix :].any()) or not bool(reached.any()):
+        return 0 if bool(reached.any()) else usual
+    return int(reached.nonzero().max()) + 1
 
 
 def _feature_layer(seen: Probe, classifier: Call | None) -> Call | None:
@@ -239,10 +293,14 @@ def infer_spec(
         rows, columns = call.output.shape[1:3]
         patch = (seen.x.shape[-2] // rows, seen.x.shape[-1] // columns)
         tokens = TokenGrid(patch=patch, channels_last=True)
+    attention = _attention(seen, tokens) if tokens is not None else ()
+    if tokens is not None and attention:
+        tokens = replace(tokens, class_tokens=_class_tokens(model, seen, tokens))
     mean, std, crop, interpolation = _normalization(model)
     return ModelSpec(
         feature_layer=layer,
         classifier=classifier.name if classifier is not None else None,
+        probability_layers=attention,
         tokens=tokens,
         input_size=(seen.x.shape[-2], seen.x.shape[-1]),
         mean=mean,

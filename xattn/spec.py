@@ -20,11 +20,22 @@ class TokenGrid:
         patch: pixels (height, width) that one token covers.
         prefix: tokens before the grid (class token, distillation token, registers).
         channels_last: the layer gives (N, h, w, C), as Swin does, instead of (N, T, C).
+        class_tokens: how many of the prefix the classifier reads, from the first on; with 0 it reads the grid. None is
+            one where there is a prefix.
     """
 
     patch: tuple[int, int]
     prefix: int = 0
     channels_last: bool = False
+    class_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.class_tokens is None:
+            object.__setattr__(self, "class_tokens", min(self.prefix, 1))
+        elif not 0 <= self.class_tokens <= self.prefix:
+            raise SpecError(
+                f"TokenGrid: {self.class_tokens} class tokens are not among {self.prefix} prefix tokens; correct one."
+            )
 
     def fold(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """Tokens (N, T, C) or (N, h, w, C) of an image of `size` pixels as a feature map (N, C, h, w)."""
@@ -38,6 +49,14 @@ class TokenGrid:
             )
         return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, (h, w))
 
+    def read(self, matrix: Tensor, size: tuple[int, int]) -> Tensor:
+        """What the tokens that the classifier reads take from each cell: (N, T, T), rows from columns, as (N, 1, h, w).
+
+        That is the row of the class token, or the mean of the rows where several tokens are read.
+        """
+        read = slice(0, self.class_tokens) if self.class_tokens else slice(self.prefix, None)
+        return self.fold(matrix[:, read].mean(dim=1)[:, :, None], size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -48,7 +67,8 @@ class ModelSpec:
         classifier: name of the linear layer (or 1x1 convolution) that gives the logits.
         attention_layer: name of the submodule that returns attention maps (N, P, h, w), if the model has one.
         attention: kind of these maps, `"bcnn"` or `"brnpa"`.
-        probability_layers: names of the layers that return attention probabilities (N, heads, T, T), in order.
+        probability_layers: names of the modules that mix tokens by attention probabilities (N, heads, T, T), in order;
+            a recorded pass has these as `NAME:probabilities`.
         tokens: how tokens lie on the image; None for convolutional networks.
         input_size: height and width that the model was made for, in pixels.
         mean: per channel, of images scaled to [0, 1]; None if unknown.

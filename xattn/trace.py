@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from xattn.attention_taps import AttentionTaps, attention_of, layer_of
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, unknown
 from xattn.score import ScoreFn, apply_score, find_score
 from xattn.spec import ModelSpec
@@ -118,43 +119,58 @@ def check_target(target: Tensor | Sequence[int] | int | None, logits: Tensor) ->
 
 
 class _Taps:
-    """Forward hooks that keep the outputs of named layers of one pass."""
+    """Keeps the outputs of named layers of one pass, and the scores and probabilities of named attention modules."""
 
     def __init__(self, model: nn.Module, layers: Sequence[str], grad: bool) -> None:
         self.model = model
         self.grad = grad
         self.kept: dict[str, Tensor] = {}
+        self._layers = frozenset(layers)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         modules = dict(model.named_modules())
+        plain: dict[str, nn.Module] = {}
+        inside: dict[str, nn.Module] = {}
         for layer in layers:
-            if layer not in modules:
-                raise unknown(f"layer of {type(model).__name__}", layer, [n for n in modules if n])
+            attention = attention_of(layer)
+            name = layer if attention is None else attention[0]
+            if name not in modules:
+                raise unknown(f"layer of {type(model).__name__}", name, [n for n in modules if n])
+            (plain if attention is None else inside)[name] = modules[name]
+        self.attention = AttentionTaps(inside, self._see) if inside else nullcontext()
         try:
-            for layer in layers:
-                self._handles.append(modules[layer].register_forward_hook(self._hook(layer)))
+            for layer, module in plain.items():
+                self._handles.append(module.register_forward_hook(self._hook(layer)))
         except BaseException:
             self.remove()
             raise
 
+    def _keep(self, layer: str, tensor: Tensor) -> Tensor:
+        """Keep a tensor; the model goes on with what is returned."""
+        if layer in self.kept:
+            raise NotApplicableError(
+                f"{type(self.model).__name__}: layer '{layer}' runs more than once in a pass, so its output is "
+                "ambiguous; choose another layer, or give each call its own module."
+            )
+        if self.grad:
+            # Nothing before the first tapped layer needs a graph; everything after it does.
+            torch.set_grad_enabled(True)
+            if not tensor.requires_grad:
+                tensor = tensor.detach().requires_grad_()
+        self.kept[layer] = tensor
+        return tensor.clone()  # a later in-place layer must not change what is kept
+
+    def _see(self, module: str, kind: str, tensor: Tensor) -> Tensor:
+        layer = layer_of(module, kind)
+        return self._keep(layer, tensor) if layer in self._layers else tensor
+
     def _hook(self, layer: str):  # type: ignore[no-untyped-def]
         def keep(module: nn.Module, inputs: object, output: object) -> object:
-            if layer in self.kept:
-                raise NotApplicableError(
-                    f"{type(self.model).__name__}: layer '{layer}' runs more than once in a pass, so its output is "
-                    "ambiguous; choose another layer, or give each call its own module."
-                )
             tensor = output[0] if isinstance(output, (tuple, list)) and output else output
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 raise NotApplicableError(
                     f"{type(self.model).__name__}: layer '{layer}' gives {type(tensor).__name__}, not a feature map."
                 )
-            if self.grad:
-                # Nothing before the first tapped layer needs a graph; everything after it does.
-                torch.set_grad_enabled(True)
-                if not tensor.requires_grad:
-                    tensor = tensor.detach().requires_grad_()
-            self.kept[layer] = tensor
-            passed_on = tensor.clone()  # a later in-place layer must not change what is kept
+            passed_on = self._keep(layer, tensor)
             if not isinstance(output, (tuple, list)):
                 return passed_on
             parts = (passed_on, *output[1:])
@@ -221,8 +237,8 @@ class Trace:
         except KeyError:
             raise unknown("recorded layer", layer, list(self._kept)) from None
 
-    def _grid(self, tensor: Tensor) -> Tensor:
-        tokens = self.spec.tokens
+    def _grid(self, layer: str, tensor: Tensor) -> Tensor:
+        tokens = None if layer == INPUT or attention_of(layer) else self.spec.tokens
         folds = tokens is not None and (tensor.ndim == 3 or (tokens.channels_last and tensor.ndim == 4))
         return tokens.fold(tensor, self.input_size) if tokens is not None and folds else tensor
 
@@ -237,10 +253,12 @@ class Trace:
     def activation(self, layer: str) -> Tensor:
         """Output (N, C, h, w) of a tapped layer, detached, at least float32; tokens are folded to their grid.
 
+        Scores and probabilities of attention are (N, heads, T, T).
+
         Raises:
             UnknownNameError: if the layer was not tapped.
         """
-        return self._grid(promote(self._tapped(layer).detach()))
+        return self._grid(layer, promote(self._tapped(layer).detach()))
 
     def gradient(self, layer: str) -> Tensor:
         """Gradient (N, C, h, w) of the score by the output of a tapped layer.
@@ -259,7 +277,7 @@ class Trace:
                 f"{type(self.model).__name__}: the score does not depend on layer '{layer}' through operations that "
                 "autograd can follow; choose another layer."
             )
-        return self._grid(promote(self._gradients[layer]))
+        return self._grid(layer, promote(self._gradients[layer]))
 
     def _backward(self) -> dict[str, Tensor]:
         if self._scores is None:
@@ -348,7 +366,8 @@ def record(
         x: images (N, C, H, W) in the model's normalized space.
         target: class of each image (N,), one class for all, or None for the predicted one.
         spec: facts about the model.
-        layers: names of the layers to tap; `""` is the input itself.
+        layers: names of the layers to tap; `""` is the input itself, `NAME:scores` and `NAME:probabilities` are those
+            of the attention (N, heads, T, T) inside a module, which then runs step by step instead of fused.
         grad: keep the graph so that `Trace.gradient` works.
         score: name of the scalar to explain, or a callable of logits (N, K) and target (N,) that gives (N,).
         seeds: one number per image, for methods that draw random numbers; None derives it from the image.
@@ -386,10 +405,16 @@ def record(
                 if INPUT in layers:
                     fed = fed.detach().clone().requires_grad_(grad)
                     taps.kept[INPUT] = fed
-                logits = promote(logits_of(model(fed.clone() if INPUT in layers else fed), model))
+                with taps.attention:
+                    logits = promote(logits_of(model(fed.clone() if INPUT in layers else fed), model))
             finally:
                 taps.remove()
             if missing := [layer for layer in inner if layer not in taps.kept]:
+                if attention := attention_of(missing[0]):
+                    raise NotApplicableError(
+                        f"{type(model).__name__}: no attention that can be read ran in '{attention[0]}' (a softmax or "
+                        "scaled_dot_product_attention without extra keys); correct ModelSpec.probability_layers."
+                    )
                 raise NotApplicableError(
                     f"{type(model).__name__}: layer '{missing[0]}' did not run in the forward pass, so there is "
                     "nothing to read; choose a layer that does."

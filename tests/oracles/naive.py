@@ -131,6 +131,8 @@ class Case:
 
     def __post_init__(self) -> None:
         m, v = self.model, self.values
+        if hasattr(getattr(m, "backbone", None), "blocks"):
+            return  # a transformer, which `naive_transformer` runs
         if hasattr(m, "backbone"):
             first, bn, _, second, _ = m.backbone
             self.values["features"] = relu(conv(relu(norm(conv(self.x, first), bn)), second))

@@ -229,6 +229,13 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     model.load_state_dict(dict(state))
 
 
+def facts_of(model: nn.Module, written: ModelSpec) -> ModelSpec:
+    """Facts from a file about a network, with the names that its layers have here."""
+    from xattn.models.heads import Classifier
+
+    return type(model)(model.backbone, model.head, written).spec if isinstance(model, Classifier) else written
+
+
 def load_model(path: str | os.PathLike[str]) -> nn.Module:
     """Build the network that a weights file describes and load it, in float32 and in eval mode.
 
@@ -258,6 +265,6 @@ def load_model(path: str | os.PathLike[str]) -> nn.Module:
         setattr(model.get_submodule("head.attention"), name, value)
     load_state(model, read_state(path), str(path))
     if header.spec is not None:
-        model.spec = header.spec  # type: ignore[assignment]
+        model.spec = facts_of(model, header.spec)  # type: ignore[assignment]
     model.architecture = dict(header.architecture)  # type: ignore[assignment]
     return model.eval()

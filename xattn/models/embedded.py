@@ -103,7 +103,7 @@ def _path(name: str) -> Path:
 
 
 def _load(name: str, changes: dict[str, Any], circular: bool) -> nn.Module:
-    from xattn.models.checkpoint import load_state, read_header, read_state
+    from xattn.models.checkpoint import facts_of, load_state, read_header, read_state
 
     path = _path(name)
     header = read_header(path)
@@ -115,7 +115,7 @@ def _load(name: str, changes: dict[str, Any], circular: bool) -> nn.Module:
     model = build(architecture, name)
     load_state(model, read_state(path), str(path))
     if header.spec is not None:
-        model.spec = dataclasses.replace(header.spec, name=name)
+        model.spec = dataclasses.replace(facts_of(model, header.spec), name=name)
     return model
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from xattn.errors import CheckpointError, ParameterError, UnknownNameError, XattnWarning, unknown
 from xattn.inspection import infer_spec
 from xattn.models import models, timm_models, torchvision_models
-from xattn.models.checkpoint import load_model, load_state, read_header, read_state
+from xattn.models.checkpoint import facts_of, load_model, load_state, read_header, read_state
 from xattn.models.heads import Classifier, HeadName, create_head
 from xattn.models.resolution import remove_strides, use_circular_padding
 from xattn.models.trunk import cut
@@ -164,7 +164,7 @@ def _from_file(
     fill(model, read_state(path), path, forgiving=True)
     spec = read_header(path).spec
     if isinstance(model, Classifier) and spec is not None and not classes:
-        model.spec = type(model)(model.backbone, model.head, spec).spec
+        model.spec = facts_of(model, spec)
     return model
 
 

@@ -27,7 +27,7 @@ def fast_copy(model: nn.Module, spec: ModelSpec) -> nn.Module:
         A module from images to logits (N, K) that needs no gradient.
     """
     lean = _folded(unwrap(model), spec)
-    lean = lean.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    lean = lean.to(memory_format=torch.channels_last)
     device, dtype = place_of(lean)
     if dtype == torch.float32 and _computes_bfloat16(device):
         lean = lean.bfloat16()

@@ -134,7 +134,7 @@ class VisionTransformer(nn.Module):
                 f"{x.shape[2]}x{x.shape[3]} pixels; resize or pad them."
             )
         cells = self.stem(x)
-        positions = self.positions
+        positions: Tensor = self.positions
         if positions.shape[2:] != cells.shape[2:]:
             positions = F.interpolate(positions, cells.shape[2:], mode="bicubic", align_corners=False)
         tokens = (cells + positions).flatten(2).transpose(1, 2)
@@ -185,6 +185,6 @@ class TokenClassifier(Classifier):
         self.spec = dataclasses.replace(
             self.spec,
             feature_layer=f"backbone.blocks.{depth - 1}.norm1",
-            probability_layers=tuple(f"backbone.blocks.{i}.attn.softmax" for i in range(depth)),
+            probability_layers=tuple(f"backbone.blocks.{i}.attn" for i in range(depth)),
             tokens=TokenGrid(patch=(backbone.patch, backbone.patch), prefix=int(backbone.class_token is not None)),
         )
