@@ -20,6 +20,7 @@ FLOORS = {
     "functional": 1,
     "spec": 1,
     "score": 1,
+    "attention_taps": 2,
     "trace": 2,
     "inspection": 2,
     "explanation": 2,
@@ -32,7 +33,8 @@ FLOORS = {
     "viz": 4,
     "training": 4,
     "benchmark": 4,
-    "cli": 5,
+    "pages": 5,
+    "cli": 6,
 }
 SAME_FLOOR = {0, 1, 2}  # the four packages of floor 3 and those of floor 4 do not import each other
 LIGHT = {"torch", "numpy", "PIL"}

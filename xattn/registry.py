@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
+import re
 import typing
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
@@ -19,6 +21,9 @@ from xattn.errors import ParameterError, unknown
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
+# A bracket that names a source: by its year or its number in arXiv. It may hold brackets itself.
+_SOURCE = re.compile(r"\s*\(((?:[^()]|\([^()]*\))*(?:\b(?:19|20)\d\d\b|arXiv:)(?:[^()]|\([^()]*\))*)\)")
+
 
 def canonical(name: str) -> str:
     """Spelling under which names are compared: lower case, `++` as `pp`, no separators.
@@ -27,6 +32,31 @@ def canonical(name: str) -> str:
     True
     """
     return "".join(c for c in name.lower().replace("++", "pp") if c.isalnum())
+
+
+def first_sentence(thing: Any) -> str:
+    """The first sentence of a docstring, without the paper in brackets at its end.
+
+    >>> def f():
+    ...     '''Grad-CAM: channels by mean gradient, then ReLU (Selvaraju et al. 2017, arXiv:1610.02391, eqs. 1-2).
+    ...
+    ...     More.
+    ...     '''
+    >>> first_sentence(f)
+    'Grad-CAM: channels by mean gradient, then ReLU'
+    """
+    paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    paragraph = _SOURCE.sub("", paragraph)
+    return re.split(r"(?<=[^.\s]{2})\.(?:\s|$)", paragraph)[0].rstrip(".")
+
+
+def paper_of(thing: Any) -> str:
+    """The reference that a class names in `paper`, else the bracket with a source in its first paragraph."""
+    if stated := getattr(thing, "paper", ""):
+        return str(stated)
+    paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    found = _SOURCE.search(paragraph)
+    return found[1] if found else ""
 
 
 class Registry(Generic[T]):

@@ -115,6 +115,11 @@ def test_models_beside_each_other(tmp_path: Path) -> None:
     assert [e.method for e in last.entries if e.model == "brnpa-net"] == ["brnpa"]  # the attention of the others
     assert len([e for e in last.entries if e.model == "cnn"]) == len(METHODS) + 3
     assert "brnpa (brnpa-net)" in last.labels
+    for panel in found[:2]:  # marked as among those of its own model, whose controls differ
+        for j, entry in enumerate(panel.entries):
+            if entry in last.entries:
+                marks = last.summaries["insertion", "insertion"].unproven
+                assert marks[last.entries.index(entry)] == panel.summaries["insertion", "insertion"].unproven[j]
 
 
 def test_protocols_tell_who_wins(panel: Panel) -> None:

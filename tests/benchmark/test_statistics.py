@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from xattn.benchmark.statistics import (
+    _alphas,
     against_best,
     critical_difference,
     friedman,
@@ -22,6 +23,7 @@ from xattn.benchmark.statistics import (
     pairwise,
     pooled_intervals,
     reliability,
+    wilcoxon,
 )
 from xattn.errors import DataError, ParameterError, ShapeError
 from xattn.functional.statistics import bootstrap_means, cliques, holm, krippendorff_alpha, ranks_of_methods
@@ -448,3 +450,30 @@ def test_wrong_input_is_refused() -> None:
             critical_difference(*arguments)
     with pytest.raises(ShapeError, match="expected a table"):
         friedman(x[0])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_reliability_of_all_resamples_at_once_is_that_of_each(ties: bool) -> None:
+    x = scores(25, 5, seed=3)
+    x = np.round(x) if ties else x
+    ranks = ranks_of_methods(x)
+    weights = np.random.default_rng(0).multinomial(25, np.full(25, 1 / 25), size=30).astype(float)
+    expected = [krippendorff_alpha(np.repeat(ranks, w.astype(int), axis=0)) for w in weights]
+    np.testing.assert_allclose(_alphas(ranks, weights), expected, rtol=1e-9)
+    got = reliability(x, resamples=300, interval=0.9)
+    assert got.alpha == pytest.approx(krippendorff_alpha(ranks))
+    assert got.low < got.alpha < got.high
+
+
+def test_wilcoxon_of_many_pairs_is_that_of_each() -> None:
+    d = np.random.default_rng(0).normal(0.2, 1, (30, 6))  # few enough images for the exact test
+    d[:4, 1] = 0  # which zeros rule out
+    d[3, 2] = np.nan
+    d[:, 3] = 0
+    d[:, 4] = np.nan
+    got = wilcoxon(d)
+    for t in (0, 1, 2, 5):
+        own = d[~np.isnan(d[:, t]), t]
+        assert got[t] == stats.wilcoxon(own, zero_method="pratt").pvalue
+    assert got[3] == 1
+    assert np.isnan(got[4])

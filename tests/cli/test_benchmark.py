@@ -51,7 +51,7 @@ def test_run_again_extend_and_report(run: Run, config: Path, tmp_path: Path) -> 
     report = run("report", "runs/x", "--out", "paper", "--resamples", "20", "--quiet")
     assert report.exit_code == 0, report.stderr
     assert (tmp_path / "paper" / "report.md").is_file()
-    assert report.stdout.startswith("paper/report.md")
+    assert report.stdout.startswith("paper/report.html")
 
 
 def test_shards_are_parts_of_one_run(run: Run, config: Path) -> None:

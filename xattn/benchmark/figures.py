@@ -40,6 +40,8 @@ COLOURS: dict[Family | None, tuple[str, str]] = {
     None: ("#000000", "*"),
 }
 _MOST = 6  # plots in one figure
+_LETTER = 0.07  # inches that a letter takes
+_INSIDE: Any = {"ha": "center", "va": "center", "fontsize": 6, "in_layout": False}  # texts of cells, which fit
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
@@ -48,10 +50,11 @@ def save(figure: Figure, folder: Path, name: str) -> None:
     dates: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(STYLE):
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # it is placed now; each format would do it again
+        figure.set_layout_engine(None)  # it is placed and measured now; each format would do it again
+        around = figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
         for kind in FORMATS:
             with whole_file(folder / f"{name}.{kind}") as temporary:
-                figure.savefig(temporary, metadata=dates.get(kind), bbox_inches="tight")
+                figure.savefig(temporary, metadata=dates.get(kind), bbox_inches=around)
 
 
 def draw_all(panel: Panel, scores: Scores) -> dict[str, tuple[str, Figure]]:
@@ -204,7 +207,7 @@ def ranks(panel: Panel) -> Figure | None:
     for (y, x), value in np.ndenumerate(values):
         if not math.isnan(value):
             dark = value > 1 + 0.55 * (len(order) - 1)
-            axis.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=6, color="white" if dark else "black")
+            axis.text(x, y, f"{value:.3g}", **_INSIDE, color="white" if dark else "black")
     axis.set_yticks(range(len(order)), [panel.labels[j] for j in order])
     _italic_controls(axis, panel, order)
     _names_above(axis, [s.column.arrow for s in shown])
@@ -349,13 +352,14 @@ def protocol_matrix(panel: Panel) -> Figure | None:
 def _square(values: Array, left: Sequence[str], above: Sequence[str]) -> Figure:
     n = len(values)
     cell = 0.34 if n <= 30 else 0.24
-    figure = Figure(figsize=(cell * n + 3.2, cell * n + 2.2), layout="constrained")
+    beside, over = (_LETTER * max(map(len, names)) for names in (left, above))
+    figure = Figure(figsize=(cell * n + beside + 1.4, cell * n + over + 0.6), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(values, cmap="RdBu", norm=Normalize(-1, 1))
     for (y, x), value in np.ndenumerate(values):
         if n <= 30 and not math.isnan(value):
             text = f"{value:.1f}".replace("0.", ".").replace("-.0", ".0")
-            axis.text(x, y, text, ha="center", va="center", fontsize=6, color="white" if abs(value) > 0.7 else "black")
+            axis.text(x, y, text, **_INSIDE, color="white" if abs(value) > 0.7 else "black")
     axis.set_yticks(range(n), left)
     _names_above(axis, above)
     figure.colorbar(image, ax=axis, label="Kendall's τ", fraction=0.03, pad=0.01)
@@ -468,20 +472,24 @@ def _legend_of_few(figure: Figure, panel: Panel, lines: dict[int, tuple[str, Any
     figure.legend(handles=handles, loc="outside lower center", ncols=4 if plots > 1 else 2, fontsize=8)
 
 
-def curves(panel: Panel) -> Figure | None:
-    """Mean curves of deletion and insertion with bands."""
+def curve_points(panel: Panel) -> dict[str, list[tuple[float, Summary]]]:
+    """Shares of the pixels and the scores there, for each curve of deletion and insertion that was measured."""
     found: dict[str, list[tuple[float, Summary]]] = {}
     for (metric, name), s in panel.summaries.items():
         kind, at, percent = name.partition("_at_")
         if metric.split(":")[0] == "curves" and at:
             found.setdefault(f"{kind} {metric.partition(':')[2]}".strip(), []).append((int(percent) / 100, s))
-    shown = list(found.items())[:_MOST]
+    return {title: sorted(points, key=lambda point: point[0]) for title, points in found.items()}
+
+
+def curves(panel: Panel) -> Figure | None:
+    """Mean curves of deletion and insertion with bands."""
+    shown = list(curve_points(panel).items())[:_MOST]
     if not shown:
         return None
     lines = _few(panel)
     figure, axes = _grid(len(shown), 3.8, 3.2, columns=2)
     for axis, (title, points) in zip(axes, shown, strict=True):
-        points.sort(key=lambda point: point[0])
         x = [share for share, _ in points]
         for j, (colour, line, marker) in lines.items():
             mean, low, high = (

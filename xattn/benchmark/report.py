@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from xattn.benchmark import figures, tables
+from xattn.benchmark import figures, tables, verdict
 from xattn.benchmark.tables import Panel, Scores, Table
 from xattn.files import whole_file
 
@@ -46,9 +46,16 @@ def write_report(
     """
     scores = Scores(run)
     home = Path(run) / "report" if out is None else Path(out)
+    return write_folder(scores, tables.panels(scores, resamples=resamples, seed=seed), home, progress=progress)
+
+
+def write_folder(
+    scores: Scores, panels: Sequence[Panel], home: Path, *, progress: Callable[[str], None] | None = None
+) -> Path:
+    """As `write_report`, from panels that are there already."""
     home.mkdir(parents=True, exist_ok=True)
     lines = ["# Benchmark report", "", *_about(scores), ""]
-    for panel in tables.panels(scores, resamples=resamples, seed=seed):
+    for panel in panels:
         if progress is not None:
             progress(panel.name)
         lines += _section(panel, scores, home)
@@ -74,7 +81,7 @@ def _about(scores: Scores) -> list[str]:
 def _section(panel: Panel, scores: Scores, home: Path) -> list[str]:
     name = slug(panel.name)
     folder = home / name
-    lines = [f"## {panel.name}", ""]
+    lines = [f"## {panel.name}", "", *_said(panel), ""]
     drawn = figures.draw_all(panel, scores)
     for key, (_, figure) in drawn.items():
         figures.save(figure, folder, key)
@@ -93,6 +100,12 @@ def _section(panel: Panel, scores: Scores, home: Path) -> list[str]:
             lines += [f"### {key.replace('_', ' ').capitalize()}", "", *_picture(name, key, caption)]
     lines += [f"Every column of every method with its tests: [{name}/scores.csv]({name}/scores.csv)", ""]
     return lines
+
+
+def _said(panel: Panel) -> list[str]:
+    """The answer in bold, then what else can be said."""
+    first, *others = verdict.summary(panel)
+    return [f"**{first}** {' '.join(others)}"]
 
 
 def _picture(folder: str, key: str, caption: str) -> list[str]:

@@ -49,6 +49,7 @@ __all__ = [
     "pairwise",
     "pooled_intervals",
     "reliability",
+    "wilcoxon",
 ]
 
 
@@ -185,18 +186,33 @@ def against_best(
     best = int(np.nanargmax(mean) if higher else np.nanargmin(mean))
     differences = x - x[:, best : best + 1]
     spread = intervals(differences, level=level, resamples=resamples, seed=seed)
-    p = np.array([np.nan if m == best else _wilcoxon(differences[:, m]) for m in range(x.shape[1])])
+    p = wilcoxon(differences)
+    p[best] = np.nan
     return AgainstBest(best, spread.mean, spread.low, spread.high, p, holm(p), spread.n)
 
 
-def _wilcoxon(differences: Array) -> float:
-    """Two-sided p value of Wilcoxon's signed-rank test; zeros are ranked, then left out (Pratt 1959)."""
-    d = differences[~np.isnan(differences)]
-    if len(d) == 0:
-        return math.nan
-    if not d.any():
-        return 1.0
-    return float(stats.wilcoxon(d, zero_method="pratt").pvalue)
+def wilcoxon(differences: ArrayLike) -> Array:
+    """Two-sided p values of Wilcoxon's signed-rank test; zeros are ranked, then left out (Wilcoxon 1945, Pratt 1959).
+
+    Args:
+        differences: (N, T), of T pairs of methods; NaN are left out.
+
+    Returns:
+        (T,): 1 where all differences are zero, NaN where there is none.
+    """
+    d = table(differences, "wilcoxon")
+    there = ~np.isnan(d)
+    zeros = (d == 0).any(0)
+    p = np.where(there.any(0), 1.0, np.nan)
+    some = np.nan_to_num(d).any(0)
+    whole = some & there.all(0)
+    # Whether p is exact depends on zeros, and scipy decides that once for all columns that it is given.
+    for columns in (whole & zeros, whole & ~zeros):
+        if columns.any():
+            p[columns] = stats.wilcoxon(d[:, columns], zero_method="pratt").pvalue
+    for t in np.flatnonzero(some & ~whole):
+        p[t] = stats.wilcoxon(d[there[:, t], t], zero_method="pratt").pvalue
+    return p
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,12 +259,10 @@ def pairwise(values: ArrayLike, *, test: Test = "wilcoxon", correct: bool = True
         mean = _means(x)
         difference, p = mean[:, None] - mean, _welch(x)
     else:
-        for i in range(m):
-            for j in range(i + 1, m):
-                d = x[:, i] - x[:, j]
-                p[i, j] = p[j, i] = _wilcoxon(d)
-                difference[i, j] = _means(d[:, None])[0]
-                difference[j, i] = -difference[i, j]
+        upper = np.triu_indices(m, 1)
+        d = x[:, upper[0]] - x[:, upper[1]]
+        p[upper], difference[upper] = wilcoxon(d), _means(d)
+        p.T[upper], difference.T[upper] = p[upper], -difference[upper]
     np.fill_diagonal(p, np.nan)
     adjusted = p.copy()
     if correct:
@@ -373,17 +387,14 @@ def kendall(scores: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
     [[1.0, -1.0], [-1.0, 1.0]]
     """
     x = table(scores, "kendall")
-    a = len(x)
-    there = ~np.isnan(x)
-    tau = np.full((a, a), np.nan)
-    for i in range(a):
-        for j in range(i, a):
-            both = there[i] & there[j]
-            u, v = x[i, both], x[j, both]
-            if len(u) > 1 and np.ptp(u) > 0 and np.ptp(v) > 0:
-                tau[i, j] = tau[j, i] = stats.kendalltau(u, v).statistic
-    counts = there.astype(np.int64)
-    return tau, counts @ counts.T
+    there = (~np.isnan(x)).astype(np.int64)
+    first, second = np.triu_indices(x.shape[1], 1)
+    both = (there[:, first] * there[:, second]).astype(np.float64)  # (A, pairs)
+    order = np.where(both > 0, np.sign(np.nan_to_num(x[:, first] - x[:, second])), 0.0)
+    untied = np.abs(order) @ both.T  # pairs that the row's protocol orders, of those that both have
+    with np.errstate(invalid="ignore"):
+        tau = (order @ order.T) / np.sqrt(untied * untied.T)
+    return tau, there @ there.T
 
 
 @dataclass(frozen=True, eq=False)
@@ -426,8 +437,44 @@ def reliability(
     alpha = krippendorff_alpha(x, level)
     if len(x) < 2 or math.isnan(alpha):
         return Reliability(alpha, math.nan, math.nan, len(x))
-    low, high = _resampled(x, lambda rows: krippendorff_alpha(rows, level), interval, resamples, seed)
-    return Reliability(alpha, low, high, len(x))
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, len(x), (resamples, len(x))) + np.arange(resamples)[:, None] * len(x)
+    weights = np.bincount(drawn.ravel(), minlength=resamples * len(x)).reshape(resamples, len(x))
+    found = (
+        _alphas(x, weights.astype(np.float64))
+        if level == "ordinal"
+        else np.array([krippendorff_alpha(np.repeat(x, own, axis=0), level) for own in weights])
+    )
+    found = found[~np.isnan(found)]
+    if len(found) == 0:
+        return Reliability(alpha, math.nan, math.nan, len(x))
+    low, high = np.quantile(found, [(1 - interval) / 2, (1 + interval) / 2])
+    return Reliability(alpha, float(low), float(high), len(x))
+
+
+def _alphas(ranks: Array, weights: Array) -> Array:
+    """Ordinal alpha (B,) of resampled images (Krippendorff 2011), all resamples at once.
+
+    Ranks are few different numbers, so counts of them in each method say all: alpha needs no image.
+
+    Args:
+        ranks: (N, M), without NaN.
+        weights: (B, N), how often each image was drawn.
+    """
+    n, m = ranks.shape
+    distinct, code = np.unique(ranks, return_inverse=True)
+    one = np.zeros((n, m, len(distinct)))
+    np.put_along_axis(one, code.reshape(n, m, 1), 1.0, axis=2)
+    counts = (weights @ one.reshape(n, -1)).reshape(len(weights), m, len(distinct))
+    per_rank = counts.sum(1)
+    place = np.cumsum(per_rank, 1) - per_rank / 2
+    y = (place - n * m / 2) / (n * m)
+    sums, squares = np.einsum("bmd,bd->bm", counts, y), np.einsum("bmd,bd->bm", counts, y * y)
+    observed = (2 * (n * squares - sums**2)).sum(1) / (n - 1)
+    expected = 2 * (n * m * squares.sum(1) - sums.sum(1) ** 2) / (n * m - 1)
+    with np.errstate(invalid="ignore"):
+        found: Array = np.where(expected > 0, 1 - observed / expected, np.nan)
+    return found
 
 
 def pooled_intervals(
@@ -467,15 +514,3 @@ def pooled_intervals(
         low, high = np.quantile(ends, [(1 - level) / 2, (1 + level) / 2]) if len(ends) else (math.nan, math.nan)
         found[name] = value, float(low), float(high)
     return found
-
-
-def _resampled(
-    x: Array, statistic: Callable[[Array], float], level: float, resamples: int, seed: int
-) -> tuple[float, float]:
-    rng = np.random.default_rng(seed)
-    found = np.array([statistic(x[rng.integers(0, len(x), len(x))]) for _ in range(resamples)])
-    found = found[~np.isnan(found)]
-    if len(found) == 0:
-        return math.nan, math.nan
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Column:
 
 
 class Scores:
-    """All scores of a run.
+    """All scores of a run; `names` are those of the images, by their number.
 
     Args:
         folder: where the run is.
@@ -137,13 +137,15 @@ class Scores:
             key = tuple(texts[name][indices[name][start]] for name in names)
             self._runs[key] = (indices["image"][start:end], values[start:end])
         self.rows = table.num_rows
-        self.images = len(texts["image"])
+        self.names = texts["image"]
+        self.images = len(self.names)
         self.datasets = list(dict.fromkeys(key[0] for key in self._runs))
 
     def models(self, dataset: str) -> list[str]:
         """Models that were scored on a data set, in the order of the configuration."""
         found = list(dict.fromkeys(key[1] for key in self._runs if key[0] == dataset))
-        order = [entry["label"] or entry["name"] for entry in self.manifest.get("config", {}).get("models", ())]
+        entries = (self.manifest.get("config") or {}).get("models", ())
+        order = [entry.get("label") or entry.get("name") for entry in entries]
         return sorted(found, key=lambda model: (order.index(model) if model in order else len(order), model))
 
     @cached_property
@@ -341,10 +343,12 @@ def panels(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> list[Pane
     """One panel for each model on each data set, and one across models where there are several.
 
     Across models: all methods of the first model beside the attention of the others, as in the BR-NPA paper (Gomez et
-    al. 2022, arXiv:2106.02566, tables 3 and 4).
+    al. 2022, arXiv:2106.02566, tables 3 and 4). There, too, each is held against the controls on its own model.
     """
     found = []
     refused = scores.refused()
+    drawn: dict[tuple[str, str, Entry], Array] = {}
+    own: dict[tuple[str, Entry, tuple[str, str]], bool] = {}  # whether an entry is marked among those of its model
     for dataset in scores.datasets:
         models = [m for m in scores.models(dataset) if scores.entries(dataset, m)]
         groups = {model: scores.entries(dataset, model) for model in models}
@@ -361,8 +365,15 @@ def panels(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> list[Pane
                     values, images = scores.values(dataset, entries, column.metric, column.name)
                     summaries[column.metric, column.name] = summarize(column, values, images, entries, resamples, seed)
             for metric in dict.fromkeys(column.metric for column in columns if column.counted):
-                for pooled in _pooled(scores, dataset, metric, entries, min(resamples, _POOLED), seed):
+                for pooled in _pooled(scores, dataset, metric, entries, min(resamples, _POOLED), seed, drawn):
                     summaries[metric, pooled.column.name] = pooled
+            known = any(entry.control for entry in entries)
+            for key, s in summaries.items():
+                if several:
+                    marks = [known and own.get((dataset, e, key), False) for e in entries]
+                    summaries[key] = replace(s, unproven=np.array(marks))
+                else:
+                    own |= {(dataset, e, key): bool(s.unproven[j]) or not known for j, e in enumerate(entries)}
             costs = {model: scores.costs(dataset, model) for model in {e.model for e in entries}}
             found.append(
                 Panel(
@@ -433,9 +444,18 @@ def _unproven(values: Array, mean: Array, control: Sequence[bool]) -> NDArray[np
 
 
 def _pooled(
-    scores: Scores, dataset: str, label: str, entries: Sequence[Entry], resamples: int, seed: int
+    scores: Scores,
+    dataset: str,
+    label: str,
+    entries: Sequence[Entry],
+    resamples: int,
+    seed: int,
+    known: dict[tuple[str, str, Entry], Array],
 ) -> list[Summary]:
-    """Values of a whole data set, such as MaxBoxAcc, with percentile intervals over resampled images."""
+    """Values of a whole data set, such as MaxBoxAcc, with percentile intervals over resampled images.
+
+    What was drawn for an entry is kept in `known`: the next panel may hold it too.
+    """
     metric = known_metrics.parse(label)
     found = [scores.values(dataset, entries, label, name) for name in metric.columns]
     images = found[0][1]
@@ -449,9 +469,11 @@ def _pooled(
         n = counts[j] = own.shape[1]
         if n == 0:
             continue
-        drawn = _resampled_pool(metric, own, resamples, seed)
+        key = dataset, label, entries[j]
+        if key not in known:
+            known[key] = np.quantile(_resampled_pool(metric, own, resamples, seed), [0.025, 0.975], axis=0)
         spreads[0, :, j] = _pool(metric, own)
-        spreads[1:, :, j] = np.quantile(drawn, [0.025, 0.975], axis=0)
+        spreads[1:, :, j] = known[key]
     summaries = []
     for k, (name, direction) in enumerate(metric.pooled.items()):
         mean, low, high = spreads[:, k]

@@ -12,6 +12,7 @@ import typer
 
 from xattn.cli.loading import to_json
 from xattn.errors import unknown
+from xattn.registry import first_sentence, paper_of
 
 EPILOG = "\n\n".join(
     (
@@ -23,9 +24,6 @@ EPILOG = "\n\n".join(
 )
 
 Row = dict[str, Any]
-
-# A bracket that names a source: by its year or its number in arXiv. It may hold brackets itself.
-_SOURCE = re.compile(r"\s*\(((?:[^()]|\([^()]*\))*(?:\b(?:19|20)\d\d\b|arXiv:)(?:[^()]|\([^()]*\))*)\)")
 
 
 def show(
@@ -72,31 +70,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def first_sentence(thing: Any) -> str:
-    """The first sentence of a docstring, without the paper in brackets at its end.
-
-    >>> def f():
-    ...     '''Grad-CAM: channels by mean gradient, then ReLU (Selvaraju et al. 2017, arXiv:1610.02391, eqs. 1-2).
-    ...
-    ...     More.
-    ...     '''
-    >>> first_sentence(f)
-    'Grad-CAM: channels by mean gradient, then ReLU'
-    """
-    paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
-    paragraph = _SOURCE.sub("", paragraph)
-    return re.split(r"(?<=[^.\s]{2})\.(?:\s|$)", paragraph)[0].rstrip(".")
-
-
-def paper_of(thing: Any) -> str:
-    """The reference that a class names in `paper`, else the bracket with a source in its first paragraph."""
-    if stated := getattr(thing, "paper", ""):
-        return str(stated)
-    paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
-    found = _SOURCE.search(paragraph)
-    return found[1] if found else ""
 
 
 def _parameters(factory: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`xattn report`: tables and figures from the scores of a benchmark."""
+"""`xattn report`: tables, figures and a page from the scores of a benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ EPILOG = "\n\n".join(
     (
         "[bold]Examples[/bold]",
         "xattn report runs/x",
-        "xattn report runs/x --out paper/figures",
+        "xattn report runs/x --out paper/figures --panels 0",
         "It may be run while the benchmark is: it reads what is there.",
     )
 )
@@ -22,15 +22,24 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to.", show_default="report in DIR")
     ] = None,
+    panels: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Show N each of the most disputed, best and worst images of each model, with the maps of all methods; "
+            "0 for none. Data and models are opened again for them.",
+        ),
+    ] = 3,
     resamples: Annotated[int, typer.Option(metavar="N", min=1, help="Of the bootstrap intervals.")] = 1000,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the bootstrap.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")] = False,
 ) -> None:
-    """Turn scores into leaderboards with intervals and tests, tables and figures."""
+    """Turn scores into a page that says which methods to trust, with tables and figures beside it."""
     from rich.console import Console
 
-    from xattn.benchmark.report import write_report
+    from xattn.pages.report import full_report
 
     with Console(stderr=True, quiet=quiet).status("reading") as status:
-        path = write_report(run, out, resamples=resamples, seed=seed, progress=status.update)
-    typer.echo(f"{path}: open it, or the figures and tables beside it")
+        path = full_report(run, out, resamples=resamples, seed=seed, count=panels, progress=status.update)
+    typer.echo(f"{path}: open it in a browser; tables and figures are beside it")

@@ -97,23 +97,43 @@ def overlay(
     """
     _check(alpha, signed)
     base = to_rgb(image, size)
-    maps = _maps(values, "map")
-    status = _status(maps, status)
+    maps, diverging, status = levels(values, signed=signed, status=status)
     ground = grey(base)
-    if _flat(maps):
+    if maps is None:
         return _marked(to_picture(np.repeat(ground, 3, axis=2)), status)
-    diverging = signed == "yes" or (signed == "auto" and bool((maps < 0).any()))
-    maps = _limited(maps, diverging)
     if diverging:
-        largest = float(maps[maps.isfinite()].abs().max())
-        at = np.clip(np.nan_to_num(_enlarged(maps.clamp(-largest, largest) / largest, base, upsample)), -1, 1)
+        at = np.clip(np.nan_to_num(_enlarged(maps, base, upsample)), -1, 1)
         # Colours start at a third of the table, and the image is pale: else faint points are lost in its texture.
         colors = colorize((np.sign(at) * (0.35 + 0.65 * np.abs(at)) + 1) / 2, DIVERGING)
         opacity = _opacity(np.sqrt(np.abs(at)), 0.0, 1 - (1 - alpha) ** 4)
         return _marked(to_picture(opacity * colors + (1 - opacity) * (0.5 * ground + 0.5)), status)
-    at = _enlarged(normalize(maps, nan=torch.nan), base, upsample)
+    at = _enlarged(maps, base, upsample)
     opacity = _opacity(np.clip(at, 0, 1), alpha * (0.4 + 0.6 * alpha), 1 - (1 - alpha) ** 2)
     return _marked(to_picture(opacity * colorize(at, colormap) + (1 - opacity) * ground), status)
+
+
+def levels(values: MapLike, *, signed: str = "auto", status: str = "ok") -> tuple[Tensor | None, bool, str]:
+    """A single map on the scale of its colours.
+
+    Args:
+        values: the map (h, w).
+        signed: as for `overlay`.
+        status: as for `overlay`.
+
+    Returns:
+        The map (1, 1, h, w) in [0, 1], or in [-1, 1] if it is shown around zero, NaN where it is NaN, and None where
+        there is no difference to show; whether it is shown around zero; its status.
+    """
+    maps = _maps(values, "map")
+    status = _status(maps, status)
+    if _flat(maps):
+        return None, False, status
+    diverging = signed == "yes" or (signed == "auto" and bool((maps < 0).any()))
+    maps = _limited(maps, diverging)
+    if not diverging:
+        return normalize(maps, nan=torch.nan), False, status
+    largest = float(maps[maps.isfinite()].abs().max())
+    return maps.clamp(-largest, largest) / largest, True, status
 
 
 def rank_overlay(

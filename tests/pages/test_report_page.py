@@ -1,0 +1,333 @@
+"""The page of a benchmark: what it says, what it must not load, and the images that it shows again."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.benchmark.runs import made_up, rows, small
+from tests.pages.browser import Tab
+from tests.pages.conftest import Open
+from xattn.benchmark import run as runs
+from xattn.benchmark.store import Row, Store
+from xattn.benchmark.tables import Panel, Scores, panels
+from xattn.benchmark.verdict import judge
+from xattn.data.dataset import collate
+from xattn.metrics import metrics
+from xattn.pages import panels as pictures
+from xattn.pages import report
+from xattn.pages.report import full_report
+from xattn.trace import record
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of scores that are made up, with names that would like to be markup; tables and figures left out."""
+    run = made_up(tmp_path_factory.mktemp("run"), models=("cnn", "</script><b>x"))
+    bad = Row("shapes", "cnn", HOSTILE, -1, "", "reading", "error", math.nan, f"{HOSTILE}: is damaged")
+    Store(run).write("shapes", "cnn", 1, [bad], {("", "reading"): 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write_folder", lambda *_, **__: None)
+        return full_report(run, resamples=20)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose data and model can be opened again."""
+    folder = tmp_path_factory.mktemp("ran")
+    config = small(
+        metrics=["sparsity", "deletion:steps=4", "insertion:steps=4"], methods=["gradcam", "saliency", "brnpa"]
+    )
+    runs.run(config, folder)
+    return folder
+
+
+def data_of(page: Path) -> list[dict[str, Any]]:
+    """The numbers inside a page."""
+    found = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', page.read_text(), re.S)
+    assert found
+    return list(json.loads(found.group(1)))
+
+
+def test_the_page_answers(made: Path) -> None:
+    text = made.read_text()
+    assert made.name == "report.html"
+    assert '<h2 class="answer">' in text
+    assert "beat every control on both insertion and deletion" in text
+    assert "Not shown to beat the controls" in text
+    assert "is the cheapest" not in text  # its chip says so
+    for view in data_of(made):
+        assert {m["label"].split()[0] for m in view["methods"]} >= {"brnpa", "random"}
+        assert [c["title"] for c in view["curves"]] == ["deletion ↓", "insertion ↑"]
+        assert view["pairs"]
+        assert view["ranks"]
+        assert view["sizes"]
+        assert view["agreement"]["tau"][0][0] == 1
+    assert len(data_of(made)) == 3
+
+
+def test_the_page_loads_nothing_and_trusts_no_name(made: Path) -> None:
+    text = made.read_text()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+    assert "<img src=x" not in text
+    assert "&lt;img src=x onerror=alert(1)&gt;" in text
+    assert "</script><b>x" not in text
+    assert "\\u003c/script\\u003e\\u003cb\\u003ex" in text
+
+
+def test_numbers_of_the_page_are_those_of_the_tables(made: Path) -> None:
+    panel = panels(Scores(made.parent.parent), resamples=20)[0]
+    view = data_of(made)[0]
+    assert [m["label"] for m in view["methods"]] == panel.labels
+    by_title = {c["title"]: c for c in view["columns"]}
+    for s in panel.directed:
+        np.testing.assert_allclose(by_title[s.column.arrow]["mean"], s.spread.mean, rtol=1e-3)
+    assert view["seconds"] == [cost["seconds"] for cost in panel.costs]
+    diagram = next(d for d in view["ranks"] if d["title"] == "insertion ↑")
+    found = panel.summaries["insertion", "insertion"].friedman
+    assert found is not None
+    np.testing.assert_allclose(diagram["ranks"], found.mean_ranks, rtol=1e-3)
+    judged = judge(panel)
+    order = judged.order + panel.controls
+    assert set(view["order"]) == set(order)
+    pairs = next(p for p in view["pairs"] if p["title"] == "insertion ↑")
+    turned = panel.summaries["insertion", "insertion"].spread.mean[view["order"]]
+    for i, row in enumerate(pairs["better"]):
+        for k, sign in enumerate(row):
+            assert sign == -pairs["better"][k][i]
+            assert sign == 0 or sign == np.sign(turned[i] - turned[k])
+
+
+def test_disputed_best_and_worst_images() -> None:
+    from tests.benchmark.test_verdict import panel
+
+    found: Panel = panel(images=30)
+    for s in found.summaries.values():
+        s.values[3, :4] = np.array([3.0, -3.0, 3.0, -3.0]) * s.column.sign  # methods disagree
+        s.values[7] = 2.0 * s.column.sign
+        s.values[9] = -2.0 * s.column.sign
+        s.values[11, 1:4] = math.nan  # one method alone says nothing about dispute
+    chosen = pictures.choose(judge(found), 1)
+    assert {kind: [number for number, _ in some] for kind, some in chosen.items()} == {
+        "disputed": [3],
+        "best": [7],
+        "worst": [9],
+    }
+    several = pictures.choose(judge(found), 9)
+    numbers = [number for some in several.values() for number, _ in some]
+    assert len(numbers) == len(set(numbers)) == 27
+    assert 11 not in numbers
+    assert pictures.choose(judge(found), 0) == {}
+
+
+def test_images_are_explained_as_in_the_run(ran: Path, tmp_path: Path) -> None:
+    scores = Scores(ran)
+    (panel,) = panels(scores, resamples=10)
+    judged = judge(panel)
+    shown, notes = pictures.draw(scores, judged, 2, tmp_path, "p")
+    assert notes == []
+    assert [p.kind for p in shown] == ["disputed"] * 2 + ["best"] * 2 + ["worst"] * 2
+    for p in shown:
+        with Image.open(p.path) as picture:
+            assert picture.size == p.picture.size
+            assert min(picture.size) > 100
+        assert p.path.parent == tmp_path
+    # The same maps have the same score.
+    cell, config = pictures._reopen(scores, "shapes", "cnn")
+    model, spec = cell.load("cpu")
+    (sample,) = pictures._find(cell, config, scores, [shown[0].image]).values()
+    maps = pictures._explain(cell, config, model, spec, sample, dict(enumerate(cell.methods.values())))
+    sparsity = metrics.create("sparsity")
+    layers = [layer for method in cell.methods.values() for layer in method.layers(spec)]
+    trace = record(model, collate([sample], spec).x, spec=spec, layers=layers)
+    for name, explanation in zip(cell.methods, maps.values(), strict=True):
+        assert not isinstance(explanation, str)
+        own = next(r for r in rows(ran) if (r.image, r.method, r.column) == (sample.id, name, "sparsity"))
+        assert sparsity.measure(explanation, trace, None)["sparsity"].item() == pytest.approx(own.value, rel=1e-5), name
+        assert int(explanation.target[0]) == own.target
+
+
+def changed(ran: Path, folder: Path, **values: Any) -> Scores:
+    """The same scores with another manifest."""
+    shutil.copytree(ran, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for key, value in values.items():
+        manifest[key] = value if value is None else manifest[key] | value
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Scores(folder)
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "no configuration": ({"config": None}, "does not say how it was made"),
+    "data are gone": ({"config": {"data": [{"source": "/nowhere", "label": "shapes"}]}}, "/nowhere"),
+    "model is gone": ({"config": {"models": [{"name": "nowhere.models:net", "label": "cnn"}]}}, "nowhere"),
+    "model of another name": ({"config": {"models": [{"name": "tests.cli.models:cnn"}]}}, "has no 'cnn' any more"),
+    "other weights": ({"identity": {"models": {"cnn": {"weights": "0"}}}}, "weights of cnn have changed"),
+    "other images": ({"config": {"data": [{"source": "synthetic:length=3", "label": "shapes"}]}}, "has no image"),
+}
+
+
+@pytest.mark.parametrize(("values", "reason"), CHANGES.values(), ids=CHANGES)
+def test_what_cannot_be_opened_is_told_in_one_line(
+    ran: Path, tmp_path: Path, values: dict[str, Any], reason: str
+) -> None:
+    scores = changed(ran, tmp_path / "run", **values)
+    (panel,) = panels(scores, resamples=10)
+    shown, (note,) = pictures.draw(scores, judge(panel), 1, tmp_path, "p")
+    assert shown == []
+    assert note.startswith("The images cannot be shown again: ")
+    assert reason in note
+    assert "\n" not in note
+
+
+def test_dear_methods_are_left_out(ran: Path, tmp_path: Path) -> None:
+    scores = Scores(ran)
+    (panel,) = panels(scores, resamples=10)
+    panel.costs[panel.labels.index("brnpa")] = {"seconds": 30.0}
+    shown, notes = pictures.draw(scores, judge(panel), 1, tmp_path, "p")
+    assert shown
+    assert notes == ["Not shown, for their cost: brnpa (30 s an image)."]
+
+
+def test_a_report_of_little(tmp_path: Path) -> None:
+    """One method, one image, no direction: nothing to compare, but a page."""
+    found = [
+        Row("d", "m", "a", 0, "gradcam", "status", "ok", 1.0, "ok"),
+        Row("d", "m", "a", 0, "gradcam", "gini", "gini", 0.5),
+        Row("d", "m", "a", 0, "gradcam", "insertion", "insertion", math.nan),
+    ]
+    Store(tmp_path).write("d", "m", 0, found, {("gradcam", "gini"): 1})
+    page = full_report(tmp_path, tmp_path / "out", resamples=5)
+    assert "There is no score yet by which methods could be judged." in page.read_text()
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
+def test_everything_at_once(ran: Path, tmp_path: Path) -> None:
+    page = full_report(ran, tmp_path / "out", resamples=10, count=1)
+    text = page.read_text()
+    links = re.findall(r'href="([^"#:]+)"', text)
+    assert links
+    for link in links:
+        assert (page.parent / link).is_file(), link
+    assert sum(link.startswith("panels/") for link in links) == 3
+    assert "data:image/webp;base64," in text
+    assert "tests.cli.models:cnn" in text  # the manifest
+    assert len(list((page.parent / "panels").glob("*.png"))) == 3
+
+
+# As a person would
+
+
+def test_tabs_keys_and_links(made: Path, open_page: Open) -> None:
+    with open_page(made) as tab:
+        page = tab.page
+        visible = "[...document.querySelectorAll('.view')].map(v => !v.hidden)"
+        assert tab.get(visible) == [True, False, False]
+        page.click("#tab-1")
+        assert tab.get(visible) == [False, True, False]
+        assert tab.get("location.hash") == "#shapes-script-b-x"
+        page.keyboard.press("ArrowRight")
+        assert tab.get(visible) == [False, False, True]
+        assert tab.get("document.activeElement.id") == "tab-2"
+        page.keyboard.press("Home")
+        page.keyboard.press("2")
+        assert tab.get(visible) == [False, True, False]
+        assert tab.get("document.querySelectorAll('[role=tab][aria-selected=true]').length") == 1
+        tab.until("document.querySelectorAll('.view:not([hidden]) .point').length > 4")
+        page.click("[data-goto=agreement]")
+        tab.until(
+            "document.querySelector('.view:not([hidden]) [data-part=agreement]').getBoundingClientRect().top < 400"
+        )
+        page.keyboard.press("t")
+        assert tab.get("document.documentElement.dataset.theme") == "light"
+
+
+def column(tab: Tab, i: int) -> list[str]:
+    """Texts of a column of the leaderboard, from top to bottom."""
+    script = "i => [...document.querySelectorAll('.view:not([hidden]) .board tbody tr')].map(r => r.cells[i].dataset.v)"
+    return list(tab.get(script, i))
+
+
+def test_the_leaderboard_sorts_by_every_column(made: Path, open_page: Open) -> None:
+    with open_page(made) as tab:
+        page = tab.page
+        at_first = (
+            "[...document.querySelectorAll('.view:not([hidden]) .board [aria-sort=ascending]')].map(h => h.innerText)"
+        )
+        assert tab.get(at_first) == ["rank"]
+        heads = page.query_selector_all(".view:not([hidden]) .board thead th:not(.extra)")
+        for head in heads:
+            i = head.evaluate("h => h.cellIndex")
+            head.query_selector("button").click()
+            way = head.get_attribute("aria-sort")
+            raw = column(tab, i)
+            values = [float(v) if re.fullmatch(r"-?[\d.e-]+", v) else v for v in raw if v]
+            assert values == sorted(values, reverse=way == "descending")
+            assert raw[: len(values)] == [v for v in raw if v]  # what has no value comes last
+            head.query_selector("button").click()
+            assert head.get_attribute("aria-sort") != way
+        assert tab.get("document.querySelectorAll('.view:not([hidden]) .board th[aria-sort$=ending]').length") == 1
+        page.click(".view:not([hidden]) [data-toggle=brief]")
+        assert page.is_visible(".view:not([hidden]) .board td.extra")
+        page.click(".view:not([hidden]) [data-toggle=bars]")
+        assert page.is_visible(".view:not([hidden]) .board .ends")
+        assert not page.is_visible(".view:not([hidden]) .board .iv")
+
+
+def test_plots_answer_to_pointer_and_choice(made: Path, open_page: Open) -> None:
+    with open_page(made) as tab:
+        page = tab.page
+        tab.until("document.querySelectorAll('.view:not([hidden]) .point').length === 8")
+        page.hover(".view:not([hidden]) .board tbody tr:first-child th")
+        name = page.inner_text(".view:not([hidden]) .board tbody tr:first-child th").split("≈")[0].strip()
+        assert tab.get("document.querySelector('.view:not([hidden]) .point.lit text').textContent") == name
+        page.focus(".view:not([hidden]) .point")
+        label = tab.get("document.activeElement.getAttribute('aria-label')")
+        assert "insertion ↑" in label
+        assert " ms for one image" in label or " s for one image" in label
+        before = page.inner_html(".view:not([hidden]) [data-chart=scatter]")
+        page.select_option(".view:not([hidden]) [data-axis=y]", label="deletion ↓")
+        after = page.inner_html(".view:not([hidden]) [data-chart=scatter]")
+        assert "deletion ↓, up is better" in after
+        assert before != after
+        lines = "document.querySelectorAll('.view:not([hidden]) [data-chart=curves] .series').length"
+        shown = tab.until(lines)
+        page.click(".view:not([hidden]) .legend button[aria-pressed=true]")
+        assert tab.get(lines) == shown - 2  # one in each plot
+        for part in ("pairs", "ranks", "agreement", "protocols", "sizes"):
+            assert tab.get(f"!!document.querySelector('.view:not([hidden]) [data-chart={part}] svg')"), part
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1440, 400])
+def test_it_fits_the_window(made: Path, open_page: Open, width: int, dark: bool) -> None:
+    with open_page(made, width=width, dark=dark) as tab:
+        for i in range(3):
+            tab.page.keyboard.press(str(i + 1))
+            tab.until("document.querySelectorAll('.view:not([hidden]) .point').length > 4")
+            assert tab.get("document.documentElement.scrollWidth") <= width
+        if width == 1440:  # the answer and the first methods without scrolling
+            row = "document.querySelector('.view:not([hidden]) .board tbody tr:nth-child(5)')"
+            assert tab.get(f"{row}.getBoundingClientRect().bottom") < 900
+
+
+def test_the_images_are_there(ran: Path, tmp_path: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "write_folder", lambda *_, **__: None)
+    with open_page(full_report(ran, tmp_path, resamples=5, count=1)) as tab:
+        page = tab.page
+        page.click("[data-goto=images]")
+        assert page.is_visible(".shots[data-kind=disputed] img")
+        page.click("button[data-kind=worst]")
+        assert page.is_visible(".shots[data-kind=worst] img")
+        assert not page.is_visible(".shots[data-kind=disputed] img")
+        tab.until("document.querySelector('.shots[data-kind=worst] img').naturalWidth > 200")

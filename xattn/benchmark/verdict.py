@@ -1,0 +1,308 @@
+"""What the scores of a panel say, in words: which methods to trust, which cannot be told apart, what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn.benchmark.statistics import holm, pairwise
+from xattn.benchmark.tables import ALPHA, Panel, Summary, protocols
+from xattn.benchmark.tables import agreement as tau_of
+
+_QUESTIONS = 2  # the headline pair, insertion and deletion
+_NAMED = 5  # methods of a long list that are named
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What can be said of a panel.
+
+    Args:
+        panel: of which.
+        questions: the columns that decide: insertion and deletion, or what was measured in their place.
+        order: methods with a value, controls left out, from best to worst mean rank over the questions.
+        mean_rank: (M,), over the questions, controls too; NaN where there is no value.
+        won: (M,), how many of the questions each entry answers better than the best control.
+        controls: for each question the control with the best mean; None without one.
+        apart: (M, M), pairs that differ in at least one question (paired Wilcoxon tests, Holm's correction over all
+            pairs and questions).
+    """
+
+    panel: Panel
+    questions: list[Summary]
+    order: list[int]
+    mean_rank: NDArray[np.float64]
+    won: NDArray[np.int64]
+    controls: list[int | None]
+    apart: NDArray[np.bool_]
+
+    @property
+    def trusted(self) -> list[int]:
+        """Methods that beat the best control in every question."""
+        return [j for j in self.order if self.won[j] == len(self.questions)]
+
+    @property
+    def partly(self) -> list[int]:
+        """Methods that beat it in some."""
+        return [j for j in self.order if 0 < self.won[j] < len(self.questions)]
+
+    @property
+    def unproven(self) -> list[int]:
+        """Methods that beat it in none."""
+        return [j for j in self.order if self.won[j] == 0] if self.tested else []
+
+    @property
+    def tested(self) -> bool:
+        """There are controls to beat."""
+        return bool(self.questions) and all(control is not None for control in self.controls)
+
+    @property
+    def mixed(self) -> bool:
+        """The methods explain several models, each held against the controls of its own."""
+        return len({entry.model for entry in self.panel.entries}) > 1
+
+    @property
+    def top(self) -> list[int]:
+        """The first of the trusted (of all, where none is), and the others of them that differ from it in nothing."""
+        field = self.trusted or self.order
+        return [j for j in field if not self.apart[field[0], j]]
+
+    def same(self, j: int) -> list[int]:
+        """Methods that cannot be told from one."""
+        return [k for k in self.order if k != j and not self.apart[j, k]]
+
+    @property
+    def images(self) -> int:
+        """How many images the answers rest on."""
+        return max((len(s.images) for s in self.questions), default=0)
+
+    def names(self, places: Sequence[int], most: int = _NAMED) -> str:
+        """Labels of entries in a sentence."""
+        return listing([self.panel.labels[j] for j in places], most)
+
+    @property
+    def asked(self) -> str:
+        """All questions in a sentence."""
+        return ("both " if len(self.questions) == 2 else "") + listing([name_of(s) for s in self.questions])
+
+    @property
+    def any_asked(self) -> str:
+        """Any of the questions in a sentence."""
+        return " or ".join(name_of(s) for s in self.questions)
+
+
+def judge(panel: Panel) -> Verdict:
+    """What can be said of a panel."""
+    questions = _questions(panel)
+    entries = len(panel.entries)
+    won = np.zeros(entries, np.int64)
+    controls: list[int | None] = []
+    raw = np.full((len(questions), entries, entries), np.nan)
+    for q, s in enumerate(questions):
+        turned = np.where([e.control for e in panel.entries], s.spread.mean * s.column.sign, np.nan)
+        controls.append(None if np.isnan(turned).all() else int(np.nanargmax(turned)))
+        known = ~np.isnan(s.spread.mean) & ~np.array([e.control for e in panel.entries])
+        won += (known & ~s.unproven & (controls[-1] is not None)).astype(np.int64)
+        raw[q] = pairwise(s.values, correct=False).p
+    upper = np.triu_indices(entries, 1)
+    apart = np.zeros((entries, entries), np.bool_)
+    if questions:
+        with np.errstate(invalid="ignore"):
+            apart[upper] = (holm(raw[:, upper[0], upper[1]]) < ALPHA).any(0)
+    apart |= apart.T
+    ranks = np.array([s.rank for s in questions]).reshape(len(questions), entries)
+    there = ~np.isnan(ranks)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(there, ranks, 0).sum(0) / there.sum(0)
+    order = [j for j, e in enumerate(panel.entries) if not e.control and there[:, j].any()]
+    order.sort(key=lambda j: (mean[j], panel.mean_rank[j], j))
+    return Verdict(panel, questions, order, mean, won, controls, apart)
+
+
+def _questions(panel: Panel) -> list[Summary]:
+    asked = [s for s in panel.headline(len(panel.summaries), directed=True) if len(s.values)]
+    faithful = [s for s in asked if s.column.family == "perturbation"]
+    pair = [s for s in faithful if s.column.name in ("insertion", "deletion")]
+    return (pair or faithful or asked)[:_QUESTIONS]
+
+
+def name_of(summary: Summary) -> str:
+    """A column in a sentence, without its parameters."""
+    return summary.column.title.partition(" (")[0].replace("_", " ")
+
+
+def listing(names: Sequence[str], most: int = _NAMED) -> str:
+    """Names in a sentence.
+
+    >>> listing(["a", "b", "c"]), listing(list("abcdefgh"), most=3)
+    ('a, b and c', 'a, b, c and 5 others')
+    """
+    shown = list(names) if len(names) <= most + 1 else [*names[:most], f"{len(names) - most} others"]
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def duration(seconds: float) -> str:
+    """A short time for people.
+
+    >>> duration(0.00384), duration(0.25), duration(12.34)
+    ('3.8 ms', '250 ms', '12 s')
+    """
+    value, unit = (seconds * 1e3, "ms") if seconds < 1 else (seconds, "s")
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
+
+
+def headline(verdict: Verdict) -> str:
+    """The answer in one line."""
+    if not verdict.order:
+        return "There is no score yet by which methods could be judged."
+    top, trusted = verdict.top, verdict.trusted
+    if not verdict.tested:
+        return f"{verdict.names(top, 3)} {_is(top, 'comes', 'come')} first; no control was scored to beat."
+    if trusted:
+        return f"{verdict.names(trusted, 3)} {_is(trusted, 'beats', 'beat')} every control on {verdict.asked}."
+    return f"No method is shown to beat the controls on {verdict.asked}."
+
+
+def trust(verdict: Verdict) -> list[str]:
+    """Which methods beat the controls."""
+    if not verdict.tested:
+        return []
+    found, count = verdict.trusted, len(verdict.order)
+    beat = "beats" if len(found) < 2 else "beat"
+    said = [f"{len(found) or 'None'} of {count} methods {beat} the best control on {verdict.asked}."]
+    for q, s in enumerate(verdict.questions):
+        some = [j for j in verdict.partly if not s.unproven[j]]
+        if some:
+            said.append(f"{verdict.names(some)} {_is(some, 'does', 'do')} so on {name_of(s)} alone.")
+        control = verdict.controls[q]
+        turned = s.spread.mean * s.column.sign
+        if control is not None and not verdict.mixed and int(np.nanargmax(turned)) == control:
+            said.append(f"On {name_of(s)} a control, {verdict.panel.labels[control]}, has the best mean of all.")
+    return said
+
+
+def unproven(verdict: Verdict) -> list[str]:
+    """Which methods do not beat the controls, and which controls these are."""
+    if not verdict.tested:
+        return ["No control was scored, so nothing shows that a method is better than a map that knows nothing."]
+    some, count, asked = verdict.unproven, len(verdict.order), verdict.any_asked
+    if some:
+        said = [f"{len(some)} of {count} methods {_is(some, 'does', 'do')} not beat the best control on {asked}."]
+    else:
+        said = [f"Every method beats the best control on {asked}."]
+    if verdict.mixed:
+        return [*said, "Each is held against the controls on its own model."]
+    best = [(name_of(s), c) for s, c in zip(verdict.questions, verdict.controls, strict=True) if c is not None]
+    said.append("The best control is " + listing([f"{verdict.panel.labels[c]} on {name}" for name, c in best]) + ".")
+    return said
+
+
+def ties(verdict: Verdict) -> list[str]:
+    """Which methods cannot be told apart."""
+    order = verdict.order
+    if len(order) < 2:
+        return []
+    first, *others = verdict.top
+    name = verdict.panel.labels[first]
+    if others:
+        said = [f"{name} comes first; {verdict.names(others)} cannot be told from it on {verdict.any_asked}."]
+    else:
+        rest = "every other that beats the controls" if len(verdict.trusted) > 1 else "every other method"
+        alone = not verdict.same(first) or len(verdict.trusted) > 1
+        said = [f"{name} comes first and can be told from {rest}." if alone else f"{name} comes first."]
+    weaker = [j for j in verdict.same(first) if j not in verdict.top]
+    if weaker:
+        said.append(f"{verdict.names(weaker)} cannot be told from it either, though not shown to beat the controls.")
+    pairs = len(order) * (len(order) - 1) // 2
+    apart = int(np.triu(verdict.apart[np.ix_(order, order)], 1).sum())
+    said.append(f"{apart} of {pairs} pairs of methods differ on {verdict.images:,} images.")
+    return said
+
+
+def costs(verdict: Verdict) -> list[str]:
+    """What methods cost."""
+    panel = verdict.panel
+    seconds = {j: panel.costs[j].get("seconds") or math.nan for j in verdict.order}
+    known = sorted((j for j, s in seconds.items() if not math.isnan(s)), key=seconds.__getitem__)
+    if not known:
+        return []
+    first, last = known[0], known[-1]
+    said = [f"{panel.labels[first]} is the cheapest with {duration(seconds[first])} an image."]
+    best = verdict.top[0]
+    if best in known and best != first:
+        said.append(f"{panel.labels[best]}, the first, takes {duration(seconds[best])}{_times(seconds, best, first)}.")
+    if last not in (first, best):
+        said.append(f"{panel.labels[last]} is the dearest: {duration(seconds[last])}{_times(seconds, last, first)}.")
+    return said
+
+
+def _times(seconds: dict[int, float], j: int, first: int) -> str:
+    ratio = seconds[j] / seconds[first]
+    return f", {ratio:,.0f} times as long" if ratio >= 10 else f", {ratio:.1f} times as long" if ratio >= 1.15 else ""
+
+
+def sensitivity(verdict: Verdict) -> list[str]:
+    """How far the winner depends on the protocol."""
+    panel, shown = verdict.panel, protocols(verdict.panel)
+    if len(shown) < 2:
+        return []
+    wins = Counter(int(np.nanargmin(s.rank)) for s in shown)
+    best = listing([f"{panel.labels[j]} ({count})" for j, count in wins.most_common()])
+    said = [f"Of {len(shown)} protocols these are won by: {best}."]
+    by_control = sum(count for j, count in wins.items() if panel.entries[j].control)
+    if by_control:
+        said.append(f"A control wins {by_control} of them, by which no method should be judged.")
+    return said
+
+
+def agreement(panel: Panel, shown: Sequence[Summary]) -> list[str]:
+    """Which columns order the methods alike, and on which the images agree."""
+    if len(shown) < 2:
+        return []
+    said = []
+    tau = np.where(np.triu(np.ones((len(shown), len(shown))), 1) > 0, tau_of(shown), np.nan)
+    if not np.isnan(tau).all():
+        ends = [divmod(int(f(tau)), len(shown)) for f in (np.nanargmax, np.nanargmin)]
+        most, least = (f"{name_of(shown[i])} and {name_of(shown[k])} (τ = {tau[i, k]:.2f})" for i, k in ends)
+        said.append(f"{most} order the methods most alike" + (f", {least} least." if most != least else "."))
+    known = [(s.reliability.alpha, s) for s in shown if s.reliability and not math.isnan(s.reliability.alpha)]
+    if len(known) > 1:
+        known.sort(key=lambda pair: pair[0])
+        (low, least_of), (high, most_of) = known[0], known[-1]
+        said.append(
+            f"Images agree most on the order by {name_of(most_of)} (alpha = {high:.2f}), "
+            f"least on that by {name_of(least_of)} (alpha = {low:.2f})."
+        )
+    return said
+
+
+def cautions(verdict: Verdict) -> list[str]:
+    """What to keep in mind: maps that are not fine, and few images."""
+    panel = verdict.panel
+    bad = sorted((j for j in verdict.order if panel.coverage[j] < 1), key=lambda j: panel.coverage[j])
+    said = ["Scores of different models tell as much of the models as of the methods."] if verdict.mixed else []
+    if bad:
+        shares = listing([f"{100 * (1 - panel.coverage[j]):.2g} % of {panel.labels[j]}" for j in bad], most=3)
+        said.append(f"Some maps are constant or undefined: {shares}.")
+    if verdict.tested and not verdict.trusted and verdict.images:
+        said.append(
+            f"{verdict.images:,} images may be too few: that no difference is shown does not show that there is none."
+        )
+    return said
+
+
+def summary(panel: Panel) -> list[str]:
+    """Everything that can be said of a panel, as sentences."""
+    verdict = judge(panel)
+    parts = (trust, unproven, ties, costs, sensitivity, cautions)
+    return [headline(verdict), *(text for part in parts for text in part(verdict) if verdict.order)]
+
+
+def _is(things: Sequence[int], one: str, many: str) -> str:
+    """The form of a verb."""
+    return one if len(things) == 1 else many

@@ -1,0 +1,125 @@
+"""What the pages share: templates, data that is safe inside a script, pictures as data, one look."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from xattn import __version__
+from xattn.errors import DataError
+from xattn.files import whole_file
+from xattn.viz import colormap
+
+# Inside <script> these could end it, open a comment, or (as line ends of old JavaScript) break a string.
+_UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+
+
+@functools.cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("xattn.pages"),
+        autoescape=True,  # of every template, whatever its ending
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["json"] = as_json
+    found.globals["asset"] = asset
+    return found
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of this package and the values that it names; all text in them is escaped.
+
+    Scripts run only with the nonce of the page, so that markup which slipped in could not run any.
+
+    Args:
+        template: file name inside `xattn/pages/templates`, such as `"compare.html.j2"`.
+        values: of the variables. A name that the template asks for and that is missing is an error.
+    """
+    # From the content, not from chance: the same run gives the same file.
+    nonce = hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:24]
+    return _environment().get_template(template).render(version=__version__, nonce=nonce, **values)
+
+
+def write(path: str | Path, template: str, **values: Any) -> Path:
+    """Render a page into a file, whole or not at all; its folder is made if there is none.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+    path = Path(path)
+    text = render(template, **values)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    return path
+
+
+def asset(name: str) -> Markup:
+    """A style sheet or a script of this package, to be put between its tags as it is."""
+    loader = _environment().loader
+    assert loader is not None  # noqa: S101 (a fact of the line that made it, for the type checker)
+    return Markup(loader.get_source(_environment(), name)[0])
+
+
+def as_json(value: Any) -> Markup:
+    r"""Plain values as JSON that can stand in a script: it cannot end it, and what is not finite is null.
+
+    >>> print(as_json(["</script>", float("nan")]))
+    ["\u003c/script\u003e",null]
+    """
+    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.translate(_UNSAFE))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes as an address that needs no network.
+
+    >>> data_uri(b"hi", "text/plain")
+    'data:text/plain;base64,aGk='
+    """
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def picture_uri(picture: Image.Image, *, quality: int = 80) -> str:
+    """A picture as WebP inside an address; as JPEG where this Pillow was built without WebP."""
+    from PIL import features
+
+    buffer = io.BytesIO()
+    if features.check("webp"):
+        picture.save(buffer, "WEBP", quality=quality, method=4)
+        return data_uri(buffer.getvalue(), "image/webp")
+    if "A" in picture.mode:  # JPEG has no transparency
+        picture.save(buffer, "PNG", optimize=True)
+        return data_uri(buffer.getvalue(), "image/png")
+    picture.save(buffer, "JPEG", quality=quality, optimize=True)
+    return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def color_table(name: str) -> str:
+    """The 256 colours of a colour map as base64 of their red, green and blue bytes."""
+    table = np.rint(colormap(name) * 255).astype(np.uint8)
+    return base64.b64encode(table.tobytes()).decode("ascii")
