@@ -1,0 +1,181 @@
+"""What methods share that run the model again on other images: batches that fit, baselines, and the proof of a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from xattn.errors import NotApplicableError, ParameterError
+from xattn.functional.baselines import Replace, baselines
+from xattn.functional.perturb import ImageScore
+from xattn.score import apply_score
+from xattn.trace import INPUT, Trace, place_of, promote, record
+
+T = TypeVar("T")
+
+_kept: WeakKeyDictionary[Trace, dict[Hashable, Any]] = WeakKeyDictionary()
+
+
+def once(trace: Trace, key: Hashable, make: Callable[[], T]) -> T:
+    """What `make` gives, made at the first request for `key` and kept as long as the trace lives."""
+    kept = _kept.setdefault(trace, {})
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
+
+
+def at_least(who: str, least: int = 1, **values: float) -> None:
+    """Check numbers that have a smallest value.
+
+    Raises:
+        ParameterError: naming the first that is less.
+    """
+    for name, value in values.items():
+        if not value >= least:
+            raise ParameterError(f"{who}: {name} must be at least {least} but is {value}.")
+
+
+class Halving:
+    """Calls a function of a batch with as much of it at a time as the memory turned out to hold.
+
+    Args:
+        run: from tensors of one length (B, ...) to a tensor (B, ...) that does not mix the rows.
+    """
+
+    def __init__(self, run: Callable[..., Tensor]) -> None:
+        self.run = run
+        self.most: int | None = None
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        """The whole batch, in parts where it did not fit."""
+        size = len(batch[0])
+        if self.most is None or size <= self.most:
+            try:
+                return self.run(*batch)
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            # Out of the handler, so that the tensors of the failed pass are free.
+            self.most = size - size // 2
+        parts = range(0, size, self.most)
+        return torch.cat([self(*(tensor[i : i + parts.step] for tensor in batch)) for i in parts])
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """Images in the layout for which the convolutions of a CPU are up to a third faster: channels last."""
+    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images
+
+
+def score_again(trace: Trace) -> ImageScore:
+    """Scores of changed images, without a graph, for the class explained in the image that each is made from."""
+    return Halving(lambda images, own: trace.score(laid_out(images), trace.target.index_select(0, own)))
+
+
+def gradient_again(trace: Trace) -> ImageScore:
+    """Gradients (B, C, H, W) of the score by the pixels of changed images; one forward and one backward a batch."""
+
+    def run(images: Tensor, own: Tensor) -> Tensor:
+        again = record(
+            trace.model, laid_out(images), trace.target.index_select(0, own), spec=trace.spec, layers=(INPUT,),
+            score=trace.score_fn,
+        )  # fmt: skip
+        found = again.gradient(INPUT)
+        trace.forwards += again.forwards
+        trace.backwards += again.backwards
+        return found
+
+    return Halving(run)
+
+
+def scores_of(trace: Trace, images: Tensor, chunk: int) -> Tensor:
+    """Scores (N,) of other images in the place of those of the trace, `chunk` at a time."""
+    score = score_again(trace)
+    return torch.cat(
+        [score(images[rows], rows) for rows in torch.arange(len(images), device=images.device).split(chunk)]
+    )
+
+
+def tiles(images: int, samples: int, chunk: int) -> Iterator[tuple[slice, slice]]:
+    """Cut images x samples into batches of at most `chunk`: all samples of some images, or some samples of one.
+
+    What is summed over the samples of an image is so summed in the same order whatever the batch.
+
+    >>> [(i.start, i.stop, s.start, s.stop) for i, s in tiles(3, 4, 8)]
+    [(0, 2, 0, 4), (2, 3, 0, 4)]
+    >>> [(i.start, i.stop, s.start, s.stop) for i, s in tiles(2, 5, 4)]
+    [(0, 1, 0, 3), (0, 1, 3, 5), (1, 2, 0, 3), (1, 2, 3, 5)]
+    """
+    together = max(1, chunk // samples)
+    part = -(-samples // -(-samples // chunk))
+    for i in range(0, images, together):
+        for s in range(0, samples, part):
+            yield slice(i, min(i + together, images)), slice(s, min(s + part, samples))
+
+
+def owners(images: slice, samples: slice, device: torch.device) -> Tensor:
+    """The image that each row of a tile belongs to: int64 (images * samples,)."""
+    return torch.arange(images.start, images.stop, device=device).repeat_interleave(samples.stop - samples.start)
+
+
+def replacement(trace: Trace, baseline: str) -> Replace:
+    """A baseline by its name and parameters (`"blur:sigma=0.1"`), bound to the images; made once for all methods.
+
+    Raises:
+        UnknownNameError: with the nearest name.
+    """
+    chosen = baselines.parse(baseline)
+    spec = trace.spec
+    return once(
+        trace, ("baseline", chosen),
+        lambda: chosen.prepare(trace.x, spec.mean, spec.std, lambda i: trace.generator(i, repr(chosen))),
+    )  # fmt: skip
+
+
+def as_image(replace: Replace, who: str, baseline: str) -> Tensor:
+    """The whole image (N or 1, C, H or 1, W or 1) that a baseline puts in the place of removed pixels.
+
+    Raises:
+        NotApplicableError: if it has none, as it fills holes from what is around them.
+    """
+    if replace.image is None:
+        raise NotApplicableError(
+            f"{who}: baseline '{baseline}' fills holes and is no image by itself; use black, mean, blur or noise."
+        )
+    return replace.image
+
+
+def baseline_image(trace: Trace, who: str, baseline: str) -> Tensor:
+    """The baseline of each image (N, C, H, W), defined on pixels and normalized as the images are.
+
+    Raises:
+        NotApplicableError: if the baseline is no image by itself.
+    """
+    return as_image(replacement(trace, baseline), who, baseline).expand_as(trace.x)
+
+
+def completeness_error(trace: Trace, total: Tensor, start: Tensor, magnitude: Tensor) -> Tensor:
+    """Relative error (N,) of a sum that should be the score of the image less that of its baseline.
+
+    Args:
+        trace: the recorded pass.
+        total: the sum (N,).
+        start: score of the baseline (N,).
+        magnitude: sum of the absolute values that were added up (N,); what the model may round of it is no error.
+
+    Returns:
+        The error as a share of the largest of the two scores and their difference.
+    """
+    end = apply_score(trace.score_fn, promote(trace.logits), trace.target)
+    kind, (_, dtype) = trace.x.device.type, place_of(trace.model)
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    if trace.x.is_cuda and dtype == torch.float32:
+        dtype = torch.float16  # TF32 has as many bits
+    rounding = torch.finfo(dtype).eps * (end.abs() + start.abs() + magnitude)
+    excess = ((total - (end - start)).abs() - rounding).clamp(min=0)
+    scale = torch.stack([end - start, end, start]).abs().amax(dim=0)
+    return excess / scale.masked_fill(scale == 0, 1)

@@ -1,0 +1,257 @@
+"""LRP, deep Taylor decomposition and excitation backpropagation: relevance handed back by the rules of zennit."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from xattn.errors import NotApplicableError, ParameterError
+from xattn.explainer import Explainer, Family
+from xattn.explainers import explainers
+from xattn.explainers.propagation_tape import Passage, Tape, hand_back, zennit
+from xattn.spec import ModelSpec
+from xattn.trace import INPUT, Trace
+
+Composite = Literal[
+    "auto", "epsilon-plus", "epsilon-plus-flat", "epsilon-gamma-box", "epsilon-alpha2-beta1",
+    "epsilon-alpha2-beta1-flat",
+]  # fmt: skip
+
+
+class _Propagation(Explainer):
+    """Relevance is handed from the score back to a layer, by a rule for each kind of call."""
+
+    family: ClassVar[Family] = Family.PROPAGATION
+    passes: ClassVar[str] = "1 forward, 1 backward in which each layer runs up to 5 times"
+    computed_by: ClassVar[str] = "zennit"
+    of_logits: ClassVar[bool] = True
+
+    @abstractmethod
+    def rules(self, tape: Tape, trace: Trace, rows: Tensor) -> Any:
+        """The composite of zennit that chooses the rule of each call, for these images."""
+
+    def stop(self, spec: ModelSpec) -> str:
+        """The layer whose relevance is the map."""
+        return INPUT
+
+    def check(self, spec: ModelSpec) -> None:
+        if spec.tokens is not None:
+            raise NotApplicableError(
+                f"{self.name}: its rules are for convolutional networks and the model works on tokens; "
+                "use transformer-attribution, which has rules for attention."
+            )
+        zennit(self.name, "composites")
+
+    def attribute(self, trace: Trace) -> Tensor:
+        # The one logit of a binary model is that of class 1; for class 0 the last weights have the other sign.
+        opposite = (trace.target == 0) & (trace.logits.shape[1] == 1)
+        passages: list[tuple[Tensor, Passage]] = []
+        for sign in (False, True):
+            rows = (opposite == sign).nonzero()[:, 0]
+            if len(rows):
+                passages.append((rows, self._passage(trace, rows, sign)))
+        order = torch.cat([rows for rows, _ in passages]).argsort()
+        columns = ("absorbed", "total", "size")
+        _BOOKS.setdefault(trace, {})[self] = tuple(
+            torch.cat([getattr(p, k) for _, p in passages])[order] for k in columns
+        )
+        return torch.cat([p.relevance.sum(1, keepdim=True) for _, p in passages])[order]
+
+    def _passage(self, trace: Trace, rows: Tensor, opposite: bool) -> Passage:
+        def assign(tape: Tape) -> None:
+            choose = self.rules(tape, trace, rows).module_map
+            context: dict[str, Any] = {}
+            for call in tape.calls:
+                call.rule = choose(context, "", call.module)
+
+        return hand_back(
+            trace, self.name, self.stop(trace.spec), assign, rows, of_logits=self.of_logits, opposite=opposite
+        )
+
+    def books(self, trace: Trace) -> tuple[Tensor, ...]:
+        """Relevance (N,) that biases absorbed or that went around the layer, that was handed out, and its size."""
+        if self not in _BOOKS.get(trace, {}):
+            self.attribute(trace)
+        return _BOOKS[trace][self]
+
+    def conservation(self, trace: Trace, maps: Tensor) -> Tensor | None:
+        """Error of sum R + absorbed = handed out, relative to the sum of |R|, here or at the top: the smaller.
+
+        What biases and the epsilon rule absorb is worked out at each layer from its outputs, by the formula of the
+        rule, so that relevance that goes missing or appears elsewhere is an error: a unit where the rule finds no
+        input to hand it to, for one. So is a map that holds so little of it that nothing can be said.
+        """
+        absorbed, total, size = self.books(trace)
+        values = maps.flatten(1).double()
+        error, scale = (values.sum(1) + absorbed - total).abs(), torch.minimum(values.abs().sum(1), size)
+        return error / scale.where(scale > 0, error.clamp(min=torch.finfo(error.dtype).tiny))
+
+
+def _excitation(who: str, first: list[tuple[Any, Any]]) -> Any:
+    """The z+ rule everywhere but in the first layer, without biases.
+
+    Of a sum of two maps or a mean, the parts with the sign of the whole share in proportion: with the others in the
+    shares would be negative and could be of any size.
+    """
+    core, types, rules = (zennit(who, part) for part in ("core", "types", "rules"))
+
+    def quotients(above: Tensor, outputs: list[Tensor]) -> list[Tensor]:
+        up, down, whole = outputs
+        return [
+            above * (whole > 0) / core.stabilize(up),
+            above * (whole < 0) / core.stabilize(down),
+            torch.zeros_like(above),
+        ]
+
+    parts = core.BasicHook(
+        input_modifiers=[lambda x: x.clamp(min=0), lambda x: x.clamp(max=0), lambda x: x],
+        param_modifiers=[core.ParamMod(lambda p, _: torch.zeros_like(p), param_keys=["bias"])] * 3,
+        gradient_mapper=quotients,
+        reducer=lambda inputs, gradients: inputs[0] * gradients[0] + inputs[1] * gradients[1],
+    )
+    layers = [((zennit(who, "layer").Sum, types.AvgPool), parts), (types.Linear, rules.ZPlus(zero_params=["bias"]))]
+    return zennit(who, "composites").SpecialFirstLayerMapComposite(layers, first)
+
+
+_BOOKS: WeakKeyDictionary[Trace, dict[Explainer, tuple[Tensor, ...]]] = WeakKeyDictionary()
+
+
+def _box(tape: Tape, trace: Trace, rows: Tensor) -> dict[str, Tensor] | None:
+    """Least and largest values (M, C, 1, 1) of the pixels that the first convolution reads; None if they are unknown.
+
+    These are black and white in normalized space, or what the image has where it goes beyond them.
+    """
+    spec, x = trace.spec, trace.x[rows]
+    first = next((call for call in tape.calls if call.weighted), None)
+    if spec.mean is None or spec.std is None or first is None or first.shape[1:2] != x.shape[1:2] or x.ndim != 4:
+        return None
+    mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    return {"low": torch.minimum(-mean / std, low), "high": torch.maximum((1 - mean) / std, high)}
+
+
+@explainers.register("lrp")
+@dataclass(frozen=True)
+class LRP(_Propagation):
+    """LRP: relevance handed back layer by layer (Bach et al. 2015; composites: Kohlbrenner 2020, arXiv:1910.09840).
+
+    The logits hand out R_k = g_k z_k, with g the gradient of the score: the explained logit itself, so that the map
+    sums to it, less what biases and the epsilon rule absorb, which in a trained network can be most of it. For other
+    scores the sum is sum_k g_k z_k, which is the score where that is linear in the logits. Batch norm is folded into
+    the convolution before it or is a layer of its own, sums of two maps are split in proportion, and attention maps
+    of B-CNN and BR-NPA heads and gates (squeeze-and-excitation) are constants. A model with a call that no rule fits
+    is refused. Relevance of the channels is added.
+
+    Args:
+        composite: rules by kind of layer, as zennit names them: epsilon in linear layers; z+, gamma or alpha-beta in
+            convolutions; the z-box or the flat rule in the first layer. `"auto"` is `"epsilon-plus-flat"` for networks
+            with residual sums or concatenations, and `"epsilon-gamma-box"` for chains of layers such as VGG (Montavon
+            et al. 2019) and where a layer reads what no activation has passed (linear bottlenecks of MobileNet): there
+            z+ finds nothing to hand relevance to.
+        epsilon: stabilizer of the epsilon rule.
+        gamma: how much the gamma rule favours positive weights.
+    """
+
+    name: ClassVar[str] = "lrp"
+    paper: ClassVar[str] = (
+        "Bach et al. 2015, doi:10.1371/journal.pone.0130140; Kohlbrenner et al. 2020, arXiv:1910.09840"
+    )
+    composite: Composite = "auto"
+    epsilon: float = 1e-6
+    gamma: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.composite not in get_args(Composite):
+            known = ", ".join(get_args(Composite))
+            raise ParameterError(f"lrp: composite must be one of {known} but is '{self.composite}'.")
+        if self.epsilon < 0 or self.gamma < 0:
+            raise ParameterError(
+                f"lrp: epsilon and gamma must not be negative but are {self.epsilon} and {self.gamma}."
+            )
+
+    def rules(self, tape: Tape, trace: Trace, rows: Tensor) -> Any:
+        composites = zennit(self.name, "composites")
+        box = _box(tape, trace, rows)
+        name = self.composite
+        if name == "auto":
+            boxed = box is not None and (tape.bare or not tape.joins)
+            name = "epsilon-gamma-box" if boxed else "epsilon-plus-flat"
+        if name != "epsilon-gamma-box":
+            return composites.COMPOSITES[name.replace("-", "_")](epsilon=self.epsilon)
+        if box is None:
+            raise NotApplicableError(
+                "lrp: epsilon-gamma-box needs the range of the pixels, but the model's mean and std are unknown or its "
+                "first convolution reads something else; use composite=epsilon-plus-flat."
+            )
+        return composites.EpsilonGammaBox(**box, epsilon=self.epsilon, gamma=self.gamma)
+
+
+@explainers.register("deep-taylor", "dtd")
+@dataclass(frozen=True)
+class DeepTaylor(_Propagation):
+    """Deep Taylor decomposition: z+ rule, z-box at the pixels (Montavon et al. 2017, arXiv:1512.02479, eqs. 13, 18).
+
+    R_j = sum_k a_j w+_jk / (sum_j a_j w+_jk) R_k, without biases, so that the map sums to the logit up to the
+    stabilizer. Where mean and std of the model are unknown, the w-square rule stands in for the z-box. Inputs below
+    zero, which the paper does not have, pair with negative weights. Of a sum of two maps or a mean, the parts that
+    have the sign of the whole share in proportion. Batch norm, gates, attention maps and what the logits hand out are
+    as in LRP.
+    """
+
+    name: ClassVar[str] = "deep-taylor"
+    paper: ClassVar[str] = "Montavon et al. 2017, arXiv:1512.02479"
+
+    def rules(self, tape: Tape, trace: Trace, rows: Tensor) -> Any:
+        rules, box = zennit(self.name, "rules"), _box(tape, trace, rows)
+        pixels = rules.WSquare(zero_params=["bias"]) if box is None else rules.ZBox(**box)
+        return _excitation(self.name, [(zennit(self.name, "types").Linear, pixels)])
+
+
+@explainers.register("excitation-backprop", "ebp")
+@dataclass(frozen=True)
+class ExcitationBackprop(_Propagation):
+    """Excitation backprop: chance that a cell excites the class, winner takes all (Zhang 2016, arXiv:1608.00507).
+
+    P(a_j) = sum_i a_j w+_ji / (sum_j a_j w+_ji) P(a_i), without biases, from 1 at the class (in general: from the
+    gradient of the score by the logits) to the cells of a layer, whose channels are added: the map sums to 1, less
+    what goes around the layer. Inputs below zero, which the paper does not have, pair with negative weights; of a sum
+    of two maps or a mean, the parts that have the sign of the whole share in proportion. Batch norm, gates and
+    attention maps are as in LRP.
+
+    Args:
+        layer: name of the layer; None is the model's last layer with a spatial output, `""` the image.
+        contrastive: take off what excites the opposite of the class, which has the negated weights (sec. 3.3), and
+            cut the map at zero.
+    """
+
+    name: ClassVar[str] = "excitation-backprop"
+    paper: ClassVar[str] = "Zhang et al. 2016, arXiv:1608.00507, eqs. 2-5"
+    of_logits: ClassVar[bool] = False
+    layer: str | None = None
+    contrastive: bool = False
+
+    def stop(self, spec: ModelSpec) -> str:
+        return spec.feature_layer if self.layer is None else self.layer
+
+    def rules(self, tape: Tape, trace: Trace, rows: Tensor) -> Any:
+        if self.contrastive:
+            weighted = [call for call in tape.calls if call.weighted]
+            if not weighted:
+                raise NotApplicableError(
+                    f"{self.name}: there are no weights between layer '{self.stop(trace.spec)}' and the logits whose "
+                    "opposite could be taken; choose an earlier layer, or contrastive=false."
+                )
+            weighted[-1].contrast = True
+        return _excitation(self.name, [])
+
+    def attribute(self, trace: Trace) -> Tensor:
+        maps = super().attribute(trace)
+        return maps.clamp(min=0) if self.contrastive else maps
+
+    def conservation(self, trace: Trace, maps: Tensor) -> Tensor | None:
+        return None if self.contrastive else super().conservation(trace, maps)
