@@ -40,14 +40,25 @@ def device(environment: dict[str, Any], *packages: str) -> str:
 
 
 def methods() -> str:
-    """The methods, from the registry."""
+    """The methods, from the registry, with what they were measured to cost."""
+    measured = read(RESULTS / "methods.json")
     lines = []
     for name in explainers.names():
         kind = explainers.get(name)
         specific = "yes" if kind.class_specific else "no"
         what = first_sentence(kind).replace("|", "\\|")
-        lines.append(f"| `{name}` | {what} | {kind.family.value} | {specific} | {kind.passes} | {kind.paper} |")
-    return rows("| name | what | kind | class-specific | cost | paper |", *lines)
+        network, row = next(
+            ((network, rows[name]) for network, rows in measured["networks"].items() if "ratio" in rows.get(name, {})),
+            ("", {}),
+        )
+        cost = f"{row['ratio']:.3g}" if row else "-"
+        cost += "" if network in ("resnet18", "") else f" ({network})"
+        lines.append(
+            f"| `{name}` | {what} | {kind.family.value} | {specific} | {kind.passes} | {cost} | {kind.serves} "
+            f"| {kind.computed_by} | {kind.paper} |"
+        )
+    header = "| name | what | kind | class-specific | passes | x forward | models | computed by | paper |"
+    return rows(header, *lines) + device(measured["environment"])
 
 
 def embedded() -> str:
@@ -56,7 +67,7 @@ def embedded() -> str:
     for name, found in read(ROOT / "benchmarks" / "attention" / "embedded" / "embedded.json").items():
         values, network = found["validation"], create_model(name).architecture
         maps = "CAM" if values["maps"] == "cam" else values["maps"]
-        sparsity = "–" if values["sparsity"] is None else f"{values['sparsity']:.2f} ({maps})"
+        sparsity = "-" if values["sparsity"] is None else f"{values['sparsity']:.2f} ({maps})"
         lines.append(
             f"| `{name}` | {network['head']}, {network['resolution']} | {found['bytes'] / 1e6:.2f} MB "
             f"| {values['top1']:.2%} | {values['top5']:.2%} | {sparsity} |"
@@ -96,8 +107,33 @@ def br_npa() -> str:
     return rows(header, *lines) + device(plain["environment"])
 
 
+def perturbation() -> str:
+    """Deletion and insertion beside other libraries, and what the fast mode does, from the results of two scripts."""
+    found, fast = read(RESULTS / "perturbation.json"), read(RESULTS / "fast.json")
+    lines = [
+        f"| {name} | {row['samples']:,} | {row['share_cpu_ratio']:.2f} "
+        f"| {row['time_an_image_over_xattn']:.2f} | {row['time_an_image_over_xattn_fast']:.2f} |"
+        for name, row in found["times"].items()
+    ]
+    header = "| what | images evaluated | share of the bare forward | time an image / xattn | / xattn --fast |"
+    text = rows(header, *lines) + device(found["environment"], "torchvision", "torchcam", "quantus", "grad-cam")
+    lines = []
+    for name, row in fast["networks"].items():
+        share, memory = row["share_of_forward"], row["peak_mb"]
+        lines.append(
+            f"| {name} | {row['images']} | {share['exact']:.2f} | {share['fast']:.2f} | {row['fast_over_exact']:.2f} "
+            f"| {row['mean_abs_change_of_area']:.4f} | {row['largest_change_of_area']:.3f} "
+            f"| {row['time_of_four_times_the_images']:.2f} | {memory['all images'] / memory['a quarter']:.2f} |"
+        )
+    header = (
+        "| network | images | exact, share of the forward | fast, share | fast / exact | mean change of an area "
+        "| largest | time of 4x the images | memory of 4x the images |"
+    )
+    return text + "\n" + rows(header, *lines) + device(fast["environment"])
+
+
 # Page, name of the part and what stands in it, between <!-- name --> and <!-- /name -->.
-PARTS = [(README, methods), (README, embedded), (README, cams), (MEASUREMENTS, br_npa)]
+PARTS = [(README, methods), (README, embedded), (README, cams), (MEASUREMENTS, br_npa), (MEASUREMENTS, perturbation)]
 
 
 def place(page: str, name: str) -> tuple[int, int]:

@@ -29,6 +29,7 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]
 # command -> module and function. No module may be called `list`: it would hide the builtin in this namespace.
 COMMANDS = {
     "explain": ("explain", "explain"),
+    "compare": ("compare", "compare"),
     "list": ("catalog", "show"),
     "doctor": ("doctor", "doctor"),
     "train": ("train", "train"),
@@ -42,6 +43,7 @@ EPILOG = "\n\n".join(
         "[bold]Start here[/bold]",
         "xattn explain photo.jpg        [dim]# BR-NPA, with a network inside the package[/dim]",
         "xattn explain -m gradcam -m saliency photos/ --model resnet50 --weights DEFAULT",
+        "xattn compare photos/ --out page.html  [dim]# methods side by side, on one page to share[/dim]",
         "xattn list methods             [dim]# what there is, what it costs, which paper[/dim]",
         "xattn doctor --model resnet50  [dim]# which methods to believe on this model[/dim]",
         "xattn benchmark run.toml --out runs/x  [dim]# score methods by metrics; then: xattn report runs/x[/dim]",

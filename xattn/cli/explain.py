@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn import __version__
-from xattn.cli import EXIT_INTERRUPTED
+from xattn.cli import EXIT_INTERRUPTED, options
 from xattn.errors import DataError, NotApplicableError, ParameterError, XattnError
 
 if TYPE_CHECKING:
@@ -54,12 +54,7 @@ _SAME = "the same for every class"
 
 
 def explain(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATHS", help="Images, folders and patterns such as 'photos/*.jpg'.", show_default=False
-        ),
-    ],
+    paths: options.Paths,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,24 +65,10 @@ def explain(
             help="A method; give it several times for several, 'all' for all that fit. See: xattn list methods",
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|PACKAGE.MODULE:FACTORY|FILE",
-            show_default="a small network inside the package",
-            help="A model by name (xattn list models), one of your own, or a weights file that xattn wrote.",
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="DEFAULT|FILE", help="Weights of a model by name: those its library offers, or a file."),
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option(metavar="linear|bcnn|brnpa", help="Put this head on the backbone of --model.")
-    ] = None,
-    resolution: Annotated[
-        str | None, typer.Option(metavar="low|high", help="high: without the strides of the last two stages.")
-    ] = None,
+    model: options.Model = None,
+    weights: options.Weights = None,
+    head: options.Head = None,
+    resolution: options.Resolution = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for pictures and maps.")] = Path(
         "xattn-out"
     ),
@@ -97,40 +78,23 @@ def explain(
             "--target", "-t", metavar="INDEX|NAME", show_default="the predicted class", help="The class to explain."
         ),
     ] = None,
-    topk: Annotated[
-        int, typer.Option(metavar="K", help="Explain K classes: the target if there is one, then the most probable.")
-    ] = 1,
-    parts: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of parts, for methods and heads that have parts.")
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(metavar="0-1", help="How much the map covers the image.", show_default="by method")
-    ] = None,
-    colormap: Annotated[str, typer.Option(metavar="NAME", help="Colour map of single maps.")] = "plasma",
-    fit: Annotated[
-        str,
-        typer.Option(metavar="crop|squash|whole", help="How an image of another shape fits the model's input."),
-    ] = "crop",
-    score: Annotated[
-        str, typer.Option(metavar="NAME", help="The number to explain: logit, prob, sigmoid or margin.")
-    ] = "logit",
+    topk: options.TopK = 1,
+    parts: options.Parts = None,
+    alpha: options.Alpha = None,
+    colormap: options.Colormap = "plasma",
+    fit: options.Fit = "crop",
+    score: options.Score = "logit",
     save_maps: Annotated[bool, typer.Option("--save-maps", help="Also write the raw maps, as .npz.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a machine-readable summary; what people read goes to stderr.")
-    ] = False,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
-    precision: Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Of the model's arithmetic.")] = "fp32",
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images that go through the model together.")] = 8,
+    as_json: options.AsJson = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "fp32",
+    batch_size: options.BatchSize = 8,
 ) -> None:
     """Show where a classifier looks: explain images with one or more methods and write pictures."""
     from xattn.cli.loading import to_json
     from xattn.viz import colormap as find_colormap
 
-    for option, value, low in (("--topk", topk, 1), ("--batch-size", batch_size, 1), ("--parts", parts, 1)):
-        if value is not None and value < low:
-            raise ParameterError(f"{option} must be at least {low} but is {value}.")
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise ParameterError(f"--alpha must lie between 0 and 1 but is {alpha}.")
+    check_numbers({"--topk": topk, "--batch-size": batch_size, "--parts": parts}, alpha)
     find_colormap(colormap)
     job = Job(
         out=out, topk=topk, target=target, score=score, fit=fit, precision=precision, batch_size=batch_size,
@@ -276,17 +240,21 @@ class Job:
         width = 1 + sum(column.refused is None for column in self.columns)
         self.page_rows = min(max(_PAGE_CELLS // width, _PAGE_ROWS[0]), _PAGE_ROWS[1])
         self.page_total = -(-len(files) * self.topk // self.page_rows)
-        with progress(len(files)) as advance:
-            for start in range(0, len(files), self.batch_size):
-                chunk = files[start : start + self.batch_size]
-                self._batch(chunk)
-                advance(len(chunk))
+        self.work(files)
         self._flush()
         for column in self.columns:
             if column.refused is not None:
                 self.say(f"left out: {column.refused}")
         if self.written or self.panels:
             self.say(f"wrote {self.outputs()}")
+
+    def work(self, files: Sequence[Path]) -> None:
+        """Explain the images, batch by batch."""
+        with progress(len(files)) as advance:
+            for start in range(0, len(files), self.batch_size):
+                chunk = files[start : start + self.batch_size]
+                self._batch(chunk)
+                advance(len(chunk))
 
     def fail(self, path: str | Path, reason: str) -> None:
         """Note an image that could not be explained."""
@@ -315,7 +283,7 @@ class Job:
             if first is None:
                 continue
             if wanted is None:
-                wanted = wanted_classes(first, self.topk)
+                wanted = self._classes(first)
             predicted[network.name] = predictions(first)
             for k in range(1, wanted.shape[1]):
                 self._pass(network, x, wanted[:, k], slots[k], seconds, False)
@@ -329,6 +297,10 @@ class Job:
                 self._picture(entry, i, image, slots[k], k, len(read), seconds)
             self.entries.append(entry)
             self._tell(entry)
+
+    def _classes(self, trace: Trace) -> Tensor:
+        """The classes (N, k) to explain in the images of the first pass."""
+        return wanted_classes(trace, self.topk)
 
     def _input(self, images: Sequence[Image], network: Loaded) -> Tensor:
         from xattn.data.images import to_batch
@@ -463,12 +435,7 @@ class Job:
                 self.written.append(maps)
             entry["maps"].append(
                 {
-                    "method": column.method.name,
-                    "parameters": dataclasses.asdict(column.method),  # type: ignore[call-overload]
-                    "model": column.network.name,
-                    "target": described(found, i),
-                    "status": found.status[i],
-                    "parts": part_levels(found, i),
+                    **facts_of(column, found, i),
                     "seconds": round(seconds[label] / count, 6),
                     "picture": str(picture),
                     "maps": None if maps is None else str(maps),
@@ -583,6 +550,15 @@ class Job:
 # ------------------------------------------------------------------------------------------------------------ helpers
 
 
+def check_numbers(counts: Mapping[str, int | None], alpha: float | None) -> None:
+    """Refuse counts below one, by the names of their options, and an opacity that is none."""
+    for option, value in counts.items():
+        if value is not None and value < 1:
+            raise ParameterError(f"{option} must be at least 1 but is {value}.")
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ParameterError(f"--alpha must lie between 0 and 1 but is {alpha}.")
+
+
 def chosen_methods(texts: Sequence[str], parts: int | None) -> list[Explainer]:
     """Methods of the command line, each once; `--parts` goes to those that have parts and do not say how many."""
     from xattn.explainers import resolve
@@ -638,15 +614,16 @@ def reason_of(column: Column) -> str:
     return (column.refused or "").removeprefix(f"{column.method.name}: ")
 
 
-def wanted_classes(trace: Trace, topk: int) -> Tensor:
-    """Classes (N, k) to explain: the target of the trace, then the most probable others, `topk` at most."""
+def wanted_classes(trace: Trace, topk: int, more: Sequence[int] = ()) -> Tensor:
+    """Classes (N, k) to explain: the target of the trace, `more`, then the most probable others up to `topk`."""
     import torch
 
     from xattn.score import probabilities
 
     chance = probabilities(trace.logits)
-    others = chance.scatter(1, trace.target[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return torch.cat([trace.target[:, None], others[:, : min(topk, chance.shape[1]) - 1]], dim=1)
+    named = torch.cat([trace.target[:, None], *(torch.full_like(trace.target, c)[:, None] for c in more)], dim=1)
+    others = chance.scatter(1, named, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return torch.cat([named, others[:, : max(min(topk, chance.shape[1]) - named.shape[1], 0)]], dim=1)
 
 
 def predictions(trace: Trace) -> list[dict[str, Any]]:
@@ -669,6 +646,18 @@ def described(explanation: Explanation, i: int) -> dict[str, Any]:
         "index": int(explanation.target[i]),
         "class": explanation.class_name(i),
         "probability": None if chance is None else float(chance[i]),
+    }
+
+
+def facts_of(column: Column, found: Explanation, i: int) -> dict[str, Any]:
+    """What a summary says of the map of image `i`."""
+    return {
+        "method": column.method.name,
+        "parameters": dataclasses.asdict(column.method),  # type: ignore[call-overload]
+        "model": column.network.name,
+        "target": described(found, i),
+        "status": found.status[i],
+        "parts": part_levels(found, i),
     }
 
 

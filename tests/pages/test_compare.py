@@ -1,0 +1,582 @@
+"""The comparison page: what is stored, that it is safe and whole, and that it works in a browser."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jinja2 import UndefinedError
+from PIL import Image
+from torch import Tensor
+
+from tests.cli import models
+from tests.pages.conftest import Open
+from xattn.errors import DataError, ShapeError
+from xattn.explainer import explain
+from xattn.explainers import explainers, resolve
+from xattn.explanation import Explanation
+from xattn.metrics.deletion import Deletion
+from xattn.pages.compare import Column, Comparison, compare_page, pair_of, stored_map, stored_parts
+from xattn.pages.html import as_json, render, write
+from xattn.registry import first_sentence
+from xattn.trace import record
+from xattn.viz import overlay, rank_overlay, shares
+
+EVIL = "<img src=x onerror=alert(1)>.png"
+EVIL_CLASS = "</script><script>alert(2)</script>, \u2028"
+METHODS = ["brnpa:parts=4", "saliency", "input-x-gradient", "random", "center"]
+
+
+def photograph(i: int, size: tuple[int, int] = (96, 96), grey: bool = False) -> Image.Image:
+    """A smooth picture that differs from its neighbours."""
+    y, x = np.mgrid[0 : size[0], 0 : size[1]] / max(size)
+    bands = [np.sin((2 + i) * x + k) * np.cos((3 + i) * y - k) for k in ((0, 0, 0) if grey else (0, 1, 2))]
+    return Image.fromarray(np.uint8(127 + 110 * np.stack(bands, axis=2)))
+
+
+def comparison(names: list[str], *, curves: bool = True, topk: int = 2, heading: str = "Side by side") -> Comparison:
+    """Explanations of a tiny network for the first classes of some photographs."""
+    model = models.cnn()
+    spec = dataclasses.replace(model.spec, classes=(EVIL_CLASS, *models.CLASSES[1:]))
+    methods = resolve(METHODS)
+    images = [photograph(i) for i in range(len(names))]
+    x = torch.stack([to_input(image) for image in images])
+    steps = 4
+    page = Comparison(
+        [Column(m) for m in methods], heading, shares=[i / steps for i in range(steps + 1)] if curves else ()
+    )
+    lines, drawn = [], []
+    for k in range(topk):
+        layers = [layer for m in methods for layer in m.layers(spec)]
+        trace = record(model, x, k, spec=spec, layers=layers, grad=True)
+        found = [m.explanation(trace) for m in methods]
+        lines.append(found)
+        metric = Deletion(steps=steps)
+        both = [metric.curves(found, trace, order) for order in ("morf", "insertion")]
+        drawn.append(list(zip(*both, strict=True)))
+    for i, name in enumerate(names):
+        guess = {"class": EVIL_CLASS, "probability": 0.5}
+        pairs = [[pair_of(*both, i) for both in line] for line in drawn] if curves else None
+        page.add(f"photos/{name}", images[i], lines, i, predicted={"tiny": guess}, curves=pairs)
+    return page
+
+
+def to_input(image: Image.Image) -> Tensor:
+    small = np.asarray(image.resize((32, 32)), dtype=np.float32) / 255
+    return torch.from_numpy((small - 0.5) / 0.25).permute(2, 0, 1)
+
+
+@pytest.fixture(scope="module")
+def sheet() -> Comparison:
+    return comparison([EVIL, "b & c.png", "d.png"])
+
+
+@pytest.fixture(scope="module")
+def path(sheet: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sheet.write(tmp_path_factory.mktemp("page") / "page.html")
+
+
+def stored(text: str) -> Iterator[Any]:
+    """What the data scripts of a page hold, read as a browser would: up to the first end of a script."""
+    for match in re.finditer(r'<script type="application/json"[^>]*>(.*?)</script', text, re.DOTALL):
+        yield json.loads(match[1])
+
+
+# ---------------------------------------------------------------------------------------------------- what is stored
+
+
+def test_a_coarse_map_is_stored_cell_by_cell() -> None:
+    found = stored_map(torch.tensor([[0.0, 0.5], [1.0, 0.25], [0.75, 2.0]]), signed=False)
+    assert (found["h"], found["w"], found["signed"]) == (3, 2, False)
+    assert list(base64.b64decode(found["raw"])) == [0, 128, 255, 64, 191, 255]
+
+
+def test_zero_of_a_signed_map_is_in_the_middle() -> None:
+    found = stored_map(torch.tensor([[-1.0, 0.0, 1.0, 0.5]]), signed=True)
+    assert list(base64.b64decode(found["raw"])) == [1, 128, 255, 192]
+
+
+def decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+
+
+def test_gaps_are_transparent() -> None:
+    found = stored_map(torch.tensor([[0.2, torch.nan], [1.0, 0.0]]), signed=False)
+    pixels = np.asarray(decoded(found["src"]))
+    assert pixels[:, :, 3].tolist() == [[255, 0], [255, 255]]
+    assert pixels[:, :, 0][[0, 1, 1], [0, 0, 1]].tolist() == [51, 255, 0]
+
+
+def test_a_fine_map_is_a_picture_of_limited_size() -> None:
+    y, x = torch.meshgrid(torch.linspace(0, 1, 500), torch.linspace(0, 1, 250), indexing="ij")
+    found = stored_map((x + y) / 2, signed=False)
+    picture = np.asarray(decoded(found["src"]).convert("L"), dtype=float)
+    assert picture.shape == (found["h"], found["w"]) == (224, 112)
+    expected = (np.linspace(0, 1, 112)[None] + np.linspace(0, 1, 224)[:, None]) / 2
+    assert np.abs(picture / 255 - expected).mean() < 0.01
+
+
+def test_parts_come_by_rank_on_one_scale() -> None:
+    parts = torch.tensor([[[1.0, 0.0]], [[4.0, 2.0]], [[0.0, 2.0]]])
+    kept = stored_parts(parts, ranked=True)
+    assert [list(base64.b64decode(m)) for m in kept["maps"]] == [[64, 0], [255, 128], [0, 128]]
+    assert kept["shares"] == pytest.approx([round(s, 4) for s in shares(parts)])
+    by_share = stored_parts(parts, ranked=False)
+    assert [list(base64.b64decode(m)) for m in by_share["maps"]] == [[255, 128], [0, 128], [64, 0]]
+    many = stored_parts(torch.rand(20, 3, 3), ranked=False)
+    assert (len(many["maps"]), many["of"]) == (8, 20)
+    assert many["shares"] == sorted(many["shares"], reverse=True)
+
+
+def test_curves_on_the_page_are_those_of_the_metric(path: Path) -> None:
+    model = models.cnn()
+    x = torch.stack([to_input(photograph(i)) for i in range(3)])
+    (method,) = resolve(["saliency"])
+    trace = record(model, x, 1, spec=model.spec, layers=method.layers(model.spec), grad=True)
+    explanation = method.explanation(trace)
+    curve = Deletion(steps=4).curves([explanation], trace, "morf")[0]
+    values = Deletion(steps=4).measure(explanation, trace, None)["deletion"]
+    blocks = [found for found in stored(path.read_text("utf-8")) if "lines" in found]
+    assert len(blocks) == 3
+    for i, block in enumerate(blocks):
+        cell = block["lines"][1]["cells"][1]
+        assert cell["curves"]["deletion"] == [round(1000 * v) for v in curve.scores[i].tolist()]
+        assert cell["curves"]["deletion_area"] == pytest.approx(float(values[i]), abs=1e-3)
+
+
+def test_facts_about_the_methods(path: Path) -> None:
+    columns = next(found for found in stored(path.read_text("utf-8")) if isinstance(found, list))
+    about = {column["title"]: column for column in columns}
+    assert list(about) == ["BR-NPA (parts=4)", "Saliency", "Input x gradient", "Random", "Centre"]
+    assert about["Saliency"]["what"] == first_sentence(explainers.get("saliency"))
+    assert about["Saliency"]["link"] == "https://arxiv.org/abs/1312.6034"
+    assert [c["control"] for c in columns] == [False, False, False, True, True]
+    assert [c["signed"] for c in columns] == [False, False, True, False, False]
+    assert about["Saliency"]["images"] == 6
+    assert about["Random"]["images"] == 3 + 3
+
+
+def test_a_method_that_is_left_out_has_no_column(tmp_path: Path) -> None:
+    page = comparison(["a.png"], curves=False, topk=1)
+    page.leave_out(1, "gradcam: no <gradient>")
+    text = page.write(tmp_path / "a.html").read_text("utf-8")
+    columns, block = (next(f for f in stored(text) if isinstance(f, kind)) for kind in (list, dict))
+    assert len(columns) == len(block["lines"][0]["cells"]) == 4
+    assert "Left out: gradcam: no &lt;gradient&gt;" in text
+
+
+# ---------------------------------------------------------------------------------------------------- safe and whole
+
+
+def test_names_stay_text(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert "<img src=x" not in text
+    assert "&lt;img src=x onerror=alert(1)&gt;.png" in text
+    assert "<script>alert" not in text
+    assert [f["file"] for f in stored(text) if "lines" in f] == [EVIL, "b & c.png", "d.png"]
+    assert next(f for f in stored(text) if "lines" in f)["lines"][0]["class"] == EVIL_CLASS
+
+
+def test_everything_is_inside(path: Path) -> None:
+    text = path.read_text("utf-8")
+    places: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            places.extend(value or "" for name, value in attributes if name in ("src", "href", "srcset", "action"))
+
+    Reader().feed(text)
+    assert len(places) == 4  # the icon and three photographs
+    assert all(place.startswith("data:image/") for place in places)
+    assert not re.search(r"url\(|@import|\bfetch\(|XMLHttpRequest|\bimport\b", text.split("</style>")[0] + js(text))
+    assert "default-src 'none'" in text
+
+
+def js(text: str) -> str:
+    """The scripts of a page that run."""
+    return "".join(re.findall(r"<script nonce[^>]*>(.*?)</script>", text, re.DOTALL))
+
+
+def test_scripts_need_the_nonce(path: Path) -> None:
+    text = path.read_text("utf-8")
+    (nonce,) = set(re.findall(r"script-src 'nonce-(\w+)'", text))
+    scripts = re.findall(r"<script(?! type=\"application/json\")([^>]*)>", text)
+    assert len(scripts) == 2
+    assert set(scripts) == {f' nonce="{nonce}"'}
+
+
+def test_the_same_run_gives_the_same_file(sheet: Comparison, path: Path, tmp_path: Path) -> None:
+    assert sheet.write(tmp_path / "again.html").read_bytes() == path.read_bytes()
+
+
+def test_a_page_is_written_whole_or_not_at_all(sheet: Comparison, tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "page.html"
+    sheet.write(target)  # its folder is made
+    assert [p.name for p in target.parent.iterdir()] == ["page.html"]
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"page\.html: cannot be written"):
+        sheet.write(tmp_path / "file" / "page.html")
+
+
+def test_a_template_asks_for_nothing_in_vain() -> None:
+    with pytest.raises(UndefinedError):
+        render("compare.html.j2", heading="x")
+
+
+def test_json_survives_a_script() -> None:
+    value = {"</script><!--": ["<b>&amp;", "\u2028\u2029", float("inf"), 1.5, None, True, "ä"]}
+    text = str(as_json(value))
+    assert not re.search("[<>&\u2028\u2029]", text)
+    assert json.loads(text) == {"</script><!--": ["<b>&amp;", "\u2028\u2029", None, 1.5, None, True, "ä"]}
+
+
+def test_no_image_and_no_column_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no image to show"):
+        Comparison([]).write(tmp_path / "a.html")
+    page = comparison(["a.png"], curves=False, topk=1)
+    for j in range(5):
+        page.leave_out(j, "x")
+    with pytest.raises(DataError, match="there is no method to show"):
+        page.write(tmp_path / "a.html")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ShapeError, match="1 explanations do not fit 5 columns"):
+        page.add("b", photograph(0), [["no"]])
+
+
+def test_from_explanations(tmp_path: Path) -> None:
+    model = models.cnn()
+    found = explain(model, [photograph(0), photograph(1)], ["gradcam", "brnpa"])
+    path = compare_page(found, tmp_path / "a.html", names=["one", "two"], heading="Mine & yours")
+    text = path.read_text("utf-8")
+    assert [f["file"] for f in stored(text) if "lines" in f] == ["one", "two"]
+    assert "<h1>Mine &amp; yours</h1>" in text
+    raw = next(f for f in stored(text) if "lines" in f)["lines"][0]["cells"][0]["map"]["raw"]
+    flat = found[0].maps[0].flatten()
+    expected = 255 * (flat - flat.min()) / (flat.max() - flat.min())
+    assert list(base64.b64decode(raw)) == expected.round().int().tolist()
+    with pytest.raises(ShapeError, match="1 names do not fit 2 images"):
+        compare_page(found, tmp_path / "b.html", names=["one"])
+
+
+# ---------------------------------------------------------------------------------------------------- in a browser
+
+DRAWN = "document.querySelectorAll('.block canvas[data-drawn]').length"
+
+
+def pixels(tab: Any, selector: str) -> np.ndarray[Any, Any]:
+    """Red, green, blue and opacity of a canvas."""
+    values = tab.get(
+        "s => { const c = document.querySelector(s);"
+        " const copy = Object.assign(document.createElement('canvas'), { width: c.width, height: c.height })"
+        ".getContext('2d', { willReadFrequently: true });"
+        " copy.drawImage(c, 0, 0);"
+        " return [c.height, c.width, ...copy.getImageData(0, 0, c.width, c.height).data]; }",
+        selector,
+    )
+    return np.array(values[2:], dtype=float).reshape(values[0], values[1], 4)
+
+
+def test_it_opens_and_draws(open_page: Open, path: Path) -> None:
+    with open_page(path) as tab:
+        tab.until(f"{DRAWN} === 3 * (5 + 2)")  # the two methods that are class-specific show both classes
+        assert tab.page.title() == "Side by side"
+        assert tab.get("document.querySelectorAll('.block').length") == 3
+        assert [e.inner_text() for e in tab.page.query_selector_all(".name[data-column='2'] span")] == [
+            "Input x gradient±"
+        ]
+        assert tab.page.locator(".who .file").first.inner_text() == EVIL
+        assert tab.style(".cell .stack img", "filter").startswith("grayscale")
+
+
+def test_keys_and_clicks_change_the_view(open_page: Open, path: Path) -> None:
+    with open_page(path) as tab:
+        tab.until(DRAWN)
+        saliency = ".cell[data-column='1'] canvas"
+        overlay_opacity = pixels(tab, saliency)[:, :, 3]
+        assert 0 < overlay_opacity.min() < overlay_opacity.max() < 255
+        tab.page.keyboard.press("2")
+        tab.frame()
+        assert tab.style(saliency.replace("canvas", "img"), "visibility") == "hidden"
+        assert (pixels(tab, saliency)[:, :, 3] == 255).all()
+        tab.page.keyboard.press("3")
+        assert tab.style(saliency, "visibility") == "hidden"
+        assert tab.style(saliency.replace("canvas", "img"), "filter") == "none"
+        tab.page.click("button[value='overlay']")
+        assert tab.get("document.body.dataset.view") == "overlay"
+        assert tab.get("document.querySelector('button[value=overlay]').getAttribute('aria-pressed')") == "true"
+
+
+def test_the_slider_changes_the_opacity(open_page: Open, path: Path) -> None:
+    with open_page(path) as tab:
+        tab.until(DRAWN)
+        before = pixels(tab, ".cell[data-column='1'] canvas")[:, :, 3].mean()
+        for _ in range(4):
+            tab.page.keyboard.press("]")
+        tab.frame()
+        more = pixels(tab, ".cell[data-column='1'] canvas")[:, :, 3].mean()
+        tab.page.fill("#alpha", "0")
+        tab.frame()
+        assert before + 20 < more
+        assert pixels(tab, ".cell[data-column='1'] canvas")[:, :, 3].max() == 0
+
+
+def test_parts_one_by_one_and_together(open_page: Open, path: Path) -> None:
+    brnpa = ".cell[data-column='0'] canvas"
+    with open_page(path) as tab:
+        tab.until(DRAWN)
+        colors = {tuple(c) for c in (pixels(tab, brnpa)[:, :, :3] > 0).reshape(-1, 3).tolist()}
+        assert len(colors) > 2  # more than one part shows
+        tab.page.click(".bar button[aria-label='Part 2 alone']")
+        tab.frame()
+        green = pixels(tab, brnpa)
+        assert green[:, :, [0, 2]].max() == 0
+        assert green[:, :, 1].max() > 50
+        assert tab.get(f'document.querySelector("{brnpa}").classList.contains("nearest")')
+        tab.page.keyboard.press("p")
+        tab.frame()
+        assert pixels(tab, brnpa)[:, :, :2].max() == 0
+        tab.page.click(".bar button[value='map'] >> nth=1")
+        tab.frame()
+        assert not tab.get(f'document.querySelector("{brnpa}").classList.contains("nearest")')
+        levels = tab.get(
+            "[...document.querySelectorAll('.block .levels:first-of-type')[0].children].map(i => +i.style.flexGrow)"
+        )
+        assert sum(levels) == pytest.approx(1, abs=1e-3)
+
+
+def test_two_classes_side_by_side_or_one(open_page: Open, path: Path) -> None:
+    shown = (
+        "[...document.querySelector('.block').querySelectorAll('.cell:not([hidden])')]"
+        ".map(c => c.dataset.column + c.dataset.line).join(' ')"
+    )
+    with open_page(path) as tab:
+        tab.until(DRAWN)
+        assert tab.get(shown) == "00 10 11 20 21 30 40"
+        left, right = (
+            tab.page.locator(f".cell[data-column='1'][data-line='{k}']").first.bounding_box() for k in (0, 1)
+        )
+        assert left["y"] == right["y"]
+        assert left["x"] < right["x"]
+        tab.page.keyboard.press("c")
+        assert tab.get(shown) == "00 10 20 30 40"
+        tab.page.keyboard.press("c")
+        assert tab.get(shown) == "00 11 21 30 40"
+
+
+def test_hover_and_focus_show_the_curves(open_page: Open, path: Path) -> None:
+    with open_page(path) as tab:
+        tab.until(DRAWN)
+        tab.page.hover(".cell[data-column='1']")
+        tab.until("!document.getElementById('card').hidden")
+        card = tab.page.locator("#card")
+        assert "Saliency" in card.inner_text()
+        assert card.locator("path.deletion:not(.reference)").count() == 1
+        assert card.locator("path.reference").count() == 2  # those of the control
+        assert "dashed: random" in card.inner_text()
+        tab.page.mouse.move(5, 5)
+        tab.until("document.getElementById('card').hidden")
+        tab.page.hover(".name[data-column='0']")
+        tab.until("!document.getElementById('card').hidden")
+        assert "arXiv:2106.02566" in card.inner_text()
+        tab.page.mouse.move(5, 5)
+        tab.page.locator(".cell").first.focus()
+        tab.page.keyboard.press("ArrowRight")
+        tab.until("!document.getElementById('card').hidden")
+        assert "Saliency" in card.inner_text()
+
+
+def test_looking_closer_by_keyboard_alone(open_page: Open, path: Path) -> None:
+    title = "document.getElementById('closer-title').textContent"
+    file = "document.getElementById('closer-meta').textContent"
+    focus = "document.activeElement.dataset.column + ' ' + document.activeElement.closest('.block').id"
+    with open_page(path) as tab:
+        tab.until(DRAWN)
+        for _ in range(40):
+            tab.page.keyboard.press("Tab")
+            if tab.get("document.activeElement.classList.contains('cell')"):
+                break
+        assert tab.get(focus) == "0 image-1"
+        tab.page.keyboard.press("ArrowRight")
+        tab.page.keyboard.press("ArrowDown")
+        assert tab.get(focus) == "1 image-2"
+        tab.page.keyboard.press("Enter")
+        tab.until("document.getElementById('closer').open")
+        tab.until("document.querySelectorAll('#closer canvas[data-drawn]').length === 2")  # a class each
+        assert (tab.get(title), tab.get(file)) == ("Saliency", "b & c.png")
+        assert tab.page.locator("#closer .chart").count() == 2
+        tab.page.keyboard.press("ArrowLeft")
+        assert tab.get(title) == "BR-NPA (parts=4)"
+        assert tab.page.locator("#closer .facts .chip").count() == 4
+        tab.page.keyboard.press("ArrowUp")
+        assert tab.get(file) == EVIL
+        tab.page.keyboard.press("ArrowUp")  # there is nothing above
+        tab.page.keyboard.press("2")
+        tab.frame()
+        assert (pixels(tab, "#closer canvas")[:, :, 3] == 255).all()
+        tab.page.keyboard.press("Escape")
+        tab.until("!document.getElementById('closer').open")
+        tab.until(f"({focus}) === '0 image-1'")
+
+
+def test_columns_can_be_hidden(open_page: Open, path: Path) -> None:
+    with open_page(path) as tab:
+        tab.until(DRAWN)
+        before = tab.get("parseInt(getComputedStyle(document.documentElement).getPropertyValue('--tracks'))")
+        tab.page.click("#methods summary")
+        tab.page.uncheck("#methods input[value='1']")
+        assert (
+            tab.get("parseInt(getComputedStyle(document.documentElement).getPropertyValue('--tracks'))") == before - 2
+        )
+        assert tab.page.locator(".block .cell[data-column='1']:visible").count() == 0
+        assert tab.page.locator("#count").inner_text() == "4 of 5"
+        tab.page.keyboard.press("Escape")
+        assert not tab.get("document.getElementById('methods').open")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_light_and_dark(open_page: Open, path: Path, dark: bool) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor.match(/[0-9.]+/g).map(Number)"
+    with open_page(path, dark=dark) as tab:
+        tab.until(DRAWN)
+        assert (max(tab.get(ground)) < 60) == dark
+        seen = set()
+        for _ in range(3):
+            tab.page.keyboard.press("t")
+            seen.add(max(tab.get(ground)) < 60)
+        assert seen == {True, False}
+
+
+def test_status_is_written_on_the_map(open_page: Open, tmp_path: Path) -> None:
+    (found,) = explain(models.cnn(), [photograph(0)] * 3, ["gradcam"])
+    maps = torch.stack([torch.zeros(1, 8, 8), torch.full((1, 8, 8), torch.nan), found.maps[2]])
+    maps[1, 0, :4] = torch.rand(4, 8)
+    broken = Explanation(maps, found.target, found.method, found.input_size, inputs=found.inputs, spec=found.spec)
+    path = compare_page([broken], tmp_path / "page.html")
+    with open_page(path) as tab:
+        tab.until(f"{DRAWN} === 2")  # there is nothing to draw of the first
+        assert tab.page.locator(".status").all_inner_texts() == ["all-zero map", "undefined values"]
+        opacity = pixels(tab, "#image-2 canvas")[:, :, 3]
+        assert opacity[-10:].max() == 0
+        assert opacity[:10].max() > 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "signed", "fine", "ranks", "many ranks"])
+def test_pictures_are_those_of_the_library(open_page: Open, tmp_path: Path, kind: str) -> None:
+    """On a grey photograph, since browsers weigh red, green and blue otherwise than the library when they turn grey."""
+    g = torch.Generator().manual_seed(1)
+    photo = photograph(1, (240, 240), grey=True)
+    if kind in ("ranks", "many ranks"):
+        parts = torch.rand(1, 3 if kind == "ranks" else 5, 6, 6, generator=g)
+        maps = parts[:, :1]
+        expected = rank_overlay(photo, parts[0])
+        (method,) = resolve(["brnpa"])
+    else:
+        size = 240 if kind == "fine" else 7
+        maps = torch.rand(1, 1, size, size, generator=g) - (0.4 if kind == "signed" else 0.0)
+        if kind == "fine":
+            maps = torch.nn.functional.avg_pool2d(maps, 25, 1, 12)
+        parts = None
+        expected = overlay(photo, maps[0, 0])
+        (method,) = resolve(["gradcam"])
+    pixels_in = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
+    spec = models.cnn().spec
+    found = Explanation(maps, torch.zeros(1, dtype=torch.long), method, (240, 240), parts, inputs=pixels_in, spec=spec)
+    path = compare_page([found], tmp_path / "page.html")
+    with open_page(path) as tab:
+        tab.until(DRAWN)
+        stack = tab.page.locator(".cell .stack").first
+        stack.evaluate(
+            "e => { e.style.cssText = e.closest('.block').style.cssText + ';position:fixed;inset:0;width:240px;"
+            "border-radius:0;z-index:99'; document.body.append(e); }"
+        )
+        tab.frame()
+        view = tab.page.screenshot(clip={"x": 0, "y": 0, "width": 240, "height": 240})
+    got = Image.open(io.BytesIO(view)).convert("RGB")
+    if folder := os.environ.get("XATTN_SCREENSHOTS"):
+        Image.fromarray(np.hstack([np.asarray(got), np.asarray(expected)])).save(Path(folder) / f"like-{kind}.png")
+    assert got.size == (240, 240)
+    difference = np.abs(np.asarray(got, dtype=float) - np.asarray(expected, dtype=float))
+    assert difference.mean() < 2  # of 255: WebP, and filters of the browser
+    assert np.percentile(difference, 99) < 10
+
+
+@pytest.fixture(scope="module")
+def long(sheet: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page of 300 rows."""
+    blocks = [{**sheet.blocks[i % 3], "file": f"photo {i}.png", "path": f"photo {i}.png"} for i in range(300)]
+    return dataclasses.replace(sheet, blocks=blocks).write(tmp_path_factory.mktemp("long") / "long.html")
+
+
+def test_hundreds_of_rows_scroll(open_page: Open, long: Path) -> None:
+    with open_page(long) as tab:
+        tab.until(DRAWN)
+        assert tab.get(DRAWN) < 300  # not 2100: only what is near
+        assert tab.get("document.querySelectorAll('.cell').length") < 300
+        tab.get("document.querySelector('main').scrollTo(0, 1e9)")
+        tab.until("document.querySelectorAll('#image-300 canvas[data-drawn]').length === 7")
+        tab.until("document.querySelectorAll('#image-1 canvas[data-drawn]').length === 0")  # given back
+        assert tab.get(DRAWN) < 300
+        tab.get("document.querySelector('main').scrollTo(0, 0)")
+        tab.until("document.querySelectorAll('#image-1 canvas[data-drawn]').length === 7")
+
+
+def test_finding_rows(open_page: Open, long: Path) -> None:
+    with open_page(long) as tab:
+        tab.until(DRAWN)
+        tab.page.keyboard.press("/")
+        tab.page.keyboard.type("photo 29")
+        shown = "[...document.querySelectorAll('.block:not([hidden])')].length"
+        assert tab.get(shown) == 11  # 29 and 290 to 299
+        tab.page.keyboard.type("x")
+        assert tab.get(shown) == 0
+        assert tab.page.locator(".nothing").is_visible()
+
+
+def test_a_narrow_screen_has_no_overflow(open_page: Open, path: Path) -> None:
+    with open_page(path, width=400, height=800) as tab:
+        tab.until(DRAWN)
+        assert tab.get("document.documentElement.scrollWidth") == 400
+        assert tab.get("document.body.scrollWidth") == 400
+        assert tab.page.locator(".cell .caption").first.inner_text() == "BR-NPA (parts=4)"
+        tab.page.locator(".cell").nth(1).tap()
+        tab.until("document.getElementById('closer').open")
+        box = tab.page.locator("#closer").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 400
+        tab.page.locator("#closer [data-close]").tap()
+        tab.until("!document.getElementById('closer').open")
+        tab.get("scrollTo(0, document.body.scrollHeight)")
+        tab.until("document.querySelectorAll('#image-3 canvas[data-drawn]').length === 7")
+
+
+def test_few_images_of_many_methods_become_a_wall(open_page: Open, tmp_path: Path) -> None:
+    page = comparison(["a.png"], curves=False, topk=2)
+    double = dataclasses.replace(page, columns=[*page.columns] * 2, blocks=[])
+    lines = [{**line, "cells": line["cells"] * 2} for line in page.blocks[0]["lines"]]
+    double.blocks.append({**page.blocks[0], "lines": lines})
+    with open_page(double.write(tmp_path / "wall.html"), width=1000) as tab:
+        tab.until(DRAWN)
+        assert tab.get("document.body.classList.contains('wall')")
+        assert tab.get("document.querySelector('main').scrollWidth <= document.querySelector('main').clientWidth")
+        assert tab.page.locator(".caption b:visible").count() == 14
+        tops = tab.get(
+            "new Set([...document.querySelectorAll('.cell')].map(c => Math.round(c.getBoundingClientRect().top))).size"
+        )
+        assert tops > 1
+
+
+def test_write_makes_no_page_of_unknown_values(tmp_path: Path) -> None:
+    with pytest.raises(UndefinedError):
+        write(tmp_path / "x.html", "compare.html.j2", heading="x")
+    assert not list(tmp_path.iterdir())
