@@ -52,7 +52,7 @@ def third_party(folder: Path) -> set[str]:
 def test_everything_imported_is_declared(config: configparser.ConfigParser) -> None:
     extras = config["options.extras_require"]
     required = named(config["options"]["install_requires"])
-    optional = named(extras["timm"]) | named(extras["methods"]) | named(extras["metrics"])
+    optional = named(extras["timm"]) | named(extras["docs"]) | named(extras["metrics"])
     assert third_party(ROOT / "xattn") <= required | optional
     assert third_party(ROOT / "tests") <= required | optional | named(extras["test"])
 

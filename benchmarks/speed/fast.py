@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*")
     given = parser.parse_args()
     timing.quiet_allocator()
-    chunk = 256 if given.device.startswith("cuda") else 64
+    chunk = 256 if given.device.startswith("cuda") else 32
     tiny = f"tiny-imagenet:{given.root}/tiny-imagenet"
     photos = f"csv:{given.root}/imagenet,table=photos,class_count=1000"
     cases = {name: (name, None, tiny, "val", given.images) for name in ("tiny-cnn", "tiny-bcnn", "tiny-brnpa")}

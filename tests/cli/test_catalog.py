@@ -60,6 +60,7 @@ def test_filter(run: Run) -> None:
         "guided-backprop",
         "guided-gradcam",
         "guided-gradcam++",
+        "guided-ig",
     }
     assert "there are no methods of that name" in run("list", "methods", "-f", "zzz").stdout
 

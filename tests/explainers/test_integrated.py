@@ -18,7 +18,7 @@ from xattn.explainer import explain
 from xattn.explainers import explainers
 from xattn.explainers.integrated import BlurIG, IntegratedGradients
 from xattn.functional.baselines import gaussian_kernel, separable_blur
-from xattn.functional.path import blurred, guided_step, quadrature
+from xattn.functional.path import blur_matrix, blurred, guided_step, quadrature
 from xattn.spec import ModelSpec, TokenGrid
 from xattn.trace import record
 
@@ -45,6 +45,11 @@ def black(x: Tensor) -> Tensor:
     return (-x.new_tensor(SPEC.mean) / x.new_tensor(SPEC.std)).view(3, 1, 1).expand_as(x)
 
 
+def smooth(x: Tensor, *sigmas: float) -> Tensor:
+    rows, columns = (torch.stack([blur_matrix(n, s) for s in sigmas]).to(x) for n in x.shape[-2:])
+    return blurred(x, rows, columns)
+
+
 def maps(model: nn.Module, x: Tensor, method: str, target: Any = TARGET, **options: Any) -> Tensor:
     return explain(model, x, method, target, spec=model.spec, **options).maps
 
@@ -59,7 +64,7 @@ def maps(model: nn.Module, x: Tensor, method: str, target: Any = TARGET, **optio
         ("integrated-gradients:steps=3,rule=gauss-legendre,baseline=mean", torch.zeros_like),
         ("guided-ig:steps=4", black),
         ("gradient-shap:baseline=black,samples=2", black),
-        ("blur-ig:steps=3,sigma=0.1", lambda x: blurred(x, [0.8])[:, 0]),
+        ("blur-ig:steps=3,sigma=0.1", lambda x: smooth(x, 0.8)[:, 0]),
         ("deeplift", black),
         ("deeplift-shap:baseline=black,samples=2", black),
     ],
@@ -130,7 +135,7 @@ def test_quadrature_integrates_polynomials() -> None:
 
 def test_blurs_are_those_of_the_baseline() -> None:
     x = tiny.images(2, 8, 12)
-    found = blurred(x, [0.0, 1.3])
+    found = smooth(x, 0.0, 1.3)
     torch.testing.assert_close(found[:, 0], x)
     torch.testing.assert_close(found[:, 1], separable_blur(x, gaussian_kernel(1.3, 4), "replicate"))
 

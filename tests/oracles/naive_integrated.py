@@ -110,7 +110,7 @@ def blurred(x: Array, sigma: float) -> Array:
 @replicates("blur-ig", ONE, steps=3, sigma=0.1, reduce="norm")
 def blur_ig(case: Case, steps: int, sigma: float, reduce: str, chunk: int = 0) -> Array:
     most = sigma * min(case.x.shape[1:])
-    points = [blurred(case.x, most * i / steps) for i in range(steps + 1)]
+    points = [blurred(case.x, most * (i / steps) ** 2) for i in range(steps + 1)]
     total = np.zeros_like(case.x)
     for sharp, soft in itertools.pairwise(points):
         total += (gradient_at(case, sharp) + gradient_at(case, soft)) / 2 * (sharp - soft)

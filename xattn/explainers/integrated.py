@@ -30,7 +30,7 @@ from xattn.explainers.passes import (
 )
 from xattn.functional.baselines import baselines
 from xattn.functional.gradient import ChannelReduction, reduce_channels
-from xattn.functional.path import Rule, blurred, guided_step, quadrature
+from xattn.functional.path import Rule, blur_matrix, blurred, guided_step, quadrature
 from xattn.spec import ModelSpec
 from xattn.trace import INPUT, Trace, record
 
@@ -100,10 +100,10 @@ class IntegratedGradients(PathExplainer):
     """
 
     name: ClassVar[str] = "integrated-gradients"
-    passes: ClassVar[str] = "33 forward, 32 backward"
+    passes: ClassVar[str] = "51 forward, 50 backward"
     paper: ClassVar[str] = "Sundararajan et al. 2017, arXiv:1703.01365, eq. 1"
     baseline: str = "black"
-    steps: int = 32
+    steps: int = 50
     rule: Rule = "midpoint"
 
     def __post_init__(self) -> None:
@@ -133,13 +133,14 @@ class BlurIG(PathExplainer):
 
     It needs no colour as a baseline. The integral is a sum over differences of the blurred images themselves
     (trapezoids), so that its error is that of the gradients alone. Differs from the released code: the border is
-    repeated where that darkens it.
+    repeated where that darkens it, and the standard deviation grows as the square of the step, since most of the
+    change is near the sharp image: that halves the error of the sum.
 
     Args:
         sigma: of the first blur, as a share of the image's shorter side; the paper's 50 pixels at 224.
         reduce: over the channels: `"sum"` with signs, which keeps the map complete, `"max"` of the absolute values,
             `"mean_abs"` or `"norm"`.
-        steps: equal steps of the standard deviation.
+        steps: from the sharp image to the first blur.
         chunk: images a batch; no part of the result.
     """
 
@@ -155,19 +156,24 @@ class BlurIG(PathExplainer):
         if not self.sigma > 0:
             raise ParameterError(f"{self.name}: sigma must be positive but is {self.sigma}.")
 
-    def _sigmas(self, trace: Trace) -> list[float]:
-        return [self.sigma * min(trace.input_size) * (i / self.steps) ** 1 for i in range(self.steps + 1)]
+    def _blurs(self, trace: Trace) -> list[Tensor]:
+        """Filters of all steps along the height (S + 1, H, H) and the width (S + 1, W, W), from the sharp image on."""
+
+        def make() -> list[Tensor]:
+            sigmas = [self.sigma * min(trace.input_size) * (i / self.steps) ** 2 for i in range(self.steps + 1)]
+            return [torch.stack([blur_matrix(size, s) for s in sigmas]).to(trace.x) for size in trace.input_size]
+
+        return once(trace, self, make)
 
     def start(self, trace: Trace) -> Tensor:
-        return blurred(trace.x, self._sigmas(trace)[-1:])[:, 0]
+        return blurred(trace.x, *(blur[-1:] for blur in self._blurs(trace)))[:, 0]
 
     def channels(self, trace: Trace) -> Tensor:
-        sigmas, last = self._sigmas(trace), self.steps
         gradient, total = gradient_again(trace), torch.zeros_like(trace.x)
-        for images, steps in tiles(len(trace.x), last + 1, self.chunk):
+        for images, steps in tiles(len(trace.x), self.steps + 1, self.chunk):
             # With a neighbour on each side, the step of a point is half the way between them.
-            around = [sigmas[min(max(i, 0), last)] for i in range(steps.start - 1, steps.stop + 1)]
-            points = blurred(trace.x[images], around)
+            around = torch.arange(steps.start - 1, steps.stop + 1).clamp(0, self.steps)
+            points = blurred(trace.x[images], *(blur[around] for blur in self._blurs(trace)))
             found = gradient(points[:, 1:-1].flatten(0, 1), owners(images, steps, trace.x.device))
             total[images] += (found.view_as(points[:, 1:-1]) * (points[:, :-2] - points[:, 2:])).sum(1) / 2
         return total
@@ -180,8 +186,9 @@ class GuidedIG(PixelExplainer):
 
     So it keeps away from points where the gradient is large for no reason of the image. Each step depends on the one
     before; images are batched, steps cannot be. Differs from the released code: the gradient of a step is the mean of
-    those at its two ends, which costs nothing. With the first alone, which is the one that chose the pixels for being
-    small, sums miss f(x) - f(baseline) by as much as that is; with both by some tenths of it. So no sum is promised.
+    those at its two ends, which costs nothing. With the first alone, which chose the pixels for being small there, the
+    sums of 10 maps of tiny-cnn missed f(x) - f(baseline) by 24 % in the median; with both by 3 %, at most 18 %. So the
+    sum is not checked.
 
     Args:
         baseline: where the path begins: `"black"`, `"mean"`, `"blur"` or `"noise"`, defined on pixels and then
@@ -388,6 +395,7 @@ class NoiseTunnel(Explainer):
             trace.model, laid_out(images), trace.target.index_select(0, own), spec=trace.spec,
             layers=inner.layers(trace.spec), grad=inner.grad, score=trace.score_fn, seeds=seed.tolist(),
         )  # fmt: skip
+        again.scoring = trace.scoring
         found = inner.explanation(again).maps if channels is None else channels(again)
         trace.forwards += again.forwards
         trace.backwards += again.backwards

@@ -80,7 +80,7 @@ def zennit(who: str, part: str) -> Any:
         NotApplicableError: if it is not installed.
     """
     if importlib.util.find_spec("zennit") is None:
-        raise NotApplicableError(f"{who}: needs zennit, which is not installed; pip install 'xattn[methods]'.")
+        raise NotApplicableError(f"{who}: needs zennit, which is not installed; pip install zennit.")
     return importlib.import_module(f"zennit.{part}")
 
 

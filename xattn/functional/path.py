@@ -55,17 +55,17 @@ def blur_matrix(size: int, sigma: float) -> Tensor:
     return matrix.scatter_add_(1, at, gaussian_kernel(sigma, radius).expand(size, -1))
 
 
-def blurred(x: Tensor, sigmas: list[float]) -> Tensor:
-    """Images through Gaussians of several standard deviations in pixels.
+def blurred(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Images through several Gaussians, given as matrices from `blur_matrix`.
 
     Args:
         x: (N, C, H, W).
-        sigmas: S of them.
+        rows: (S, H, H).
+        columns: (S, W, W).
 
     Returns:
         (N, S, C, H, W).
     """
-    rows, columns = (torch.stack([blur_matrix(size, s) for s in sigmas]).to(x) for size in x.shape[-2:])
     with torch.autocast(x.device.type, enabled=False):
         return rows[:, None] @ x[:, None] @ columns[:, None].transpose(-1, -2)
 
