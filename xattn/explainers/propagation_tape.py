@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
+import importlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -79,9 +79,11 @@ def zennit(who: str, part: str) -> Any:
     Raises:
         NotApplicableError: if it is not installed.
     """
-    if importlib.util.find_spec("zennit") is None:
-        raise NotApplicableError(f"{who}: needs zennit, which is not installed; pip install zennit.")
-    return importlib.import_module(f"zennit.{part}")
+    try:
+        import zennit
+    except ImportError:
+        raise NotApplicableError(f"{who}: needs zennit, which is not installed; pip install zennit.") from None
+    return importlib.import_module(f"{zennit.__name__}.{part}")
 
 
 @functools.cache
