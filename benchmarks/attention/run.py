@@ -359,6 +359,7 @@ def page(results: dict[str, Any]) -> str:
         "low and high are not of equal budget. Distillation: "
         f"temperature {results['distillation']['temperature']:g}, weight {results['distillation']['weight']:g}.",
         "",
+        *([results["note"], ""] if "note" in results else []),
         "The standard errors are over images, for the mean over seeds; a verdict needs two of them. They do not "
         "contain the variation between seeds beyond those that were run.",
         "",
