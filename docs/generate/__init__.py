@@ -1,0 +1,1 @@
+"""What is written into the documentation when it is built: pages of the registries, notebooks, results and code."""

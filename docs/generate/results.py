@@ -1,0 +1,135 @@
+"""Numbers in the pages come from committed results: a comment asks for them, and they take its place.
+
+- `<!-- take: README.md # cams -->`: what is between `<!-- cams -->` and `<!-- /cams -->` in that file, or else its
+  section of that title, which `*` may end; a sentence where the file is not there.
+- `<!-- runs: leaderboard -->`: that table of every published benchmark run.
+- `<!-- findings -->`: what the tables of the published runs say, in sentences.
+- `<!-- citation -->`: CITATION.cff as BibTeX.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from docs.generate.cache import ROOT
+
+RUNS = ROOT / "benchmarks" / "results"
+_TAU = "median Kendall τ to the others"
+_ASKED = re.compile(r"^<!-- (take|runs|findings|citation)(?:: (.+?))? -->$", re.MULTILINE)
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)]+)\)")
+_COMMENT = re.compile(r"^<!--.*?-->\n", re.MULTILINE)
+
+
+def filled(text: str) -> str:
+    """The text of a page with what it asks for.
+
+    Raises:
+        LookupError: for a file or a part that does not exist.
+    """
+    makers: dict[str, Callable[[str], str]] = {
+        "take": lambda what: part(ROOT / what.split(" # ")[0], what.split(" # ")[1]),
+        "runs": tables,
+        "findings": lambda _: findings(),
+        "citation": lambda _: citation(),
+    }
+    return _ASKED.sub(lambda match: makers[match[1]](match[2] or ""), text)
+
+
+def part(path: Path, name: str) -> str:
+    """A marked part or a section of a Markdown file, without its links, whose targets are not in these pages."""
+    if not path.exists():
+        return "This has not been measured yet.\n"
+    text = path.read_text(encoding="utf-8")
+    title = re.escape(name.removesuffix("*")) + (r"[^\n]*" if name.endswith("*") else "")
+    marked = re.search(rf"<!-- {title} -->\n(.*?)<!-- /{title} -->", text, re.DOTALL)
+    section = re.search(rf"^#+ {title}\n(.*?)(?=^#{{1,6}} |\Z)", text, re.DOTALL | re.MULTILINE)
+    found = marked or section
+    if found is None:
+        raise LookupError(f"{path.name} has no part '{name}'.")
+    return _LINK.sub(lambda m: "" if m[1] else m[2], _COMMENT.sub("", found[1])).strip() + "\n"
+
+
+def tables(kind: str) -> str:
+    """One table of all published runs, under the name of each; a sentence where there is none yet.
+
+    Args:
+        kind: file name without suffix of a table that `xattn report` writes.
+    """
+    found = sorted(RUNS.glob(f"**/{kind}.md"))
+    if not found:
+        return f"No published run has this table yet; `xattn report` writes it as `{kind}.md`.\n"
+    return "\n".join(f"**{_title(path)}**\n\n{path.read_text(encoding='utf-8').strip()}\n" for path in found)
+
+
+def _title(path: Path) -> str:
+    """Name of a run and of the panel in it."""
+    return ": ".join(p.replace("-", " ") for p in path.parent.relative_to(RUNS).parts if p != "report")
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def findings() -> str:
+    """What the reports of the published runs answer, and how far their columns and protocols agree."""
+    verdicts = [
+        f"- **{match[1]}**: {match[2]}"
+        for path in sorted(RUNS.glob("**/report.md"))
+        for match in re.finditer(r"^## (.+)\n\n(\*\*.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    found = [*verdicts, *(_agreement(path) for path in sorted(RUNS.glob("**/columns.csv")))]
+    return "\n".join(found) + "\n" if found else "No benchmark run has been published yet.\n"
+
+
+def _agreement(path: Path) -> str:
+    columns = _rows(path)
+    counts = [row["methods above controls"].split(" of ") for row in columns if row["methods above controls"]]
+    above, pairs = (sum(int(count[i]) for count in counts) for i in (0, 1))
+    controls = [row["column"] for row in columns if row["best"].endswith("(control)")]
+    text = f"- **{_title(path)}**: {len({row['best'] for row in columns})} different entries come first in "
+    text += f"{len(columns)} columns"
+    text += f"; in {len(controls)} of them it is a control ({', '.join(controls)}). " if controls else ". "
+    text += f"Of {pairs} pairs of a method and a column, {above} are above the best control."
+    protocols = path.with_name("protocols.csv")
+    if protocols.exists():
+        rows = _rows(protocols)
+        tau = sorted(float(row[_TAU]) for row in rows if row[_TAU])
+        text += f" {len({row['best'] for row in rows})} different methods win the {len(rows)} perturbation protocols"
+        text += (
+            f", whose median agreement with the others (Kendall's τ) is {tau[0]:.2f} to {tau[-1]:.2f}" if tau else ""
+        )
+        text += "."
+    return text
+
+
+def costs() -> dict[str, str]:
+    """What methods were measured to take alone, by name."""
+    path = ROOT / "benchmarks" / "speed" / "results" / "methods.json"
+    if not path.exists():
+        return {}
+    found: dict[str, str] = {}
+    for network, rows in json.loads(path.read_text(encoding="utf-8"))["networks"].items():
+        for name, row in rows.items():
+            if "ratio" in row:
+                found.setdefault(name, f"{row['ratio']:.3g} times a forward pass ({network})")
+    return found
+
+
+def citation() -> str:
+    """CITATION.cff as BibTeX."""
+    facts = dict(
+        re.findall(r'^(\w[\w-]*): "?(.*?)"?$', (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    authors = re.findall(r"- name: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    fields = {
+        "title": f"{{{facts['title']}}}", "author": " and ".join(f"{{{a}}}" for a in authors),
+        "version": facts["version"], "license": facts["license"],
+    }  # fmt: skip
+    return "\n".join(
+        ["```bibtex", "@software{xattn,", *(f"  {k} = {{{v}}}," for k, v in fields.items()), "}", "```", ""]
+    )

@@ -1,0 +1,86 @@
+"""The documentation is true: its commands and code run, its tables come from results, its formulas are complete."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ROOT, blocks, run_document, workshop  # noqa: F401 (a fixture)
+from xattn.explainers import explainers
+from xattn.metrics import metrics
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda path: path.stem)
+def test_everything_in_a_page_runs(page: Path, workshop: Path) -> None:  # noqa: F811
+    run_document(page, workshop)
+
+
+def test_every_block_says_what_it_is() -> None:
+    known = {"sh", "console", "python", "toml", "text"}
+    for page in PAGES:
+        fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)[::2]
+        assert {re.split(r"\W", fence)[0] for fence in fences} <= known, page.name
+
+
+@pytest.mark.parametrize(("kind", "registry"), [("methods", explainers), ("metrics", metrics)])
+def test_every_entry_has_a_formula(kind: str, registry: object) -> None:
+    formulas = importlib.import_module("docs.generate.formulas").formulas(kind)
+    own = {name for name in registry.names() if registry.get(name).__module__.startswith("xattn.")}  # type: ignore[attr-defined]
+    assert own - set(formulas) == set(), "write them into docs/generate/formulas.toml"
+    assert set(formulas) - own == set(), "there is nothing of that name"
+
+
+@pytest.mark.parametrize("kind", ["methods", "metrics"])
+def test_every_formula_can_be_drawn(kind: str) -> None:
+    pytest.importorskip("latex2mathml", reason="the documentation's packages are not installed")
+    module = importlib.import_module("docs.generate.formulas")
+    for name in module.formulas(kind):
+        latex = module.display(kind, name).strip("$")
+        page = module.to_mathml(f'<div class="arithmatex">\\[{latex}\\]</div>')
+        assert page.startswith('<div class="formula"><math'), name
+        text = re.sub(r"<[^>]+>", "", page)
+        assert "\\" not in text, f"{name}: {text}"  # a command that is not known stays as it is
+
+
+def test_parts_of_other_files_are_taken() -> None:
+    results = importlib.import_module("docs.generate.results")
+    text = results.filled("before\n<!-- take: README.md # cams -->\nafter")
+    assert "resnet18, 8" in text
+    assert "<!--" not in text
+    assert results.filled("<!-- take: benchmarks/attention/README.md # Clai* -->").startswith("| claim |")
+    assert "not been measured" in results.filled("<!-- take: benchmarks/none.md # Claims -->")
+    with pytest.raises(LookupError, match=r"README\.md has no part 'nothing'"):
+        results.filled("<!-- take: README.md # nothing -->")
+
+
+def test_findings_are_read_off_the_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = importlib.import_module("docs.generate.results")
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    assert "No benchmark run" in results.findings()
+    assert "No published run" in results.tables("columns")
+    home = tmp_path / "small" / "shapes-cnn"
+    home.mkdir(parents=True)
+    rows = ["column,best,methods above controls", "deletion,cam,3 of 4", "insertion,random (control),1 of 4"]
+    (home / "columns.csv").write_text("\n".join(rows))
+    (home / "columns.md").write_text("| a table |")
+    (home.parent / "report.md").write_text(
+        "# Report\n\n## shapes, cnn\n\n**Cam beats every control.** Of two.\n\n### More\n"
+    )
+    found = results.findings()
+    assert "- **shapes, cnn**: **Cam beats every control.** Of two." in found
+    assert "- **small: shapes cnn**: " in found
+    assert "2 different entries come first in 2 columns; in 1 of them it is a control (insertion)" in found
+    assert "Of 8 pairs of a method and a column, 4 are above the best control." in found
+    assert "| a table |" in results.tables("columns")
+
+
+def test_docstrings_become_markdown() -> None:
+    readable = importlib.import_module("docs.generate.docstrings").readable
+    assert readable("R [a > 0][b], `x[0]`.") == "R &#91;a > 0]&#91;b], `x[0]`."
+    assert readable("Text.\n\n>>> f([1])\n[1]") == "Text.\n\n\n```pycon\n>>> f([1])\n[1]\n```"
