@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.registry import first_sentence
 from xattn.viz.colors import DIVERGING, ordinal, rank_color
 from xattn.viz.overlay import ImageLike, overlay, rank_overlay, shares, to_rgb
 from xattn.viz.panel import Bar, Cell, Key, Swatch, field_size, panel
@@ -40,12 +41,12 @@ TITLES = {
     "saliency": "Saliency",
     "xgradcam": "XGrad-CAM",
 }
-"""Titles of methods as their papers write them; a method that is not here goes by its name."""
+"""Short titles of methods; one that is not here goes by what its docstring begins with."""
 
 
 def title(method: Explainer) -> str:
     """A method's name for people, with the parameters that are not the default ones."""
-    name = TITLES.get(method.name, method.name)
+    name = TITLES.get(method.name) or _title_of(type(method))
     thing: Any = method  # a type checker does not see that all methods are dataclasses
     changed = [
         f"{field.name}={getattr(method, field.name)}"
@@ -53,6 +54,12 @@ def title(method: Explainer) -> str:
         if field.repr and getattr(method, field.name) != field.default
     ]
     return f"{name} ({', '.join(changed)})" if changed else name
+
+
+def _title_of(kind: type[Explainer]) -> str:
+    """What stands before the colon in the first line of the docstring, as in "LRP: …"; else the registered name."""
+    title, colon, _ = first_sentence(kind).partition(":")
+    return title.split(",")[0] if colon and title else kind.name
 
 
 def ranked(explanation: Explanation) -> bool:
