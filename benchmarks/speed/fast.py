@@ -110,16 +110,17 @@ def main() -> None:
             for label, some in (("all images", x), ("a quarter", quarter))
         }
         moved = (exact - fast).abs()
+        # The processor's time is the steadier clock on a busy machine.
+        clock, ratio = ("cpu_seconds", "cpu_ratio") if given.device == "cpu" else ("seconds", "ratio")
         results[title] = {
             "images": len(x),
             "size": list(x.shape[-2:]),
             "evaluated": evaluated,
             "mean_abs_change_of_area": float(moved.nanmean()),
             "largest_change_of_area": float(moved.nan_to_num().max()),
-            "share_of_forward": {k: 1 / times[k]["ratio"] for k in ("exact", "fast")},
-            "fast_over_exact": times["exact"]["seconds"] / times["fast"]["seconds"],
-            "time_of_four_times_the_images": times["exact"]["seconds"]
-            / times["exact, a quarter of the images"]["seconds"],
+            "share_of_forward": {k: 1 / times[k][ratio] for k in ("exact", "fast")},
+            "fast_over_exact": times["exact"][clock] / times["fast"][clock],
+            "time_of_four_times_the_images": times["exact"][clock] / times["exact, a quarter of the images"][clock],
             "peak_mb": memory,
             "times": times,
         }
