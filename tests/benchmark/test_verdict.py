@@ -106,7 +106,7 @@ def test_bad_maps_and_protocols_are_told() -> None:
     found = panel()
     found.coverage[2] = 0.75
     said = " ".join(verdict.summary(found))
-    assert "Some maps are constant or undefined: 25 % of brnpa." in said
+    assert "Some maps are constant, undefined or do not add up: 25 % of brnpa." in said
     assert "Of 2 protocols these are won by" in said
     alike = " ".join(verdict.agreement(found, found.directed))
     assert "order the methods most alike" in alike

@@ -664,7 +664,7 @@ def leaderboard(panel: Panel) -> Table:
     counts = "; ".join(f"{s.column.title}: {len(s.images)}" for s in shown if s.images)
     notes = (
         "Mean over images [95 % bootstrap interval]; mean rank over the columns with an arrow, which points to the "
-        "better side; maps ok: share of maps that are neither constant nor NaN.",
+        "better side; maps ok: share of maps that are neither constant nor NaN and add up to what they should.",
         MARK_NOTE,
         f"Images: {counts}.",
     )

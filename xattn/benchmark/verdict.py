@@ -288,7 +288,7 @@ def cautions(verdict: Verdict) -> list[str]:
     said = ["Scores of different models tell as much of the models as of the methods."] if verdict.mixed else []
     if bad:
         shares = listing([f"{100 * (1 - panel.coverage[j]):.2g} % of {panel.labels[j]}" for j in bad], most=3)
-        said.append(f"Some maps are constant or undefined: {shares}.")
+        said.append(f"Some maps are constant, undefined or do not add up: {shares}.")
     if verdict.tested and not verdict.trusted and verdict.images:
         said.append(
             f"{verdict.images:,} images may be too few: that no difference is shown does not show that there is none."
