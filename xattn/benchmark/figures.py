@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def leaderboard(panel: Panel) -> Figure | None:
         ]
         if turned and s in panel.directed:
             axis.axvline(max(turned)[1], color="#777777", linewidth=1, linestyle="--", zorder=0)
-        axis.set_title(s.column.arrow)
+        axis.set_title(textwrap.fill(s.column.arrow.replace(".", ". "), 26).replace(". ", "."))
         axis.grid(axis="x", color="#e5e5e5")
         axis.tick_params(axis="y", length=0)
     for axis in axes:
