@@ -25,6 +25,7 @@ FLOORS = {
     "inspection": 2,
     "explanation": 2,
     "explainer": 2,
+    "shared": 2,
     "metric": 2,
     "explainers": 3,
     "metrics": 3,

@@ -15,9 +15,10 @@ from xattn.attention_taps import AttentionTaps
 from xattn.errors import NotApplicableError
 from xattn.explainers import explainers
 from xattn.explainers.integrated import PixelExplainer, drawn_baselines
-from xattn.explainers.passes import Halving, at_least, completeness_error, once, owners, tiles
+from xattn.explainers.passes import Halving, at_least, completeness_error, owners, tiles
 from xattn.functional.baselines import baselines
 from xattn.score import apply_score
+from xattn.shared import once
 from xattn.trace import INPUT, Trace, record
 
 _UNARY = frozenset(

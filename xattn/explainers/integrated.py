@@ -23,7 +23,6 @@ from xattn.explainers.passes import (
     completeness_error,
     gradient_again,
     laid_out,
-    once,
     owners,
     scores_of,
     tiles,
@@ -31,6 +30,7 @@ from xattn.explainers.passes import (
 from xattn.functional.baselines import baselines
 from xattn.functional.gradient import ChannelReduction, reduce_channels
 from xattn.functional.path import Rule, blur_matrix, blurred, guided_step, quadrature
+from xattn.shared import once
 from xattn.spec import ModelSpec
 from xattn.trace import INPUT, Trace, record
 

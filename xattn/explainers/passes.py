@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from xattn import shared
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.functional.baselines import Replace, baselines
 from xattn.functional.perturb import ImageScore
 from xattn.score import apply_score
 from xattn.trace import INPUT, Trace, place_of, promote, record
-
-T = TypeVar("T")
-
-_kept: WeakKeyDictionary[Trace, dict[Hashable, Any]] = WeakKeyDictionary()
-
-
-def once(trace: Trace, key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` gives, made at the first request for `key` and kept as long as the trace lives."""
-    kept = _kept.setdefault(trace, {})
-    if key not in kept:
-        kept[key] = make()
-    return kept[key]
 
 
 def at_least(who: str, least: int = 1, **values: float) -> None:
@@ -127,12 +114,7 @@ def replacement(trace: Trace, baseline: str) -> Replace:
     Raises:
         UnknownNameError: with the nearest name.
     """
-    chosen = baselines.parse(baseline)
-    spec = trace.spec
-    return once(
-        trace, ("baseline", chosen),
-        lambda: chosen.prepare(trace.x, spec.mean, spec.std, lambda i: trace.generator(i, repr(chosen))),
-    )  # fmt: skip
+    return shared.replacement(trace, baselines.parse(baseline))
 
 
 def as_image(replace: Replace, who: str, baseline: str) -> Tensor:

@@ -17,7 +17,6 @@ from xattn.explainers.passes import (
     at_least,
     baseline_image,
     completeness_error,
-    once,
     owners,
     replacement,
     score_again,
@@ -30,6 +29,7 @@ from xattn.functional.perturb import packed_scores, removal, segment_means
 from xattn.functional.pixels import denormalize_pixels
 from xattn.functional.sampling import Segments
 from xattn.score import apply_score
+from xattn.shared import once
 from xattn.trace import Trace, promote
 
 

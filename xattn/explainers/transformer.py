@@ -14,10 +14,10 @@ from xattn.attention_taps import PROBABILITIES, SCORES, layer_of
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
-from xattn.explainers.passes import once
 from xattn.explainers.token_relevance import token_relevance
 from xattn.functional import transformer as formulas
 from xattn.score import apply_score
+from xattn.shared import once
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, logits_of, place_of, promote, record
 

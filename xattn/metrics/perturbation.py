@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from xattn.errors import ParameterError, ShapeError
 from xattn.explanation import Explanation
-from xattn.functional.baselines import Baseline, Replace, baselines
+from xattn.functional.baselines import Baseline, baselines
 from xattn.functional.curves import step_counts, step_means
 from xattn.functional.perturb import (
     ImageScore,
@@ -28,22 +27,11 @@ from xattn.functional.perturb import (
 )
 from xattn.metric import Metric
 from xattn.score import SCORES, apply_score, find_score
+from xattn.shared import once, replacement
 from xattn.trace import Trace
-
-T = TypeVar("T")
 
 _PIXELS = 16 * 224 * 224  # in a batch on a CPU
 _CELLS = 1 << 26  # ranks held at a time: 256 MiB of them
-
-_shared: WeakKeyDictionary[Trace, dict[Hashable, Any]] = WeakKeyDictionary()
-
-
-def once(trace: Trace, key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` gives, made at the first request for `key` and kept as long as the trace lives."""
-    kept = _shared.setdefault(trace, {})
-    if key not in kept:
-        kept[key] = make()
-    return kept[key]
 
 
 @dataclass(frozen=True)
@@ -109,15 +97,6 @@ def clean_scores(trace: Trace, score: str) -> Tensor:
     return once(trace, ("clean", score), lambda: apply_score(find_score(score), trace.logits, trace.target))
 
 
-def replacement(trace: Trace, baseline: Baseline) -> Replace:
-    """A baseline bound to the images of the batch; all metrics and methods share it."""
-    spec = trace.spec
-    return once(
-        trace, ("baseline", baseline),
-        lambda: baseline.prepare(trace.x, spec.mean, spec.std, lambda i: trace.generator(i, repr(baseline))),
-    )  # fmt: skip
-
-
 def all_scores(trace: Trace) -> ImageScore:
     """All of `SCORES` (B, scores) of perturbed images: a forward pass serves every metric, whatever it measures."""
 
@@ -140,11 +119,8 @@ def all_end_scores(trace: Trace, baseline: Baseline, chunk: int) -> tuple[Tensor
 
 def end_scores(trace: Trace, baseline: Baseline, score: str, chunk: int) -> tuple[Tensor, Tensor]:
     """Scores (N,) of the untouched and of the fully replaced images; one pass of the latter serves all methods."""
-    replaced = once(
-        trace, ("replaced", baseline, score),
-        lambda: replaced_scores(scorer(trace, score), trace.x, replacement(trace, baseline), chunk),
-    )  # fmt: skip
-    return clean_scores(trace, score), replaced
+    _, replaced = all_end_scores(trace, baseline, chunk)
+    return clean_scores(trace, score), replaced[:, list(SCORES).index(score.lower())]
 
 
 def tie_breakers(trace: Trace, cells: int) -> Tensor:

@@ -15,17 +15,11 @@ from xattn.functional.baselines import Baseline
 from xattn.functional.curves import area_over, step_counts, trapezoid_auc
 from xattn.functional.perturb import curve_scores, ranks, segment_means, to_grid, undefined
 from xattn.functional.pixels import denormalize_pixels
+from xattn.functional.sampling import slic_segments
 from xattn.metric import HIGHER, Direction
 from xattn.metrics import metrics
-from xattn.metrics.perturbation import (
-    PerturbationMetric,
-    end_scores,
-    find_baseline,
-    once,
-    replacement,
-    scorer,
-    tie_breakers,
-)
+from xattn.metrics.perturbation import PerturbationMetric, end_scores, find_baseline, scorer, tie_breakers
+from xattn.shared import once, replacement
 from xattn.trace import Trace
 
 
@@ -35,18 +29,13 @@ def superpixels(trace: Trace, segments: int) -> Tensor:
     Raises:
         NotApplicableError: without scikit-image.
     """
-    try:
-        from skimage.segmentation import slic
-    except ImportError:
-        raise NotApplicableError("irof: superpixels need scikit-image; run `pip install scikit-image`.") from None
 
     def make() -> Tensor:
         pixels = denormalize_pixels(trace.x.float(), trace.spec.mean, trace.spec.std).clamp(0, 1)
-        labels = []
-        for image in pixels.permute(0, 2, 3, 1).cpu().double().numpy():
-            found = slic(image, n_segments=segments, start_label=0, channel_axis=-1)
-            labels.append(torch.from_numpy(found).flatten().long().unique(return_inverse=True)[1])
-        return torch.stack(labels).to(trace.x.device)
+        try:
+            return slic_segments(pixels, segments).flatten(1).to(trace.x.device)
+        except NotApplicableError:
+            raise NotApplicableError("irof: superpixels need scikit-image; run `pip install scikit-image`.") from None
 
     return once(trace, ("slic", segments), make)
 

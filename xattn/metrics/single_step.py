@@ -16,7 +16,8 @@ from xattn.functional.perturb import packed_scores, seen_through, undefined
 from xattn.functional.resize import normalize, resize
 from xattn.metric import HIGHER, LOWER, Direction
 from xattn.metrics import metrics
-from xattn.metrics.perturbation import PerturbationMetric, clean_scores, find_baseline, replacement, scorer
+from xattn.metrics.perturbation import PerturbationMetric, clean_scores, find_baseline, scorer
+from xattn.shared import replacement
 from xattn.trace import Trace
 
 

@@ -19,7 +19,8 @@ from xattn.functional.curves import pearson
 from xattn.functional.perturb import cell_of_pixel, packed_scores, removal, segment_means, to_grid, undefined
 from xattn.metric import HIGHER, LOWER, Direction
 from xattn.metrics import metrics
-from xattn.metrics.perturbation import PerturbationMetric, clean_scores, find_baseline, once, replacement, scorer
+from xattn.metrics.perturbation import PerturbationMetric, clean_scores, find_baseline, scorer
+from xattn.shared import once, replacement
 from xattn.trace import Trace
 
 
