@@ -150,6 +150,20 @@ def test_tables_are_what_the_program_and_the_results_say(path: Path, part: Calla
     assert page[begin:end] == part(), "write it anew with `python -m tests.test_readme`"
 
 
+def test_sentences_about_the_published_runs_are_those_of_their_reports() -> None:
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    published = ROOT / "benchmarks" / "results"
+    table = (published / "embedded" / "tiny-imagenet-tiny-cnn" / "leaderboard.csv").read_text(encoding="utf-8")
+    labels = [line.split(",")[0].strip('"') for line in table.splitlines()[1:]]
+    methods = [label for label in labels if "(control)" not in label]
+    assert f"{len(methods)} methods and the three controls on `tiny-cnn`" in text
+    assert len(labels) - len(methods) == 3
+    report = (published / "squeezenet" / "report.md").read_text(encoding="utf-8")
+    found = re.search(r"(\d+ of \d+ methods) beat the best control on both insertion and deletion", report)
+    assert found is not None
+    assert f"a trained SqueezeNet {found[1]} beat the controls on both" in text
+
+
 def test_every_picture_and_link_is_there() -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text(encoding="utf-8")):
         assert (ROOT / target).exists(), target
