@@ -96,8 +96,8 @@ def _path(name: str) -> Path:
     path = FOLDER / f"{name}.safetensors"
     if not path.is_file():
         raise CheckpointError(
-            f"{name}: its weights are missing at '{path}'; install the package again, or pass head and num_classes for "
-            "random weights."
+            f"{name}: its weights are missing at '{path}'; install the package again, train them by the recipe, or "
+            "pass head and num_classes for random weights."
         )
     return path
 
@@ -139,5 +139,5 @@ def tiny_brnpa(**options: Any) -> nn.Module:
 
 @models.register("tiny-vit")
 def tiny_vit(**options: Any) -> nn.Module:
-    """Small vision transformer for 64 px, patches of 8 px, to be trained: no weights come with it (arXiv:2010.11929)."""
+    """Small vision transformer for 64 px, patches of 8 px, untrained: no weights come with it (arXiv:2010.11929)."""
     return _create("tiny-vit", "linear", **options)
