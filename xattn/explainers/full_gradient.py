@@ -115,7 +115,7 @@ class FullGrad(Explainer):
     name: ClassVar[str] = "fullgrad"
     family: ClassVar[Family] = Family.GRADIENT
     passes: ClassVar[str] = "1 forward, 1 backward"
-    serves: ClassVar[str] = "ReLU networks"
+    serves: ClassVar[str] = "ReLU networks without attention"
     paper: ClassVar[str] = "Srinivas, Fleuret 2019, arXiv:1905.00780"
 
     def check(self, spec: ModelSpec) -> None:

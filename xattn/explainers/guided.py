@@ -280,6 +280,7 @@ class Deconvolution(Explainer):
     name: ClassVar[str] = "deconvolution"
     family: ClassVar[Family] = Family.PROPAGATION
     passes: ClassVar[str] = "1 forward, 1 backward"
+    serves: ClassVar[str] = "ReLU networks"
     paper: ClassVar[str] = "Zeiler and Fergus 2014, arXiv:1311.2901, sec. 2.1"
     reduce: ChannelReduction = "max"
 

@@ -28,6 +28,7 @@ class _Propagation(Explainer):
 
     family: ClassVar[Family] = Family.PROPAGATION
     passes: ClassVar[str] = "1 forward, 1 backward in which each layer runs up to 5 times"
+    serves: ClassVar[str] = "CNNs without layer norm"
     computed_by: ClassVar[str] = "zennit"
     of_logits: ClassVar[bool] = True
 
