@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent / "xattn"
 
 # Floor of each top-level name inside the package. A floor imports lower floors only; see also SAME_FLOOR.
 FLOORS = {
+    "device": 0,
     "errors": 0,
     "files": 0,
     "registry": 0,

@@ -133,7 +133,8 @@ def test_protocols_tell_who_wins(panel: Panel) -> None:
 
 
 def test_report_writes_everything(tmp_path: Path, run: Path) -> None:
-    path = write_report(run, tmp_path / "out", resamples=20)
+    scores = Scores(run)
+    path = write_report(scores, tables.panels(scores, resamples=20), tmp_path / "out")
     text = path.read_text()
     assert path.name == "report.md"
     home = tmp_path / "out" / "shapes-cnn"
@@ -168,7 +169,8 @@ def test_a_run_with_little_in_it(tmp_path: Path) -> None:
     rows += [Row("d", "m", "a", 0, "gradcam", "insertion", c, math.nan) for c in ("insertion", "ic")]
     rows += [Row("d", "m", "#1", -1, "", "reading", "error", math.nan, "a.png: is damaged")]
     Store(tmp_path).write("d", "m", 0, rows, {("gradcam", "gini"): 1})
-    text = write_report(tmp_path, resamples=5).read_text()
+    scores = Scores(tmp_path)
+    text = write_report(scores, tables.panels(scores, resamples=5), tmp_path / "report").read_text()
     assert "1 images could not be read" in text
     assert "a.png: is damaged" in text
     assert "gradcam" in text
@@ -176,7 +178,7 @@ def test_a_run_with_little_in_it(tmp_path: Path) -> None:
 
 def test_no_scores(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no scores; run `xattn benchmark`"):
-        write_report(tmp_path)
+        tables.panels(Scores(tmp_path), resamples=5)
 
 
 def test_tables_as_files(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "negative class": (["cat.png", "--target=-1", *CNN], "class -1 does not exist"),
     "unknown score": (["cat.png", "--score", "logits", *CNN], "unknown score 'logits'. Did you mean 'logit'"),
     "unknown colour map": (["cat.png", "--colormap", "viridi", *CNN], "'viridi'.*Did you mean 'viridis'"),
-    "unknown device": (["cat.png", "--device", "gpu", *CNN], "--device must be auto, cpu, cuda or mps but is 'gpu'"),
+    "unknown device": (["cat.png", "--device", "gpu", *CNN], "--device: expected auto, cpu, cuda or mps but got 'gpu'"),
     "unknown precision": (["cat.png", "--precision", "fp8", *CNN], "--precision must be fp32, bf16 or fp16"),
     "unknown fit": (["cat.png", "--fit", "stretch", *CNN], "--fit must be crop, squash or whole but is 'stretch'"),
     "unknown head": (["cat.png", "--model", "tests.cli.models:cnn", "--head", "brnp"], "unknown head 'brnp'.*'brnpa'"),

@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bad = Row("shapes", "cnn", HOSTILE, -1, "", "reading", "error", math.nan, f"{HOSTILE}: is damaged")
     Store(run).write("shapes", "cnn", 1, [bad], {("", "reading"): 1})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write_folder", lambda *_, **__: None)
+        patch.setattr(report, "write_report", lambda *_, **__: None)
         return full_report(run, resamples=20)
 
 
@@ -322,7 +322,7 @@ def test_it_fits_the_window(made: Path, open_page: Open, width: int, dark: bool)
 
 
 def test_the_images_are_there(ran: Path, tmp_path: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "write_folder", lambda *_, **__: None)
+    monkeypatch.setattr(report, "write_report", lambda *_, **__: None)
     with open_page(full_report(ran, tmp_path, resamples=5, count=1)) as tab:
         page = tab.page
         page.click("[data-goto=images]")

@@ -22,37 +22,19 @@ def slug(name: str) -> str:
 
 
 def write_report(
-    run: str | Path,
-    out: str | Path | None = None,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    scores: Scores, panels: Sequence[Panel], home: Path, *, progress: Callable[[str], None] | None = None
 ) -> Path:
     """Write tables (CSV, Markdown, LaTeX), figures (PNG, SVG, PDF) and `report.md`, which shows them in order.
 
     Args:
-        run: folder of the scores.
-        out: where to; None is `report` in it.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
+        scores: of the run.
+        panels: their statistics, as from `tables.panels`.
+        home: folder to write to.
         progress: called with the name of each part.
 
     Returns:
         The path of `report.md`.
-
-    Raises:
-        DataError: if there are no scores.
     """
-    scores = Scores(run)
-    home = Path(run) / "report" if out is None else Path(out)
-    return write_folder(scores, tables.panels(scores, resamples=resamples, seed=seed), home, progress=progress)
-
-
-def write_folder(
-    scores: Scores, panels: Sequence[Panel], home: Path, *, progress: Callable[[str], None] | None = None
-) -> Path:
-    """As `write_report`, from panels that are there already."""
     home.mkdir(parents=True, exist_ok=True)
     lines = ["# Benchmark report", "", *_about(scores), ""]
     for panel in panels:

@@ -26,6 +26,7 @@ from xattn.benchmark.store import Pair, Row, Store, missing
 from xattn.data.dataset import Batch, Dataset, Sample, collate
 from xattn.data.mosaic import Mosaic, mosaic_spec
 from xattn.data.opening import open_dataset
+from xattn.device import find_device
 from xattn.errors import DataError, ParameterError, XattnError
 from xattn.explainer import Explainer
 from xattn.explainers import applicable, resolve
@@ -144,7 +145,7 @@ def plan(config: Config) -> list[Cell]:
         ParameterError: with all faults in one message.
     """
     faults: list[str] = []
-    collect(faults, lambda: find_device(config.run.device))
+    collect(faults, lambda: find_device(config.run.device, "run.device"))
     names = [*config.methods, *(CONTROLS if config.run.controls else ())]
     methods = collect(faults, lambda: resolve(names)) or []
     opened = {data.name: collect(faults, lambda data=data: _open(data)) for data in config.data}
@@ -317,26 +318,6 @@ def shard(text: str | None = None) -> tuple[int, int]:
     return int(rank), int(world)
 
 
-def find_device(name: str) -> torch.device:
-    """The device, one accelerator for each process of a machine.
-
-    Raises:
-        ParameterError: if there is no such device.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ParameterError(f"run.device: expected auto, cpu, cuda or mps but got '{name}'") from None
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False):
-        raise ParameterError(f"run.device: there is no '{name}' here; use cpu or auto")
-    return device
-
-
 def identity(config: Config, cells: Sequence[Cell]) -> dict[str, Any]:
     """What scores depend on, other than methods and metrics: two runs in one folder must agree in it."""
     run = config.run
@@ -483,7 +464,7 @@ def run(
     cells = plan(config) if cells is None else cells
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    device = find_device(config.run.device)
+    device = find_device(config.run.device, "run.device")
     check_manifest(folder, config, cells, device)
     store = Store(folder)
     store.clear_leftovers()
@@ -720,7 +701,7 @@ def estimate(cell: Cell, config: Config, images: int = 2) -> dict[str, Cost]:
     Raises:
         DataError: if none of the first images can be read.
     """
-    device = find_device(config.run.device)
+    device = find_device(config.run.device, "run.device")
     loaded = Loaded.load(cell, device, fast=config.run.fast)
     batch, _ = _read(cell, cell.indices[: max(images, 8)], loaded.spec)
     if batch is None:

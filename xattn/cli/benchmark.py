@@ -79,14 +79,15 @@ def _run(
 ) -> int:
     import torch
 
-    from xattn.benchmark.run import find_device, run, write_costs
+    from xattn.benchmark.run import run, write_costs
+    from xattn.device import find_device
     from xattn.errors import ParameterError
 
     try:
         with _progress(quiet, rank, world) as progress:
             summary = run(config, out, rank=rank, world=world, cells=cells, progress=progress)
             if rank == 0:
-                write_costs(out, cells, find_device(config.run.device))
+                write_costs(out, cells, find_device(config.run.device, "run.device"))
     except KeyboardInterrupt:
         typer.echo(
             f"xattn: interrupted; nothing that is in '{out}' is lost. The same command goes on from there.", err=True

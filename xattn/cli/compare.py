@@ -91,7 +91,8 @@ def compare(
     batch_size: options.BatchSize = 8,
 ) -> None:
     """Lay methods side by side on one page: a row an image, a column a method, controls beside them."""
-    from xattn.cli.loading import find_device, to_json
+    from xattn.cli.loading import to_json
+    from xattn.device import find_device
     from xattn.metrics.deletion import Deletion
     from xattn.viz import colormap as find_colormap
 

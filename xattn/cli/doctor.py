@@ -73,7 +73,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, to stdout.")] = False,
 ) -> None:
     """Check a model before you believe a picture: does its path work, and which methods are valid on it?"""
-    from xattn.cli.loading import find_device, load, to_json
+    from xattn.cli.loading import load, to_json
+    from xattn.device import find_device
 
     loaded = load(model, weights=weights, head=head, resolution=resolution, device=find_device(device))
     x = images_for(loaded, paths)

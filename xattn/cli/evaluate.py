@@ -39,7 +39,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, to stdout.")] = False,
 ) -> None:
     """Judge a trained network on labelled images: top-1, top-5, sparsity, accuracy by rank of the parts, speed."""
-    from xattn.cli.loading import find_device
+    from xattn.device import find_device
     from xattn.errors import DataError, ParameterError, XattnWarning
     from xattn.models.embedded import FOLDER
     from xattn.training.data import open_source

@@ -168,7 +168,8 @@ class Job:
         device: str,
     ) -> None:
         """Turn names into methods and networks; everything that can be wrong with them is found here."""
-        from xattn.cli.loading import at_precision, find_device, load
+        from xattn.cli.loading import at_precision, load
+        from xattn.device import find_device
         from xattn.explainers import applicable
         from xattn.score import find_score
 

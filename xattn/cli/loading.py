@@ -95,28 +95,6 @@ def load(
     return Loaded(model.eval(), spec, label, random=weights is None and not complete)
 
 
-def find_device(name: str) -> torch.device:
-    """The device called `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; auto takes the first accelerator there is.
-
-    Raises:
-        ParameterError: if the machine has no such device.
-    """
-    import torch
-
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device("cuda" if there["cuda"] else "mps" if there["mps"] else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in there or (index and not (index.isdigit() and kind == "cuda")):
-        raise ParameterError(f"--device must be auto, cpu, cuda or mps but is '{name}'.")
-    if not there[kind]:
-        usable = ", ".join(k for k, ok in there.items() if ok)
-        raise ParameterError(f"--device {name}: this machine has none; usable are auto, {usable}.")
-    if index and int(index) >= torch.cuda.device_count():
-        raise ParameterError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices, from 0.")
-    return torch.device(name)
-
-
 @contextmanager
 def at_precision(name: str, device: torch.device) -> Iterator[None]:
     """Autocast to `bf16` or `fp16` inside; `fp32` changes nothing.

@@ -188,7 +188,8 @@ class GuidedIG(PixelExplainer):
     before; images are batched, steps cannot be. Differs from the released code: the gradient of a step is the mean of
     those at its two ends, which costs nothing. With the first alone, which chose the pixels for being small there, the
     sums of 10 maps of tiny-cnn missed f(x) - f(baseline) by 24 % in the median; with both by 3 %, at most 18 %. So the
-    sum is not checked.
+    sum is not checked. Which pixels move is a choice by rank: rounding, as another batch size or device brings it, can
+    change a float32 map by about 1 %.
 
     Args:
         baseline: where the path begins: `"black"`, `"mean"`, `"blur"` or `"noise"`, defined on pixels and then

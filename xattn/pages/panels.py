@@ -16,11 +16,12 @@ from torch import nn
 
 from xattn.benchmark.config import Config, MetricEntry
 from xattn.benchmark.run import Cell as RunCell
-from xattn.benchmark.run import find_device, plan, seed_of
+from xattn.benchmark.run import plan, seed_of
 from xattn.benchmark.store import Store
 from xattn.benchmark.tables import Scores, rank_of, text_of
 from xattn.benchmark.verdict import Verdict, duration, name_of
 from xattn.data.dataset import Sample, collate
+from xattn.device import find_device
 from xattn.errors import DataError, XattnError
 from xattn.explainer import Explainer
 from xattn.explanation import Explanation
@@ -122,7 +123,7 @@ def draw(scores: Scores, verdict: Verdict, count: int, folder: Path, name: str) 
         cell, config = _reopen(scores, verdict.panel.dataset, title)
         samples = _find(cell, config, scores, [scores.names[i] for some in chosen.values() for i, _ in some])
         methods, notes = _methods(verdict, cell)
-        device = find_device(config.run.device)
+        device = find_device(config.run.device, "run.device")
         model, spec = cell.load(device)
         pictures = []
         for kind, some in chosen.items():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from xattn.benchmark import tables, verdict
 from xattn.benchmark.figures import curve_points
-from xattn.benchmark.report import slug, write_folder
+from xattn.benchmark.report import slug, write_report
 from xattn.benchmark.statistics import critical_difference, pairwise
 from xattn.benchmark.tables import ALPHA, ARROWS, Panel, Scores, Summary, Table, text_of
 from xattn.benchmark.verdict import Verdict, duration
@@ -59,7 +59,7 @@ def full_report(
     scores = Scores(run)
     home = Path(run) / "report" if out is None else Path(out)
     found = tables.panels(scores, resamples=resamples, seed=seed)
-    write_folder(scores, found, home, progress=progress)
+    write_report(scores, found, home, progress=progress)
     several = len(scores.datasets) > 1
     views = []
     for panel in found:

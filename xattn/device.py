@@ -1,0 +1,35 @@
+"""The device by its name, for the command line and for runs."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from xattn.errors import ParameterError
+
+
+def find_device(name: str, option: str = "--device") -> torch.device:
+    """The device called `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+
+    Args:
+        name: `auto` takes an accelerator if there is one; of several processes on a machine, each takes another.
+        option: what messages call the name.
+
+    Raises:
+        ParameterError: if the machine has no such device.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        if there["cuda"]:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return torch.device("mps" if there["mps"] else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in there or (index and not (index.isdigit() and kind == "cuda")):
+        raise ParameterError(f"{option}: expected auto, cpu, cuda or mps but got '{name}'.")
+    if not there[kind]:
+        usable = ", ".join(k for k, ok in there.items() if ok)
+        raise ParameterError(f"{option} {name}: this machine has none; usable are auto, {usable}.")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ParameterError(f"{option} {name}: this machine has {torch.cuda.device_count()} CUDA devices, from 0.")
+    return torch.device(name)
