@@ -130,9 +130,10 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_the_same_call_goes_on(
     whole: Path, colours: Path, tmp_path: Path
 ) -> None:
     recipe = tiny_recipe(colours, tmp_path / "stopped", run__epochs=4, model__dropout=0.1)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(loop.RunStoppedError, match=r"epoch 2 of 4; .* The same command goes on"):
         loop.train(recipe, StopAt(2, 3))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     progress = load_run(tmp_path / "stopped" / "last.safetensors").progress
     assert (progress.epoch, progress.step) == (1, 4 + 3)
     loop.train(recipe)
