@@ -67,10 +67,11 @@ def embedded() -> str:
     lines = []
     for name, found in read(ROOT / "benchmarks" / "attention" / "embedded" / "embedded.json").items():
         values, network = found["validation"], create_model(name).architecture
+        grid = "patches of 8 px" if network["backbone"] == "tiny-vit" else network["resolution"]
         maps = "CAM" if values["maps"] == "cam" else values["maps"]
         sparsity = "-" if values["sparsity"] is None else f"{values['sparsity']:.2f} ({maps})"
         lines.append(
-            f"| `{name}` | {network['head']}, {network['resolution']} | {found['bytes'] / 1e6:.2f} MB "
+            f"| `{name}` | {network['head']}, {grid} | {found['bytes'] / 1e6:.2f} MB "
             f"| {values['top1']:.2%} | {values['top5']:.2%} | {sparsity} |"
         )
     return rows("| network | head, resolution | size | top-1 | top-5 | sparsity 1/x of its maps |", *lines)

