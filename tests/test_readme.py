@@ -43,13 +43,14 @@ def methods() -> str:
     """The methods, from the registry, with what they were measured to cost."""
     result = RESULTS / "methods.json"
     measured = read(result) if result.is_file() else {"networks": {}}
+    networks = sorted(measured["networks"].items(), key=lambda item: item[0] != "resnet18")  # the one of the text first
     lines = []
     for name in explainers.names():
         kind = explainers.get(name)
         specific = "yes" if kind.class_specific else "no"
         what = first_sentence(kind).replace("|", "\\|")
         network, row = next(
-            ((network, rows[name]) for network, rows in measured["networks"].items() if "ratio" in rows.get(name, {})),
+            ((network, rows[name]) for network, rows in networks if "ratio" in rows.get(name, {})),
             ("", {}),
         )
         cost = f"{row['ratio']:.3g}" if row else "-"

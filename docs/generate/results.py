@@ -113,7 +113,8 @@ def costs() -> dict[str, str]:
     if not path.exists():
         return {}
     found: dict[str, str] = {}
-    for network, rows in json.loads(path.read_text(encoding="utf-8"))["networks"].items():
+    networks = json.loads(path.read_text(encoding="utf-8"))["networks"]
+    for network, rows in sorted(networks.items(), key=lambda item: item[0] != "resnet18"):  # as in the README
         for name, row in rows.items():
             if "ratio" in row:
                 found.setdefault(name, f"{row['ratio']:.3g} times a forward pass ({network})")
