@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -42,25 +43,20 @@ def device(environment: dict[str, Any], *packages: str) -> str:
 def methods() -> str:
     """The methods, from the registry, with what they were measured to cost."""
     result = RESULTS / "methods.json"
-    measured = read(result) if result.is_file() else {"networks": {}}
-    networks = sorted(measured["networks"].items(), key=lambda item: item[0] != "resnet18")  # the one of the text first
+    costs = importlib.import_module("docs.generate.results").costs()
     lines = []
     for name in explainers.names():
         kind = explainers.get(name)
         specific = "yes" if kind.class_specific else "no"
         what = first_sentence(kind).replace("|", "\\|")
-        network, row = next(
-            ((network, rows[name]) for network, rows in networks if "ratio" in rows.get(name, {})),
-            ("", {}),
-        )
-        cost = f"{row['ratio']:.3g}" if row else "-"
-        cost += "" if network in ("resnet18", "") else f" ({network})"
+        ratio, network = costs.get(name, (None, ""))
+        cost = "-" if ratio is None else f"{ratio:.3g}" if network == "resnet18" else f"{ratio:.3g} ({network})"
         lines.append(
             f"| `{name}` | {what} | {kind.family.value} | {specific} | {kind.passes} | {cost} | {kind.serves} "
             f"| {kind.computed_by} | {kind.paper} |"
         )
     header = "| name | what | kind | class-specific | passes | x forward | models | computed by | paper |"
-    return rows(header, *lines) + (device(measured["environment"]) if "environment" in measured else "")
+    return rows(header, *lines) + (device(read(result)["environment"]) if result.is_file() else "")
 
 
 def embedded() -> str:

@@ -109,9 +109,12 @@ class Entry:
         """Its part of a page."""
         what, rest = words(self.kind)
         passes = "nothing" if self.method.passes == "none" else self.method.passes
-        measured = costs().get(self.name)
+        cost = f"{passes} beyond the shared forward pass"
+        if self.name in costs():
+            ratio, network = costs()[self.name]
+            cost += f", alone {ratio:.3g} times a forward pass ({network})"
         about = facts(
-            cost=f"{passes} beyond the shared forward pass" + (f", alone {measured}" if measured else ""),
+            cost=cost,
             class_specific="yes" if self.method.class_specific else "no",
             defined_for=self.method.serves,
             embedded_networks=", ".join(f"`{n}`" for n in self.networks) or "none",
