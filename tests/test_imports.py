@@ -18,6 +18,7 @@ FLOORS = {
     "errors": 0,
     "files": 0,
     "registry": 0,
+    "schema": 0,
     "functional": 1,
     "spec": 1,
     "score": 1,

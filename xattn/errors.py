@@ -7,7 +7,8 @@ built-in error that a caller would expect, so `except ValueError` and `except Lo
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class XattnError(Exception):
@@ -40,6 +41,10 @@ class DataError(XattnError, ValueError):
 
 class CheckpointError(XattnError, ValueError):
     """Weights that do not fit a model, or a checkpoint that cannot be loaded safely."""
+
+
+class MissingExtraError(XattnError, ImportError):
+    """A library that comes with an extra of the package and is not installed; the message is the line to install it."""
 
 
 class XattnWarning(UserWarning):
@@ -75,3 +80,28 @@ def unknown(kind: str, name: str, candidates: Iterable[str], limit: int = 12) ->
     hint = f" Did you mean '{guess}'?" if guess else ""
     known = f" Known: {', '.join(names[:limit])}{more}." if names else " There is none."
     return UnknownNameError(f"unknown {kind} '{name}'.{hint}{known}")
+
+
+@contextmanager
+def needs(extra: str, purpose: str) -> Iterator[None]:
+    """Turn a failed import within into the line that installs the extra it comes with.
+
+    Args:
+        extra: name of the extra in `pip install 'xattn[extra]'`.
+        purpose: what it is needed for, at the start of the message.
+
+    Raises:
+        MissingExtraError: if a module is missing.
+
+    >>> with needs("bench", "xattn benchmark"):
+    ...     import a_library_that_is_not_there
+    Traceback (most recent call last):
+    ...
+    xattn.errors.MissingExtraError: xattn benchmark needs a_library_that_is_not_there; pip install 'xattn[bench]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as reason:
+        if reason.name is not None and reason.name.partition(".")[0] == "xattn":
+            raise
+        raise MissingExtraError(f"{purpose} needs {reason.name}; pip install 'xattn[{extra}]'") from None
