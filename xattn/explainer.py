@@ -226,7 +226,7 @@ def explain(
         size = (x.shape[-2], x.shape[-1]) if isinstance(x, Tensor) and x.is_floating_point() else None
         spec = infer_spec(model, input_size=size)
     if not (isinstance(x, Tensor) and x.is_floating_point()):
-        from xattn.data.images import to_batch
+        from xattn.data.preprocessing import to_batch
 
         if spec.mean is None or spec.std is None:
             raise SpecError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xattn.errors import DataError, ParameterError, ShapeError
 from xattn.files import whole_file
+from xattn.functional.pixels import denormalize
 from xattn.functional.resize import resize
 from xattn.spec import ModelSpec
 
@@ -98,9 +99,8 @@ class Explanation:
             raise DataError("Explanation: it holds no images; save it with images=True or pass an image to overlay().")
         if self.inputs.dtype == torch.uint8:
             return self.inputs.permute(0, 2, 3, 1).cpu()
-        from xattn.data.images import denormalize
-
-        return denormalize(self.inputs, self.spec)
+        mean, std = (None, None) if self.spec is None else (self.spec.mean, self.spec.std)
+        return denormalize(self.inputs, mean, std)
 
     def class_name(self, i: int = 0) -> str:
         """Name of the class explained in image `i`."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import xattn
-from xattn.data.images import to_batch
+from xattn.data.preprocessing import to_batch
 from xattn.errors import NotApplicableError, XattnError
 from xattn.explainer import Explainer
 from xattn.explainers import explainers, resolve

@@ -17,7 +17,7 @@ from docs.generate.formulas import display
 from docs.generate.results import costs
 from xattn.cli.explain import view_of
 from xattn.cli.loading import Loaded, load
-from xattn.data.images import read_image
+from xattn.data.reading import read_image
 from xattn.errors import NotApplicableError, XattnWarning
 from xattn.explainer import Explainer, Family, explain
 from xattn.explainers import applicable, explainers

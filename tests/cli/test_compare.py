@@ -14,7 +14,7 @@ from tests import images_zoo as zoo
 from tests.cli import models
 from tests.cli.conftest import Run
 from xattn.cli.compare import PageJob, with_controls
-from xattn.data.images import preprocess
+from xattn.data.preprocessing import preprocess
 from xattn.explainer import explain
 from xattn.metrics.deletion import Deletion
 from xattn.models import create_model

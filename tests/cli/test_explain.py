@@ -19,7 +19,7 @@ from tests.cli import models
 from tests.cli.conftest import Run
 from xattn.cli.explain import RANK_NAMES, Job, chosen_methods, fold, labels, view_of, wanted_classes
 from xattn.cli.loading import Loaded
-from xattn.data.images import preprocess
+from xattn.data.preprocessing import preprocess
 from xattn.explainer import explain
 from xattn.explanation import Explanation
 from xattn.trace import record

@@ -21,7 +21,7 @@ from PIL import Image
 from tests.data import copies
 from xattn.data import Batch, Dataset, Sample, collate, datasets, split
 from xattn.data.dataset import RandomOrder, box_masks, listing, tight_box
-from xattn.data.images import place, preprocess, to_batch
+from xattn.data.preprocessing import place, preprocess, to_batch
 from xattn.data.synthetic import Synthetic
 from xattn.errors import DataError, ParameterError
 from xattn.spec import ModelSpec

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import images_zoo as zoo
-from xattn.data.images import Problem, find_images, natural_key
+from xattn.data.finding import Problem, find_images, natural_key
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests import images_zoo as zoo
-from xattn.data.images import decode_image, read_image
-from xattn.errors import DataError
+from xattn.data.reading import decode_image, read_image, to_pil
+from xattn.errors import DataError, ParameterError, ShapeError
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +234,35 @@ def test_damage_of_any_kind_is_read_or_refused_by_data_error(
     assert mode == "RGB"
     assert not message or message.startswith(f"{name}: ")
     assert "\n" not in message
+
+
+# ------------------------------------------------------------------------------------------------------------ to_pil
+
+
+def test_arrays_and_tensors_of_every_layout() -> None:
+    values = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    for given_as in (values, torch.from_numpy(values.copy()), values.transpose(2, 0, 1), values[:, ::-1][:, ::-1]):
+        np.testing.assert_array_equal(np.asarray(to_pil(given_as)), values)
+    grey = values[:, :, 0]
+    np.testing.assert_array_equal(np.asarray(to_pil(grey))[:, :, 1], grey)
+    np.testing.assert_array_equal(np.asarray(to_pil(grey[:, :, None]))[:, :, 2], grey)
+    rgba = np.concatenate([values, np.zeros((5, 7, 1), np.uint8)], axis=2)
+    assert (np.asarray(to_pil(rgba)) == 255).all()
+
+
+def test_other_arrays_are_refused() -> None:
+    with pytest.raises(ParameterError, match="expected uint8 values but got float64"):
+        to_pil(np.zeros((4, 4, 3)))
+    with pytest.raises(ParameterError, match="expected uint8 values but got int64"):
+        to_pil(torch.zeros(4, 4, 3, dtype=torch.int64))
+    for shape in [(5, 4, 5), (4,), (0, 4, 3), (1, 2, 3, 4)]:
+        with pytest.raises(ShapeError, match="expected"):
+            to_pil(np.zeros(shape, np.uint8))
+
+
+def test_a_pillow_image_is_read_as_a_file_is(tmp_path: Path) -> None:
+    zoo.exif(tmp_path / "t.jpg", 6)
+    zoo.alpha(tmp_path / "a.png")
+    for name in ("t.jpg", "a.png"):
+        with Image.open(tmp_path / name) as image:
+            np.testing.assert_array_equal(np.asarray(to_pil(image)), np.asarray(read_image(tmp_path / name)))

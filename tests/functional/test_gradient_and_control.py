@@ -9,7 +9,6 @@ from torch import Tensor
 from xattn.errors import ParameterError, ShapeError
 from xattn.functional.control import center_map, sobel_map
 from xattn.functional.gradient import guided_relu, reduce_channels
-from xattn.functional.pixels import denormalize_pixels
 
 
 def test_reductions_by_hand() -> None:
@@ -71,11 +70,3 @@ def test_sobel_weighs_the_colours() -> None:
         return sobel_map(image).amax()
 
     torch.testing.assert_close(torch.stack([of(0), of(1), of(2)]), 4 * torch.tensor([0.299, 0.587, 0.114]))
-
-
-def test_denormalize() -> None:
-    x = torch.ones(1, 2, 1, 1)
-    assert denormalize_pixels(x, (0.5, 0.25), (2, 4)).flatten().tolist() == [2.5, 4.25]
-    assert denormalize_pixels(x, None, (2, 4)) is x
-    with pytest.raises(ShapeError, match="3 means"):
-        denormalize_pixels(x, (0, 0, 0), (1, 1, 1))

@@ -101,7 +101,8 @@ def doctor(
 
 def images_for(loaded: Loaded, paths: list[str] | None) -> Tensor:
     """A batch (N, C, H, W): the given images, three at most, or smooth noise."""
-    from xattn.data.images import find_images, to_batch
+    from xattn.data.finding import find_images
+    from xattn.data.preprocessing import to_batch
     from xattn.trace import place_of
 
     device = place_of(loaded.model)[0]

@@ -227,7 +227,7 @@ class Job:
 
     def find(self, paths: Sequence[str]) -> list[Path]:
         """The images that the paths stand for; the rest is noted."""
-        from xattn.data.images import find_images
+        from xattn.data.finding import find_images
 
         files, problems = find_images(list(paths))
         for problem in problems:
@@ -268,7 +268,7 @@ class Job:
         typer.echo(f"xattn: {path}: {reason}", err=True)
 
     def _batch(self, files: Sequence[Path]) -> None:
-        from xattn.data.images import read_image
+        from xattn.data.reading import read_image
 
         read: list[tuple[Path, Image]] = []
         for file in files:
@@ -309,7 +309,7 @@ class Job:
         return wanted_classes(trace, self.topk)
 
     def _input(self, images: Sequence[Image], network: Loaded) -> Tensor:
-        from xattn.data.images import to_batch
+        from xattn.data.preprocessing import to_batch
         from xattn.trace import place_of
 
         if self.fit not in ("crop", "squash", "whole"):
@@ -700,7 +700,7 @@ def view_of(image: Image, network: Loaded, fit: str) -> Image:
     """What the model sees of an image, with more pixels: the maps fit it exactly."""
     from PIL import Image as Pillow
 
-    from xattn.data.images import preprocess
+    from xattn.data.preprocessing import preprocess
 
     spec = network.spec
     scale = max(1.0, _VIEW_PX / max(spec.input_size))

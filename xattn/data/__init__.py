@@ -9,8 +9,10 @@ from xattn.registry import Registry
 
 if TYPE_CHECKING:
     from xattn.data.dataset import Batch, Dataset, Sample, Subset, collate, split
-    from xattn.data.images import denormalize, find_images, preprocess, read_image, to_batch
+    from xattn.data.finding import find_images
     from xattn.data.opening import open_dataset
+    from xattn.data.preprocessing import preprocess, to_batch
+    from xattn.data.reading import read_image
 
 __all__ = [
     "Batch",
@@ -19,7 +21,6 @@ __all__ = [
     "Subset",
     "collate",
     "datasets",
-    "denormalize",
     "find_images",
     "open_dataset",
     "preprocess",
@@ -32,8 +33,10 @@ datasets: Registry[Dataset] = Registry("data set", "xattn.data", "xattn.data")
 
 _HOMES = {
     **dict.fromkeys(("Batch", "Dataset", "Sample", "Subset", "collate", "split"), "xattn.data.dataset"),
-    **dict.fromkeys(("denormalize", "find_images", "preprocess", "read_image", "to_batch"), "xattn.data.images"),
+    **dict.fromkeys(("preprocess", "to_batch"), "xattn.data.preprocessing"),
+    "find_images": "xattn.data.finding",
     "open_dataset": "xattn.data.opening",
+    "read_image": "xattn.data.reading",
 }
 
 

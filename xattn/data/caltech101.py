@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from xattn.data import datasets
 from xattn.data.dataset import FileDataset, Index, Sample
+from xattn.data.finding import natural_key
 from xattn.data.folder import class_folders
-from xattn.data.images import natural_key
 from xattn.data.matlab import load_mat
 
 BACKGROUND = "BACKGROUND_Google"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from xattn.data import datasets
 from xattn.data.dataset import FileDataset, Index, Sample
-from xattn.data.images import read_image
+from xattn.data.reading import read_image
 
 
 @datasets.register("cub", "cub-200", "cub-200-2011")

@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from xattn.data.images import Fit, nearest_path, place, preprocess, read_image
+from xattn.data.finding import nearest_path
+from xattn.data.preprocessing import Fit, place, preprocess
+from xattn.data.reading import read_image
 from xattn.errors import DataError, ParameterError, XattnError, unknown
 from xattn.spec import ModelSpec
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from xattn.data import datasets
 from xattn.data.dataset import FileDataset, Index, listing
-from xattn.data.images import SUFFIXES, natural_key
+from xattn.data.finding import SUFFIXES, natural_key
 from xattn.errors import unknown
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from xattn.data import datasets
 from xattn.data.dataset import Dataset, FileDataset, listing
+from xattn.data.finding import SUFFIXES, nearest_path
 from xattn.data.folder import ImageFolder, class_folders, find_parts
-from xattn.data.images import SUFFIXES, nearest_path
 from xattn.data.parquet import Parquet, parquet_parts
 from xattn.errors import DataError, ParameterError, unknown
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from xattn.data import datasets
 from xattn.data.dataset import FileDataset, Index, Sample, listing
-from xattn.data.images import decode_image, natural_key
+from xattn.data.finding import natural_key
+from xattn.data.reading import decode_image
 from xattn.errors import DataError, unknown
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from xattn.errors import ShapeError
+from xattn.errors import ParameterError, ShapeError
+
+Statistics = Sequence[float] | None
 
 
-def denormalize_pixels(x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+def denormalize_pixels(x: Tensor, mean: Statistics, std: Statistics) -> Tensor:
     """Images in pixel space from the model's normalized space: x std + mean; unchanged where these are unknown.
 
     Args:
-        x: (N, C, H, W).
+        x: (..., C, H, W).
         mean: per channel, or None.
         std: per channel, or None.
 
@@ -22,16 +25,53 @@ def denormalize_pixels(x: Tensor, mean: Sequence[float] | None, std: Sequence[fl
 
     Raises:
         ShapeError: if there is not one number per channel.
+        ParameterError: if a deviation is not positive.
     """
-    if mean is None or std is None:
-        return x
-    if not len(mean) == len(std) == x.shape[1]:
-        raise ShapeError(f"denormalize: {len(mean)} means and {len(std)} deviations for {x.shape[1]} channels.")
-    return x * x.new_tensor(std).view(-1, 1, 1) + x.new_tensor(mean).view(-1, 1, 1)
+    statistics = _statistics(x, mean, std)
+    return x if statistics is None else x * statistics[1] + statistics[0]
 
 
-def normalize_pixels(pixels: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
-    """Pixels (N, C, H, W) in [0, 1] in the model's space; unchanged where its mean and deviation are unknown."""
+def normalize_pixels(pixels: Tensor, mean: Statistics, std: Statistics) -> Tensor:
+    """Pixels (..., C, H, W) in [0, 1] in the model's space; unchanged where its mean and deviation are unknown."""
+    statistics = _statistics(pixels, mean, std)
+    return pixels if statistics is None else (pixels - statistics[0]) / statistics[1]
+
+
+def denormalize(x: Tensor, mean: Statistics = None, std: Statistics = None) -> Tensor:
+    """Images to look at from images that a model takes.
+
+    Args:
+        x: normalized (N, C, H, W) or (C, H, W), C being 3 or 1.
+        mean: per channel; where it is unknown each image is stretched from its minimum to its maximum.
+        std: per channel.
+
+    Returns:
+        uint8 (N, H, W, 3) on the device of `x`.
+
+    >>> denormalize(torch.zeros(1, 3, 2, 2), (0.5,) * 3, (0.25,) * 3).unique()
+    tensor([128], dtype=torch.uint8)
+    """
+    if x.ndim == 3:
+        x = x[None]
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ShapeError(f"denormalize: expected (N, 3, H, W) or (N, 1, H, W) but got {tuple(x.shape)}.")
+    values = x.detach().to(torch.float32) if x.dtype != torch.float64 else x.detach()
     if mean is None or std is None:
-        return pixels
-    return (pixels - pixels.new_tensor(mean).view(-1, 1, 1)) / pixels.new_tensor(std).view(-1, 1, 1)
+        low, high = values.amin(dim=(1, 2, 3), keepdim=True), values.amax(dim=(1, 2, 3), keepdim=True)
+        span = high - low
+        values = torch.where(span > 0, (values - low) / torch.where(span > 0, span, 1), values)
+    pixels = denormalize_pixels(values, mean, std).nan_to_num().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
+
+
+def _statistics(x: Tensor, mean: Statistics, std: Statistics) -> tuple[Tensor, Tensor] | None:
+    """Mean and deviation as (C, 1, 1) tensors like `x`; None where they are unknown."""
+    if mean is None or std is None:
+        return None
+    if not len(mean) == len(std) == x.shape[-3]:
+        raise ShapeError(
+            f"images have {x.shape[-3]} channels but the spec has {len(mean)} means and {len(std)} deviations."
+        )
+    if min(std) <= 0:
+        raise ParameterError(f"std must be positive but is {tuple(std)}.")
+    return x.new_tensor(mean).view(-1, 1, 1), x.new_tensor(std).view(-1, 1, 1)

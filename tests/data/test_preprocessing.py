@@ -1,4 +1,4 @@
-"""Preprocessing agrees with torchvision and timm, batches accept what is an image, and the way back is exact."""
+"""Preprocessing agrees with torchvision and timm, and batches accept what is an image."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from tests import images_zoo as zoo
-from xattn.data.images import denormalize, preprocess, read_image, to_batch, to_pil, whole_size
+from xattn.data.preprocessing import preprocess, to_batch, whole_size
 from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.functional.pixels import denormalize
 from xattn.spec import ModelSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -128,7 +128,7 @@ def test_extreme_images_have_constant_colour(fit: str, size: tuple[int, int]) ->
 def test_a_grey_model_gets_one_channel() -> None:
     x = preprocess(noise(32, 32), spec(mean=(0.5,), std=(0.5,), crop=1.0))
     assert x.shape == (1, 32, 32)
-    assert denormalize(x, spec(mean=(0.5,), std=(0.5,))).shape == (1, 32, 32, 3)
+    assert denormalize(x, (0.5,), (0.5,)).shape == (1, 32, 32, 3)
 
 
 def test_parameters_out_of_range() -> None:
@@ -142,38 +142,6 @@ def test_parameters_out_of_range() -> None:
         preprocess(noise(8, 8), spec(mean=(0.5, 0.5), std=(0.5, 0.5)))
     with pytest.raises(ParameterError, match="std must be positive"):
         preprocess(noise(8, 8), spec(std=(0.2, 0.0, 0.2)))
-
-
-# ------------------------------------------------------------------------------------------------------------ to_pil
-
-
-def test_arrays_and_tensors_of_every_layout() -> None:
-    values = np.asarray(noise(7, 5))
-    for given_as in (values, torch.from_numpy(values.copy()), values.transpose(2, 0, 1), values[:, ::-1][:, ::-1]):
-        np.testing.assert_array_equal(np.asarray(to_pil(given_as)), values)
-    grey = values[:, :, 0]
-    np.testing.assert_array_equal(np.asarray(to_pil(grey))[:, :, 1], grey)
-    np.testing.assert_array_equal(np.asarray(to_pil(grey[:, :, None]))[:, :, 2], grey)
-    rgba = np.concatenate([values, np.zeros((5, 7, 1), np.uint8)], axis=2)
-    assert (np.asarray(to_pil(rgba)) == 255).all()
-
-
-def test_other_arrays_are_refused() -> None:
-    with pytest.raises(ParameterError, match="expected uint8 values but got float64"):
-        to_pil(np.zeros((4, 4, 3)))
-    with pytest.raises(ParameterError, match="expected uint8 values but got int64"):
-        to_pil(torch.zeros(4, 4, 3, dtype=torch.int64))
-    for shape in [(5, 4, 5), (4,), (0, 4, 3), (1, 2, 3, 4)]:
-        with pytest.raises(ShapeError, match="expected"):
-            to_pil(np.zeros(shape, np.uint8))
-
-
-def test_a_pillow_image_is_read_as_a_file_is(tmp_path: Path) -> None:
-    zoo.exif(tmp_path / "t.jpg", 6)
-    zoo.alpha(tmp_path / "a.png")
-    for name in ("t.jpg", "a.png"):
-        with Image.open(tmp_path / name) as image:
-            np.testing.assert_array_equal(np.asarray(to_pil(image)), np.asarray(read_image(tmp_path / name)))
 
 
 # ---------------------------------------------------------------------------------------------------------- to_batch
@@ -223,35 +191,3 @@ def test_what_is_no_batch_is_refused() -> None:
         to_batch([torch.zeros(1, 3, 4, 4)], spec())
     with pytest.raises(DataError, match="does not exist"):
         to_batch(["nowhere.png"], spec())
-
-
-# -------------------------------------------------------------------------------------------------------- denormalize
-
-
-def test_denormalize_undoes_preprocess_exactly() -> None:
-    image = noise(32, 32)
-    x = preprocess(image, spec(crop=1.0))
-    shown = denormalize(x[None], spec())
-    assert shown.dtype == torch.uint8
-    np.testing.assert_array_equal(shown[0].numpy(), np.asarray(image))
-    np.testing.assert_array_equal(denormalize(x.double(), spec())[0].numpy(), np.asarray(image))
-
-
-@pytest.mark.parametrize("facts", [None, spec(mean=None, std=None)])
-def test_denormalize_without_statistics_stretches_each_image(facts: ModelSpec | None) -> None:
-    x = torch.stack([torch.linspace(-3, 5, 48).view(3, 4, 4), torch.full((3, 4, 4), 0.5)])
-    shown = denormalize(x, facts)
-    assert shown.shape == (2, 4, 4, 3)
-    assert (int(shown[0].min()), int(shown[0].max())) == (0, 255)
-    assert (shown[1] == 128).all()
-    assert torch.equal(shown[:1], denormalize(x[:1], facts))
-
-
-def test_denormalize_clamps_and_survives_nan() -> None:
-    x = torch.tensor([1e9, -1e9, math.nan]).view(1, 3, 1, 1)
-    np.testing.assert_array_equal(denormalize(x, spec()).flatten(), [255, 0, 0])
-
-
-def test_denormalize_refuses_other_shapes() -> None:
-    with pytest.raises(ShapeError, match=r"got \(2, 5, 4, 4\)"):
-        denormalize(torch.zeros(2, 5, 4, 4), spec())
