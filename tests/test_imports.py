@@ -17,6 +17,8 @@ FLOORS = {
     "device": 0,
     "errors": 0,
     "files": 0,
+    "labels": 0,
+    "looks": 0,
     "registry": 0,
     "schema": 0,
     "functional": 1,

@@ -36,6 +36,7 @@ class Explainer(ABC):
 
     Attributes:
         name: how tables and the command line call it.
+        title: its name in pictures, where the docstring begins with another one.
         family: kind of method.
         grad: it needs `Trace.gradient`.
         class_specific: its map changes with the target.
@@ -48,6 +49,7 @@ class Explainer(ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
     family: ClassVar[Family]
     grad: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True

@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
 from xattn.errors import ParameterError, unknown
+from xattn.labels import Label
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -143,22 +144,19 @@ class Registry(Generic[T]):
 
         Values are read by the types of the dataclass fields.
         """
-        name, _, rest = text.partition(":")
-        factory = self.get(name)
-        if not rest:
-            return self.create(name)
+        label = Label.parse(text)
+        factory = self.get(label.name)
+        if not label.settings:
+            return self.create(label.name)
         hints = typing.get_type_hints(factory)
         if dataclasses.is_dataclass(factory):  # not the class variables
             hints = {f.name: hints[f.name] for f in dataclasses.fields(factory) if f.init}
         parameters: dict[str, Any] = {}
-        for item in rest.split(","):
-            key, equals, value = (part.strip() for part in item.partition("="))
-            if not equals:
-                raise ParameterError(f"{self.kind} '{name}': expected parameter=value but got '{item}'.")
+        for key, value in label.parameters(self.kind).items():
             if key not in hints:
-                raise unknown(f"parameter of {self.kind} '{name}'", key, [h for h in hints if h != "return"])
-            parameters[key] = _read(value, hints[key], f"{self.kind} '{name}': {key}")
-        return self.create(name, **parameters)
+                raise unknown(f"parameter of {self.kind} '{label.name}'", key, [h for h in hints if h != "return"])
+            parameters[key] = _read(value, hints[key], f"{self.kind} '{label.name}': {key}")
+        return self.create(label.name, **parameters)
 
 
 def _read(value: str, hint: Any, who: str) -> Any:

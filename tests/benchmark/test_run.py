@@ -22,11 +22,12 @@ import torch
 from tests.benchmark.runs import differ, rows, small, table
 from xattn.benchmark import run as runs
 from xattn.benchmark.config import Config
-from xattn.benchmark.run import estimate, label_of, measure_costs, plan, run, sample_of, shard, write_costs
+from xattn.benchmark.run import estimate, measure_costs, plan, run, sample_of, shard, write_costs
 from xattn.benchmark.store import Store
 from xattn.data.folder import ImageFolder
 from xattn.errors import ParameterError
 from xattn.explainers import explainers
+from xattn.labels import label_of
 from xattn.metrics import metrics
 
 ROOT = Path(__file__).parents[2]

@@ -17,13 +17,14 @@ from PIL import Image
 from tests import images_zoo as zoo
 from tests.cli import models
 from tests.cli.conftest import Run
-from xattn.cli.explain import RANK_NAMES, Job, chosen_methods, fold, labels, view_of, wanted_classes
+from xattn.cli.explain import Job, chosen_methods, fold, view_of, wanted_classes
 from xattn.cli.loading import Loaded
 from xattn.data.preprocessing import preprocess
 from xattn.explainer import explain
 from xattn.explanation import Explanation
+from xattn.labels import file_stems
 from xattn.trace import record
-from xattn.viz import RANK_COLORS, Cell
+from xattn.viz import Cell
 
 CNN = ("--model", "tests.cli.models:cnn")
 
@@ -136,7 +137,6 @@ def test_parts_ranks_and_colors(run: Run, photo: Path) -> None:
     assert [p["color"] for p in item["parts"]] == ["red", "green", "blue", "yellow"]
     assert [p["rank"] for p in item["parts"]] == [1, 2, 3, 4]
     assert sum(p["share"] for p in item["parts"]) == pytest.approx(1)
-    assert len(RANK_NAMES) == len(RANK_COLORS)
 
 
 def test_a_trained_head_keeps_its_own_parts(run: Run, photo: Path) -> None:
@@ -326,7 +326,7 @@ def test_unknown_normalization_is_told(run: Run, photo: Path) -> None:
 
 def test_two_layers_of_one_method_have_two_names() -> None:
     methods = chosen_methods(["gradcam", "gradcam:layer=features.3", "gradcam", "brnpa"], 4)
-    assert labels(methods) == ["gradcam", "gradcam-layer-features.3", "brnpa"]
+    assert file_stems(methods) == ["gradcam", "gradcam-layer-features.3", "brnpa"]
     assert methods[2].parts == 4
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from xattn.errors import UnknownNameError
-from xattn.viz import DIVERGING, RANK_COLORS, colorize, colormap, colormap_names, rank_color
+from xattn.looks import RANKS
+from xattn.viz import DIVERGING, colorize, colormap, colormap_names, rank_color
 from xattn.viz._tables import TABLES
 
 
@@ -78,11 +79,12 @@ def test_colorize_meets_the_table_and_mixes_between() -> None:
 
 
 def test_rank_colours_begin_with_red_green_blue_and_differ() -> None:
-    assert RANK_COLORS[:3] == ((255, 0, 0), (0, 255, 0), (0, 0, 255))
-    colors = np.array(RANK_COLORS, dtype=float)
+    colors_of_ranks = tuple(RANKS.values())
+    assert colors_of_ranks[:3] == ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    colors = np.array(colors_of_ranks, dtype=float)
     distance = np.abs(colors[:, None] - colors[None]).sum(axis=2) + 1000 * np.eye(len(colors))
     assert distance.min() > 100
-    assert rank_color(len(RANK_COLORS)) == RANK_COLORS[0]
+    assert rank_color(len(colors_of_ranks)) == colors_of_ranks[0]
 
 
 def test_the_tables_are_what_their_script_writes() -> None:

@@ -35,6 +35,7 @@ from xattn.viz import (
 @dataclass(frozen=True)
 class Plain(Explainer):
     name: ClassVar[str] = "gradcam"
+    title: ClassVar[str] = "Grad-CAM"
     family: ClassVar[Family] = Family.CAM
     layer: str | None = None
 
@@ -45,6 +46,7 @@ class Plain(Explainer):
 @dataclass(frozen=True)
 class Ranked(Plain):
     name: ClassVar[str] = "brnpa"
+    title: ClassVar[str] = "BR-NPA"
     rank_colors: ClassVar[bool] = True
     parts: int | None = None
 

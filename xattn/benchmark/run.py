@@ -33,6 +33,7 @@ from xattn.explainers import applicable, resolve
 from xattn.explanation import OK, Explanation
 from xattn.files import whole_file
 from xattn.inspection import infer_spec
+from xattn.labels import label_of
 from xattn.metric import Metric
 from xattn.metrics import metrics as known_metrics
 from xattn.models import create_model
@@ -46,17 +47,6 @@ STATUS, PREDICTION, READING = "status", "prediction", "reading"
 REFUSED = "refused: "
 _DEAR = 50  # how much more work a metric is taken to be that runs the model; for the progress alone
 _CHEAP = ("complexity", "localization")
-
-
-def label_of(thing: Explainer | Metric) -> str:
-    """Name of a method or metric in tables: its registered name with the parameters that are not the default."""
-    fields = [f for f in dataclasses.fields(thing) if f.init and f.compare]  # type: ignore[arg-type]
-    changed = [f"{f.name}={getattr(thing, f.name)}" for f in fields if getattr(thing, f.name) != _default(f)]
-    return thing.name + (f":{','.join(changed)}" if changed else "")
-
-
-def _default(field: Any) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 @dataclass(frozen=True, eq=False)

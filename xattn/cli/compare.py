@@ -13,6 +13,7 @@ import typer
 from xattn.cli import EXIT_INTERRUPTED, options
 from xattn.cli.explain import Job, check_numbers, facts_of, view_of, wanted_classes
 from xattn.errors import ParameterError
+from xattn.looks import COLORMAP
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,7 +83,7 @@ def compare(
         str | None, typer.Option(metavar="TEXT", help="Heading of the page.", show_default="by model")
     ] = None,
     alpha: options.Alpha = None,
-    colormap: options.Colormap = "plasma",
+    colormap: options.Colormap = COLORMAP,
     fit: options.Fit = "crop",
     score: options.Score = "logit",
     as_json: options.AsJson = False,

@@ -17,6 +17,8 @@ import typer
 from xattn import __version__
 from xattn.cli import EXIT_INTERRUPTED, options
 from xattn.errors import DataError, NotApplicableError, ParameterError, XattnError
+from xattn.labels import file_stems
+from xattn.looks import COLORMAP, RANKS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,7 +52,6 @@ _EMBEDDED = {
 }
 _EMBEDDED_ELSE = "tiny-cnn"
 
-RANK_NAMES = ("red", "green", "blue", "yellow", "magenta", "cyan", "orange", "violet")
 _VIEW_PX = 448  # longer side of a picture
 _PAGE_CELLS = 72  # pictures on a page of the panel, so that they stay legible
 _PAGE_ROWS = 4, 10  # least and most rows of a page
@@ -86,7 +87,7 @@ def explain(
     topk: options.TopK = 1,
     parts: options.Parts = None,
     alpha: options.Alpha = None,
-    colormap: options.Colormap = "plasma",
+    colormap: options.Colormap = COLORMAP,
     fit: options.Fit = "crop",
     score: options.Score = "logit",
     save_maps: Annotated[bool, typer.Option("--save-maps", help="Also write the raw maps, as .npz.")] = False,
@@ -191,7 +192,7 @@ class Job:
                 hint = f" For a weights file that xattn wrote: --model {weights}" if weights and not head else ""
                 raise ParameterError(f"{' and '.join(named)} needs --model.{hint}")
         networks: dict[str, Loaded] = {}
-        for method, label in zip(methods, labels(methods), strict=True):
+        for method, label in zip(methods, file_stems(methods), strict=True):
             name = model or _EMBEDDED.get(method.name) or _EMBEDDED.get(method.serves, _EMBEDDED_ELSE)
             if name not in networks:
                 networks[name] = load(
@@ -578,18 +579,6 @@ def chosen_methods(texts: Sequence[str], parts: int | None) -> list[Explainer]:
     return found
 
 
-def labels(methods: Sequence[Explainer]) -> list[str]:
-    """Names for files: that of the method, with its unusual parameters where two share it."""
-    counts = Counter(m.name for m in methods)
-    found = []
-    for method in methods:
-        fields = dataclasses.fields(method)  # type: ignore[arg-type]
-        unusual = [f"{f.name}-{getattr(method, f.name)}" for f in fields if getattr(method, f.name) != f.default]
-        extra = "-".join(slug(text) for text in unusual) if counts[method.name] > 1 else ""
-        found.append(f"{slug(method.name)}-{extra}" if extra else slug(method.name))
-    return found
-
-
 def fold(cells: Sequence[Cell], titles: Sequence[str], columns: int) -> list[list[Cell]]:
     """One long row of a panel as several rows, each picture with its title below it."""
     from PIL import Image as Pillow
@@ -674,7 +663,7 @@ def part_levels(explanation: Explanation, i: int) -> list[dict[str, Any]]:
     if explanation.parts is None or not explanation.method.rank_colors:
         return []
     return [
-        {"rank": rank + 1, "color": RANK_NAMES[rank % len(RANK_NAMES)], "share": level}
+        {"rank": rank + 1, "color": [*RANKS][rank % len(RANKS)], "share": level}
         for rank, level in enumerate(shares(explanation.parts[i]))
     ]
 

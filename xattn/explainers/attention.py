@@ -158,6 +158,7 @@ class PartCAM(Explainer):
     """
 
     name: ClassVar[str] = "part-cam"
+    title: ClassVar[str] = "Part CAM"
     family: ClassVar[Family] = Family.ATTENTION
     serves: ClassVar[str] = "B-CNN and BR-NPA heads"
     paper: ClassVar[str] = "after Zhou et al. 2016, arXiv:1512.04150, eq. 2"

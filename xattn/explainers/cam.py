@@ -32,6 +32,7 @@ class Activation(LayerExplainer):
     """
 
     name: ClassVar[str] = "activation"
+    title: ClassVar[str] = "Activation"
     family: ClassVar[Family] = Family.ACTIVATION
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2106.02566, sec. 3"
@@ -166,6 +167,7 @@ class HiResCAM(LayerExplainer):
     """
 
     name: ClassVar[str] = "hirescam"
+    title: ClassVar[str] = "HiRes-CAM"
     family: ClassVar[Family] = Family.CAM
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = SHARED

@@ -27,6 +27,7 @@ class Random(Explainer):
     """
 
     name: ClassVar[str] = "random"
+    title: ClassVar[str] = "Random"
     family: ClassVar[Family] = Family.CONTROL
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "control"
@@ -58,6 +59,7 @@ class Center(Explainer):
     """
 
     name: ClassVar[str] = "center"
+    title: ClassVar[str] = "Centre"
     family: ClassVar[Family] = Family.CONTROL
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "control"
@@ -80,6 +82,7 @@ class Edges(Explainer):
     """
 
     name: ClassVar[str] = "edges"
+    title: ClassVar[str] = "Edges"
     family: ClassVar[Family] = Family.CONTROL
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "control, as in Adebayo et al. 2018, arXiv:1810.03292"

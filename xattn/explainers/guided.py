@@ -255,6 +255,7 @@ class GuidedBackprop(Explainer):
     """
 
     name: ClassVar[str] = "guided-backprop"
+    title: ClassVar[str] = "Guided backprop"
     family: ClassVar[Family] = Family.PROPAGATION
     passes: ClassVar[str] = "1 forward, 1 backward"
     serves: ClassVar[str] = "ReLU networks"

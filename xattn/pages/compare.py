@@ -20,9 +20,10 @@ from xattn.explainer import Family
 from xattn.explanation import OK
 from xattn.functional.curves import trapezoid_auc
 from xattn.functional.resize import normalize, resize
+from xattn.looks import COLORMAP, RANKS
 from xattn.pages.html import color_table, data_uri, picture_uri, write
 from xattn.registry import first_sentence, paper_of
-from xattn.viz import DIVERGING, RANK_COLORS, percent, shares, title, to_rgb
+from xattn.viz import DIVERGING, percent, shares, title, to_rgb
 from xattn.viz.overlay import STATUS_TEXT, levels
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _PICTURE_PX = 448  # longer side of a photograph
 _RAW_CELLS = 4096  # maps of more cells are stored as pictures
 _MAP_PX = 224  # longer side of a map, at most
-_PARTS = len(RANK_COLORS)  # with colours of their own; more are not stored
+_PARTS = len(RANKS)  # with colours of their own; more are not stored
 _MAP_QUALITY = 85
 
 Pair = tuple[Tensor, Tensor]
@@ -73,7 +74,7 @@ class Comparison:
     columns: Sequence[Column]
     heading: str = "Saliency maps side by side"
     facts: Sequence[str] = ()
-    colormap: str = "plasma"
+    colormap: str = COLORMAP
     alpha: float | None = None
     shares: Sequence[float] = ()
     warnings: list[str] = field(default_factory=list)
@@ -167,7 +168,7 @@ class Comparison:
                 "alpha": 0.5 if self.alpha is None else self.alpha,
                 "by_method": self.alpha is None,
                 "tables": {"plain": color_table(self.colormap), "signed": color_table(DIVERGING)},
-                "ranks": RANK_COLORS,
+                "ranks": list(RANKS.values()),
                 "shares": list(self.shares),
                 "classes": most,
             },

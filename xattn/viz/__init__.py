@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xattn.viz.colors import DIVERGING, RANK_COLORS, colorize, colormap, colormap_names, ordinal, rank_color
+from xattn.viz.colors import DIVERGING, colorize, colormap, colormap_names, ordinal, rank_color
 from xattn.viz.files import save
 from xattn.viz.overlay import overlay, rank_overlay, shares, to_rgb
 from xattn.viz.panel import Bar, Cell, Key, Swatch, field_size, panel
@@ -10,7 +10,6 @@ from xattn.viz.render import gallery, keys_of, part_key, part_strip, percent, re
 
 __all__ = [
     "DIVERGING",
-    "RANK_COLORS",
     "Bar",
     "Cell",
     "Key",

@@ -10,24 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn.errors import unknown
+from xattn.looks import RANKS
 from xattn.viz._tables import TABLES
 
 Floats = NDArray[np.float64]
 
 DIVERGING = "blue-red"
 """Name of the colour map for signed maps: blue below zero, red above."""
-
-RANK_COLORS: tuple[tuple[int, int, int], ...] = (
-    (255, 0, 0),
-    (0, 255, 0),
-    (0, 0, 255),
-    (255, 230, 0),
-    (255, 0, 255),
-    (0, 220, 255),
-    (255, 120, 0),
-    (150, 90, 255),
-)
-"""Colours of the parts by rank: red, green, blue as in BR-NPA (Gomez et al. 2022), then further ones; they repeat."""
 
 
 def _linear(srgb: Floats) -> Floats:
@@ -103,7 +92,7 @@ def colorize(values: Floats, name: str) -> Floats:
 
 def rank_color(rank: int) -> tuple[int, int, int]:
     """The colour of the part of a rank, which counts from 0."""
-    return RANK_COLORS[rank % len(RANK_COLORS)]
+    return list(RANKS.values())[rank % len(RANKS)]
 
 
 def ordinal(rank: int) -> str:

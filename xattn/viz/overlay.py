@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xattn.errors import DataError, ParameterError, ShapeError
 from xattn.functional.resize import normalize, resize
+from xattn.looks import COLORMAP
 from xattn.viz.colors import DIVERGING, Floats, colorize, rank_color
 from xattn.viz.text import tag
 
@@ -66,7 +67,7 @@ def overlay(
     image: ImageLike,
     values: MapLike,
     *,
-    colormap: str = "plasma",
+    colormap: str = COLORMAP,
     alpha: float = 0.5,
     upsample: str = "bilinear",
     signed: str = "auto",

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.labels import changed
+from xattn.looks import COLORMAP
 from xattn.registry import first_sentence
 from xattn.viz.colors import DIVERGING, ordinal, rank_color
 from xattn.viz.overlay import ImageLike, overlay, rank_overlay, shares, to_rgb
@@ -20,46 +22,17 @@ if TYPE_CHECKING:
     from xattn.explainer import Explainer
     from xattn.explanation import Explanation
 
-TITLES = {
-    "activation": "Activation",
-    "bcnn": "B-CNN",
-    "brnpa": "BR-NPA",
-    "cam": "CAM",
-    "center": "Centre",
-    "edges": "Edges",
-    "eigencam": "Eigen-CAM",
-    "gradcam": "Grad-CAM",
-    "gradcam++": "Grad-CAM++",
-    "guided-backprop": "Guided backprop",
-    "guided-gradcam": "Guided Grad-CAM",
-    "guided-gradcam++": "Guided Grad-CAM++",
-    "hirescam": "HiRes-CAM",
-    "input-x-gradient": "Input x gradient",
-    "layercam": "LayerCAM",
-    "part-cam": "Part CAM",
-    "random": "Random",
-    "saliency": "Saliency",
-    "xgradcam": "XGrad-CAM",
-}
-"""Short titles of methods; one that is not here goes by what its docstring begins with."""
-
 
 def title(method: Explainer) -> str:
-    """A method's name for people, with the parameters that are not the default ones."""
-    name = TITLES.get(method.name) or _title_of(type(method))
-    thing: Any = method  # a type checker does not see that all methods are dataclasses
-    changed = [
-        f"{field.name}={getattr(method, field.name)}"
-        for field in (dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ())
-        if field.repr and getattr(method, field.name) != field.default
-    ]
-    return f"{name} ({', '.join(changed)})" if changed else name
+    """A method's name for people, with the parameters that are not the default.
 
-
-def _title_of(kind: type[Explainer]) -> str:
-    """What stands before the colon in the first line of the docstring, as in "LRP: …"; else the registered name."""
-    title, colon, _ = first_sentence(kind).partition(":")
-    return title.split(",")[0] if colon and title else kind.name
+    The name is the `title` of the class, else what stands before the colon in the first line of its docstring, as in
+    "LRP: …", else the registered name.
+    """
+    first, colon, _ = first_sentence(type(method)).partition(":")
+    name = method.title or (first.split(",")[0] if colon and first else method.name)
+    settings = ", ".join(f"{key}={value}" for key, value in changed(method).items())
+    return f"{name} ({settings})" if settings else name
 
 
 def ranked(explanation: Explanation) -> bool:
@@ -81,7 +54,7 @@ def render(
     index: int = 0,
     *,
     image: ImageLike | None = None,
-    colormap: str = "plasma",
+    colormap: str = COLORMAP,
     alpha: float | None = None,
     upsample: str | None = None,
     signed: str = "auto",
@@ -151,7 +124,7 @@ def part_key(explanation: Explanation, index: int, *, share: bool = True) -> tup
 def keys_of(
     explanations: Sequence[Explanation | str],
     *,
-    colormap: str = "plasma",
+    colormap: str = COLORMAP,
     signed: str = "auto",
     index: int | None = None,
     limit: int | None = None,
