@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import xattn
 from xattn.errors import NotApplicableError, ShapeError, SpecError, XattnWarning
-from xattn.explainer import Explainer, Family, LayerExplainer, explain
+from xattn.explainer import Explainer, Family, LayerExplainer
+from xattn.explaining import explain
 from xattn.spec import ModelSpec
 from xattn.trace import Trace
 

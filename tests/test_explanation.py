@@ -12,6 +12,7 @@ from xattn.errors import DataError, ParameterError, ShapeError
 from xattn.explainers import explainers
 from xattn.explanation import Explanation, status_of
 from xattn.spec import ModelSpec
+from xattn.storage import load_explanation, save_explanation
 
 
 def test_status() -> None:
@@ -40,8 +41,8 @@ def explanation() -> Explanation:
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_files_give_back_what_was_saved(explanation: Explanation, tmp_path: Path, suffix: str) -> None:
-    path = explanation.save(tmp_path / f"maps{suffix}", images=True)
-    loaded = Explanation.load(path)
+    path = save_explanation(explanation, tmp_path / f"maps{suffix}", images=True)
+    loaded = load_explanation(path)
     for name in ("maps", "target", "parts", "probability"):
         assert getattr(loaded, name).equal(getattr(explanation, name)), name
     assert loaded.method == explanation.method
@@ -54,19 +55,19 @@ def test_files_give_back_what_was_saved(explanation: Explanation, tmp_path: Path
 
 def test_save_refuses_other_suffixes_and_leaves_nothing(explanation: Explanation, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"must end in \.npz or \.safetensors"):
-        explanation.save(tmp_path / "maps.pkl")
+        save_explanation(explanation, tmp_path / "maps.pkl")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_load_tells_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no file"):
-        Explanation.load(tmp_path / "none.npz")
+        load_explanation(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(DataError, match="not a saved explanation"):
-        Explanation.load(tmp_path / "text.npz")
+        load_explanation(tmp_path / "text.npz")
     np.savez(tmp_path / "pickle.npz", metadata=np.array([{"a": 1}], dtype=object))
     with pytest.raises(DataError, match="not a saved explanation"):
-        Explanation.load(tmp_path / "pickle.npz")
+        load_explanation(tmp_path / "pickle.npz")
 
 
 def test_shapes_are_checked(explanation: Explanation) -> None:
@@ -96,6 +97,6 @@ def test_notebooks_show_a_picture(explanation: Explanation) -> None:
 
 
 def test_images_of_a_bare_file_are_missed(explanation: Explanation, tmp_path: Path) -> None:
-    loaded = Explanation.load(explanation.save(tmp_path / "maps.npz"))
+    loaded = load_explanation(save_explanation(explanation, tmp_path / "maps.npz"))
     with pytest.raises(DataError, match="holds no images"):
         _ = loaded.images

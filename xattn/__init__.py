@@ -14,10 +14,12 @@ __version__ = "0.1.0"
 
 # Public names and where they live; imported on first use, so that `import xattn` costs nothing.
 _PUBLIC = {
-    "explain": "xattn.explainer",
+    "explain": "xattn.explaining",
     "Explainer": "xattn.explainer",
     "LayerExplainer": "xattn.explainer",
     "Explanation": "xattn.explanation",
+    "save_explanation": "xattn.storage",
+    "load_explanation": "xattn.storage",
     "record": "xattn.trace",
     "Trace": "xattn.trace",
     "ModelSpec": "xattn.spec",
@@ -35,12 +37,14 @@ if TYPE_CHECKING:
     from xattn.errors import XattnWarning as XattnWarning
     from xattn.explainer import Explainer as Explainer
     from xattn.explainer import LayerExplainer as LayerExplainer
-    from xattn.explainer import explain as explain
+    from xattn.explaining import explain as explain
     from xattn.explanation import Explanation as Explanation
     from xattn.inspection import infer_spec as infer_spec
     from xattn.metric import Metric as Metric
     from xattn.models import create_model as create_model
     from xattn.spec import ModelSpec as ModelSpec
+    from xattn.storage import load_explanation as load_explanation
+    from xattn.storage import save_explanation as save_explanation
     from xattn.trace import Trace as Trace
     from xattn.trace import record as record
 

@@ -1,19 +1,15 @@
-"""What a method found: raw maps with their provenance, to look at, to measure and to store."""
+"""Raw maps of a method with their provenance, to look at, to measure and to store."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from xattn.errors import DataError, ParameterError, ShapeError
-from xattn.files import whole_file
+from xattn.errors import DataError, ShapeError
 from xattn.functional.pixels import denormalize
 from xattn.functional.resize import resize
 from xattn.spec import ModelSpec
@@ -25,8 +21,6 @@ if TYPE_CHECKING:
 
 OK, ALL_ZERO, CONSTANT, NAN = "ok", "all-zero", "constant", "nan"
 NON_CONSERVING, NEVER_FIRED = "non-conserving", "hook never fired"
-
-_FORMAT = 1  # of saved files
 
 
 def status_of(maps: Tensor) -> list[str]:
@@ -100,7 +94,7 @@ class Explanation:
         if self.inputs.dtype == torch.uint8:
             return self.inputs.permute(0, 2, 3, 1).cpu()
         mean, std = (None, None) if self.spec is None else (self.spec.mean, self.spec.std)
-        return denormalize(self.inputs, mean, std)
+        return denormalize(self.inputs, mean, std).cpu()
 
     def class_name(self, i: int = 0) -> str:
         """Name of the class explained in image `i`."""
@@ -120,86 +114,3 @@ class Explanation:
         buffer = io.BytesIO()
         gallery([self], limit=8).save(buffer, "PNG")
         return buffer.getvalue()
-
-    def save(self, path: str | Path, *, images: bool = False) -> Path:
-        """Write maps, parts and provenance to an `.npz` or `.safetensors` file, whole or not at all.
-
-        Args:
-            path: the suffix decides on the format.
-            images: keep the images too (uint8), so that overlays can be made after loading.
-
-        Raises:
-            ParameterError: for another suffix.
-        """
-        path = Path(path)
-        tensors = {"maps": self.maps, "target": self.target}
-        tensors |= {k: v for k, v in (("parts", self.parts), ("probability", self.probability)) if v is not None}
-        if images:
-            tensors["images"] = self.images.permute(0, 3, 1, 2)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        from xattn import __version__
-
-        metadata = {
-            "format": _FORMAT,
-            "xattn": __version__,
-            "method": self.method.name,
-            "parameters": dataclasses.asdict(self.method),  # type: ignore[call-overload]
-            "input_size": self.input_size,
-            "status": self.status,
-            "spec": self.spec.to_dict() if self.spec is not None else None,
-        }
-        text = json.dumps(metadata)
-        with whole_file(path) as temporary:
-            if path.suffix == ".npz":
-                import numpy as np
-
-                with temporary.open("wb") as file:
-                    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-                    np.savez_compressed(file, metadata=np.array(text), **arrays)  # type: ignore[arg-type]
-            elif path.suffix == ".safetensors":
-                from safetensors.torch import save_file
-
-                save_file(tensors, temporary, metadata={"xattn_explanation": text})
-            else:
-                raise ParameterError(f"save: '{path.name}' must end in .npz or .safetensors.")
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> Explanation:
-        """Read what `save` wrote; nothing in the file is executed.
-
-        Raises:
-            DataError: if the file is missing, damaged or not an explanation.
-        """
-        path = Path(path)
-        try:
-            if path.suffix == ".safetensors":
-                from safetensors import safe_open
-
-                with safe_open(path, "pt") as file:
-                    text = (file.metadata() or {})["xattn_explanation"]
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            else:
-                import numpy as np
-
-                with np.load(path, allow_pickle=False) as arrays:
-                    text = str(arrays["metadata"])
-                    tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "metadata"}
-            metadata = json.loads(text)
-        except FileNotFoundError:
-            raise DataError(f"load: there is no file '{path}'.") from None
-        except Exception as error:  # zipfile, numpy, safetensors and json each have their own
-            raise DataError(f"load: '{path.name}' is not a saved explanation ({error}).") from None
-        from xattn.explainers import explainers
-
-        return cls(
-            maps=tensors["maps"],
-            target=tensors["target"],
-            method=explainers.create(metadata["method"], **metadata["parameters"]),
-            input_size=(metadata["input_size"][0], metadata["input_size"][1]),
-            parts=tensors.get("parts"),
-            status=tuple(metadata["status"]),
-            probability=tensors.get("probability"),
-            inputs=tensors.get("images"),
-            spec=ModelSpec.from_dict(metadata["spec"]) if metadata["spec"] else None,
-        )

@@ -211,6 +211,7 @@ class Trace:
         scores: Tensor | None,
         kept: dict[str, Tensor],
         seeds: Sequence[int] | None,
+        scoring: nn.Module | None,
     ) -> None:
         self.model = model
         self.spec = spec
@@ -218,7 +219,7 @@ class Trace:
         self.target = target
         self.logits = logits
         self.score_fn = score
-        self.scoring: nn.Module | None = None
+        self.scoring = scoring
         self.forwards = 1
         self.backwards = 0
         self._scores = scores
@@ -314,9 +315,8 @@ class Trace:
         """Record the same images and targets again, with a backward pass where `grad`; its passes count here too."""
         again = record(
             self.model, self.x, self.target, spec=self.spec, layers=layers, grad=grad, score=self.score_fn,
-            seeds=self._seeds,
+            seeds=self._seeds, scoring=self.scoring,
         )  # fmt: skip
-        again.scoring = self.scoring
         if grad:
             again._gradients = again._backward()
         self.forwards += again.forwards
@@ -354,6 +354,7 @@ def record(
     grad: bool = True,
     score: str | ScoreFn = "logit",
     seeds: Sequence[int] | None = None,
+    scoring: nn.Module | None = None,
 ) -> Trace:
     """Run the model once on `x` and keep the outputs of the named layers.
 
@@ -371,6 +372,7 @@ def record(
         grad: keep the graph so that `Trace.gradient` works.
         score: name of the scalar to explain, or a callable of logits (N, K) and target (N,) that gives (N,).
         seeds: one number per image, for methods that draw random numbers; None derives it from the image.
+        scoring: a cheaper form of the model that `Trace.predict` and `Trace.score` run in its place.
 
     Raises:
         ShapeError: if `x` is not (N, C, H, W), or targets and images differ in number.
@@ -423,4 +425,4 @@ def record(
             chosen = chosen.clone() if chosen.is_inference() else chosen
             scores = apply_score(score_fn, logits, chosen) if grad else None
     kept = taps.kept if grad else {layer: tensor.detach() for layer, tensor in taps.kept.items()}
-    return Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds)
+    return Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds, scoring)

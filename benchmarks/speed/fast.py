@@ -24,11 +24,10 @@ from torch import Tensor, nn
 import xattn
 from xattn.data.dataset import collate
 from xattn.data.opening import open_dataset
-from xattn.explainer import explain_trace
 from xattn.explainers import resolve
+from xattn.explaining import explain_trace, record_for
 from xattn.metrics import metrics
 from xattn.models.fast import fast_copy
-from xattn.trace import record
 
 METHODS = ("gradcam", "saliency", "random")
 STEPS = 196
@@ -48,9 +47,7 @@ def areas(model: nn.Module, x: Tensor, scoring: nn.Module | None, chunk: int) ->
     found = []
     for start in range(0, len(x), BATCH):
         batch = x[start : start + BATCH]
-        layers = [layer for method in methods for layer in method.layers(model.spec)]
-        trace = record(model, batch, spec=model.spec, layers=layers)
-        trace.scoring = scoring
+        trace = record_for(model, batch, methods, spec=model.spec, grad=True, scoring=scoring)
         explanations = explain_trace(trace, methods)
         values = [
             row[name]

@@ -30,7 +30,7 @@ from xattn.data.preprocessing import to_batch
 from xattn.errors import NotApplicableError, XattnError
 from xattn.explainer import Explainer
 from xattn.explainers import explainers, resolve
-from xattn.trace import record
+from xattn.explaining import record_for
 
 DEAR = 20.0  # forward passes
 LONG = 4.0  # seconds, after which a dear method is not run again
@@ -80,7 +80,7 @@ def passes(model: nn.Module, x: Tensor, method: Explainer) -> dict[str, float]:
     handle = model.register_forward_pre_hook(count)
     try:
         method.check(model.spec)
-        trace = record(model, x, spec=model.spec, layers=method.layers(model.spec), grad=method.grad)
+        trace = record_for(model, x, [method], spec=model.spec)
         method.explanation(trace)
     finally:
         handle.remove()

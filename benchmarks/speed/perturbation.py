@@ -94,8 +94,7 @@ def contestants(model: nn.Module, lean: nn.Module, x: Tensor, chunk: int) -> dic
     def ours(*names: str, scoring: nn.Module | None = None) -> Case:
         def run() -> None:
             # A trace keeps its curves: each run has its own, made of what was recorded outside the clock.
-            fresh = xattn.Trace(model, spec, x, target, trace.logits, trace.score_fn, None, {}, [0] * len(x))
-            fresh.scoring = scoring
+            fresh = xattn.Trace(model, spec, x, target, trace.logits, trace.score_fn, None, {}, [0] * len(x), scoring)
             explanation = Explanation(maps=maps, target=target, method=method, input_size=trace.input_size)
             for name in names:
                 metrics.create(name, chunk=chunk).measure(explanation, fresh, None)

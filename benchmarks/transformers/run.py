@@ -37,12 +37,12 @@ from xattn.benchmark.run import seed_of
 from xattn.benchmark.statistics import Intervals, holm, intervals, wilcoxon
 from xattn.data.dataset import Sample, collate
 from xattn.data.opening import open_dataset
-from xattn.explainer import Explainer, explain_trace
+from xattn.explainer import Explainer
 from xattn.explainers import resolve
+from xattn.explaining import explain_trace, record_for
 from xattn.functional.localization import energy_share
 from xattn.metrics import metrics
 from xattn.score import probabilities
-from xattn.trace import record
 from xattn.training.loop import processor_name
 
 HERE = Path(__file__).parent
@@ -79,8 +79,7 @@ def batches(dataset: Any, count: int) -> Iterator[list[Sample]]:
 
 def explained(model: Any, x: Tensor, target: Tensor, methods: list[Explainer], seeds: list[int]) -> list[Any]:
     """Explanations of one shared pass, with the trace."""
-    layers = [layer for method in methods for layer in method.layers(model.spec)]
-    trace = record(model, x, target, spec=model.spec, layers=layers, seeds=seeds)
+    trace = record_for(model, x, methods, target, spec=model.spec, grad=True, seeds=seeds)
     return [trace, *explain_trace(trace, methods)]
 
 

@@ -7,8 +7,8 @@ import pkgutil
 from pathlib import Path
 
 _CORE = (
-    "xattn.explainer", "xattn.explanation", "xattn.spec", "xattn.trace", "xattn.score", "xattn.metric",
-    "xattn.inspection", "xattn.registry", "xattn.errors",
+    "xattn.explaining", "xattn.storage", "xattn.explainer", "xattn.explanation", "xattn.spec", "xattn.trace",
+    "xattn.score", "xattn.metric", "xattn.inspection", "xattn.registry", "xattn.errors",
 )  # fmt: skip
 _PAGES = {
     "core": ("The core", "`xattn.explain`, and what it takes and gives."),

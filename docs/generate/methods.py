@@ -19,8 +19,9 @@ from xattn.cli.explain import view_of
 from xattn.cli.loading import Loaded, load
 from xattn.data.reading import read_image
 from xattn.errors import NotApplicableError, XattnWarning
-from xattn.explainer import Explainer, Family, explain
+from xattn.explainer import Explainer, Family
 from xattn.explainers import applicable, explainers
+from xattn.explaining import explain
 from xattn.models.embedded import FOLDER
 from xattn.viz import render
 

@@ -19,13 +19,14 @@ from docs.generate.entries import facts, parameters, reference, slug, source, ta
 from docs.generate.formulas import display
 from xattn.data.dataset import Batch
 from xattn.data.synthetic import Synthetic
-from xattn.explainer import Explainer, Family, explain_trace
+from xattn.explainer import Explainer, Family
 from xattn.explainers import resolve
+from xattn.explaining import explain_trace, record_for
 from xattn.explanation import Explanation
 from xattn.functional.pixels import denormalize_pixels
 from xattn.metric import NEITHER, Direction, Metric
 from xattn.metrics import metrics
-from xattn.trace import Trace, record
+from xattn.trace import Trace
 
 _IMAGES = 24
 _SIZE = 48
@@ -167,8 +168,7 @@ def _scene() -> tuple[nn.Module, Batch]:
 def _traced(methods: list[Explainer], count: int = _IMAGES) -> tuple[list[Explanation], Trace, Batch]:
     model, batch = _scene()
     batch = batch[:count]
-    layers = [layer for method in methods for layer in method.layers(model.spec)]
-    trace = record(model, batch.x, batch.target, spec=model.spec, layers=layers)
+    trace = record_for(model, batch.x, methods, batch.target, spec=model.spec, grad=True)
     return explain_trace(trace, methods), trace, batch
 
 

@@ -15,7 +15,7 @@ from tests.cli import models
 from tests.cli.conftest import Run
 from xattn.cli.compare import PageJob, with_controls
 from xattn.data.preprocessing import preprocess
-from xattn.explainer import explain
+from xattn.explaining import explain
 from xattn.metrics.deletion import Deletion
 from xattn.models import create_model
 from xattn.trace import record

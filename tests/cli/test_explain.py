@@ -20,9 +20,9 @@ from tests.cli.conftest import Run
 from xattn.cli.explain import Job, chosen_methods, fold, view_of, wanted_classes
 from xattn.cli.loading import Loaded
 from xattn.data.preprocessing import preprocess
-from xattn.explainer import explain
-from xattn.explanation import Explanation
+from xattn.explaining import explain
 from xattn.labels import file_stems
+from xattn.storage import load_explanation
 from xattn.trace import record
 from xattn.viz import Cell
 
@@ -72,7 +72,7 @@ def test_summary_agrees_with_the_library(run: Run, photo: Path) -> None:
     assert item["seconds"] >= 0
     assert set(image["pass_seconds"]) == {"cnn"}
     assert Path(item["picture"]).is_file()
-    stored = Explanation.load(item["maps"])
+    stored = load_explanation(item["maps"])
     torch.testing.assert_close(stored.maps, expected.maps)
     assert stored.method == expected.method
     assert stored.spec == expected.spec
@@ -216,8 +216,8 @@ def test_batches_change_nothing(run: Run, good: dict[str, Path]) -> None:
     for image in one["images"]:
         for item in image["maps"]:
             maps = Path(item["maps"])
-            other = Explanation.load(Path("five") / maps.name).maps
-            torch.testing.assert_close(Explanation.load(maps).maps, other, rtol=1e-4, atol=1e-6)
+            other = load_explanation(Path("five") / maps.name).maps
+            torch.testing.assert_close(load_explanation(maps).maps, other, rtol=1e-4, atol=1e-6)
 
 
 def test_same_image_given_twice_is_used_once(run: Run, photo: Path) -> None:
@@ -281,7 +281,7 @@ def test_scores_differ(run: Run, photo: Path) -> None:
         item = summary(run, photo, "-m", "input-x-gradient", "--score", score, "--save-maps", *CNN)["images"][0][
             "maps"
         ][0]
-        maps.append(Explanation.load(item["maps"]).maps)
+        maps.append(load_explanation(item["maps"]).maps)
     assert not torch.allclose(maps[0], maps[1])
 
 
@@ -338,7 +338,7 @@ def test_gpu_agrees_with_cpu(run: Run, photo: Path) -> None:
         items = summary(run, photo, "-m", "all", "--save-maps", "--device", device, "-o", device, *CNN)["images"][0][
             "maps"
         ]
-        maps[device] = {item["method"]: Explanation.load(item["maps"]).maps for item in items}
+        maps[device] = {item["method"]: load_explanation(item["maps"]).maps for item in items}
     for method, expected in maps["cpu"].items():
         torch.testing.assert_close(maps["cuda"][method], expected, rtol=1e-2, atol=1e-3)
 

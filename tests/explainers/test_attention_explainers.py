@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tests import tiny_models as tiny
 from xattn.errors import NotApplicableError, ParameterError, ShapeError, SpecError
-from xattn.explainer import explain
 from xattn.explainers.attention import BRNPA, PartCAM
+from xattn.explaining import explain
 from xattn.functional.br_npa import br_npa_maps
 from xattn.trace import record
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tests import tiny_models as tiny
 from xattn.errors import NotApplicableError, SpecError, UnknownNameError
-from xattn.explainer import explain
 from xattn.explainers.cam import CAM, Activation
+from xattn.explaining import explain
 from xattn.trace import record
 
 TARGET = [3, 0, 1]

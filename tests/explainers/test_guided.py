@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from tests import tiny_models as tiny
 from xattn.errors import NotApplicableError
-from xattn.explainer import explain
 from xattn.explainers.guided import GuidedBackprop, guided_share
+from xattn.explaining import explain
 from xattn.functional.gradient import guided_relu
 from xattn.spec import ModelSpec
 from xattn.trace import record

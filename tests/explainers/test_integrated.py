@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from tests import tiny_models as tiny
 from tests.cheap import cheap
 from xattn.errors import NotApplicableError, ParameterError, UnknownNameError
-from xattn.explainer import explain
 from xattn.explainers import explainers
 from xattn.explainers.integrated import BlurIG, IntegratedGradients
+from xattn.explaining import explain
 from xattn.functional.baselines import gaussian_kernel, separable_blur
 from xattn.functional.path import blur_matrix, blurred, guided_step, quadrature
 from xattn.spec import ModelSpec, TokenGrid

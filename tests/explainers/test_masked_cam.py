@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tests import tiny_models as tiny
 from xattn.errors import ParameterError
-from xattn.explainer import explain
 from xattn.explainers import resolve
 from xattn.explainers.intervention import scores_without
+from xattn.explaining import explain
 from xattn.inspection import infer_spec
 from xattn.spec import ModelSpec
 from xattn.trace import record

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from tests import tiny_models as tiny
 from xattn.errors import NotApplicableError, ParameterError, ShapeError
-from xattn.explainer import explain
 from xattn.explainers import resolve
 from xattn.explainers.full_gradient import bias_of, full_gradient
+from xattn.explaining import explain
 from xattn.functional.cam import eigen_cam, grad_cam_plus_plus, smooth_grad_cam_plus_plus
 from xattn.functional.components import eigen_grad_cam, factor_maps, kernel_cam, strong_cells
 from xattn.inspection import infer_spec

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from tests import tiny_models as tiny
 from xattn.errors import NotApplicableError, ParameterError, UnknownNameError
-from xattn.explainer import Explainer, explain
+from xattn.explainer import Explainer
 from xattn.explainers import applicable, resolve
 from xattn.explainers.guided import deconvolved_relu
 from xattn.explainers.propagation import LRP, DeepTaylor, ExcitationBackprop
+from xattn.explaining import explain
 from xattn.explanation import Explanation
 from xattn.models import create_model
 from xattn.spec import ModelSpec, TokenGrid

@@ -7,11 +7,11 @@ import torch
 
 from tests import tiny_models as tiny
 from xattn.errors import ParameterError, UnknownNameError
-from xattn.explainer import explain
 from xattn.explainers import applicable, explainers, resolve
 from xattn.explainers.attention import BRNPA
 from xattn.explainers.cam import GradCAM, GradCAMPlusPlus
 from xattn.explainers.control import Center, Edges, Random
+from xattn.explaining import explain
 
 EXPECTED = [
     "activation", "bcnn", "brnpa", "cam", "center", "edges", "eigencam", "gradcam", "gradcam++", "guided-backprop",

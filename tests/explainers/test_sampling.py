@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tests import tiny_models as tiny
 from tests.explainers.test_integrated import Linear, black
 from xattn.errors import NotApplicableError, ParameterError
-from xattn.explainer import explain
 from xattn.explainers import explainers
+from xattn.explaining import explain
 from xattn.functional.pixels import normalize_pixels
 from xattn.functional.sampling import (
     grid_segments,

@@ -16,8 +16,8 @@ from tests import tiny_models as tiny
 from tests.cheap import cheap
 from xattn.attention_taps import PROBABILITIES, SCORES, layer_of
 from xattn.errors import NotApplicableError, ParameterError, SpecError
-from xattn.explainer import explain
 from xattn.explainers import explainers, resolve
+from xattn.explaining import explain
 from xattn.explanation import Explanation
 from xattn.inspection import infer_spec
 from xattn.spec import ModelSpec, TokenGrid

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny_models as tiny
-from xattn.explainer import explain
 from xattn.explainers.guided import guided_gradient
+from xattn.explaining import explain
 from xattn.functional.cam import eigen_cam, grad_cam_plus_plus, xgrad_cam
 from xattn.trace import INPUT, record
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny_models as tiny
-from xattn.explainer import explain
 from xattn.explainers.full_gradient import bias_of, full_gradient
+from xattn.explaining import explain
 from xattn.functional.components import factor_maps, strong_cells
 from xattn.functional.resize import normalize
 from xattn.spec import ModelSpec

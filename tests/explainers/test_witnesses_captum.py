@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tests import tiny_models as tiny
 from tests.laws.test_explainer_laws import alike
-from xattn.explainer import explain
 from xattn.explainers.integrated import drawn_baselines
+from xattn.explaining import explain
 from xattn.functional.sampling import grid_segments, lime_weights
 from xattn.spec import ModelSpec
 from xattn.trace import record

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny_models as tiny
-from xattn.explainer import explain
 from xattn.explainers.propagation import ExcitationBackprop
+from xattn.explaining import explain
 from xattn.inspection import infer_spec
 from xattn.spec import ModelSpec
 

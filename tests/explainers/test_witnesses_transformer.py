@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests import tiny_models as tiny
 from tests.explainers.test_transformers import built, from_timm, seeded, taps, torchvision_vit
-from xattn.explainer import explain
+from xattn.explaining import explain
 from xattn.inspection import infer_spec
 from xattn.trace import record
 

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from tests import tiny_models as tiny
 from tests.cheap import CONTRASTS, cheap
 from xattn.errors import NotApplicableError, ParameterError, ShapeError
-from xattn.explainer import Explainer, explain
+from xattn.explainer import Explainer
 from xattn.explainers import applicable, explainers, resolve
+from xattn.explaining import explain
 from xattn.explanation import Explanation
 from xattn.trace import record
 

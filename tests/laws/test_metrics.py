@@ -16,8 +16,9 @@ from tests import tiny_models as tiny
 from xattn.data.dataset import Batch
 from xattn.data.synthetic import Synthetic
 from xattn.errors import DataError, XattnError
-from xattn.explainer import Explainer, explain, explain_trace
+from xattn.explainer import Explainer
 from xattn.explainers import resolve
+from xattn.explaining import explain, explain_trace
 from xattn.explanation import Explanation
 from xattn.metric import HIGHER, LOWER, NEITHER, Direction, Metric
 from xattn.metrics import metrics

@@ -13,8 +13,8 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from tests import tiny_models as tiny
 from tests.cheap import cheap
 from xattn.errors import NotApplicableError
-from xattn.explainer import explain
 from xattn.explainers import explainers
+from xattn.explaining import explain
 from xattn.inspection import infer_spec
 
 

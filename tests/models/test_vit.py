@@ -9,7 +9,7 @@ import torch
 
 from tests.training.colours import tiny_recipe, write_images
 from xattn.errors import NotApplicableError, ParameterError, ShapeError
-from xattn.explainer import explain
+from xattn.explaining import explain
 from xattn.inspection import infer_spec
 from xattn.models import create_model
 from xattn.models.checkpoint import load_model, read_header, save_weights

@@ -16,8 +16,8 @@ from torch import nn
 import tests.oracles
 from tests import tiny_models as tiny
 from tests.oracles.naive import REPLICAS, Case, Replica
-from xattn.explainer import explain
 from xattn.explainers import explainers
+from xattn.explaining import explain
 
 for module in pkgutil.iter_modules(tests.oracles.__path__):
     if module.name.startswith("naive_"):  # the oracles of a family each

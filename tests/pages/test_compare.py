@@ -23,8 +23,8 @@ from torch import Tensor
 from tests.cli import models
 from tests.pages.conftest import Open
 from xattn.errors import DataError, ShapeError
-from xattn.explainer import explain
 from xattn.explainers import explainers, resolve
+from xattn.explaining import explain
 from xattn.explanation import Explanation
 from xattn.metrics.deletion import Deletion
 from xattn.pages.compare import Column, Comparison, compare_page, pair_of, stored_map, stored_parts

@@ -30,6 +30,7 @@ from xattn.device import find_device
 from xattn.errors import DataError, ParameterError, XattnError
 from xattn.explainer import Explainer
 from xattn.explainers import applicable, resolve
+from xattn.explaining import record_for
 from xattn.explanation import OK, Explanation
 from xattn.files import whole_file
 from xattn.inspection import infer_spec
@@ -588,17 +589,16 @@ def _score_batch(
     rows: list[Row] = []
     with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
         with watch(STATUS):
-            trace = record(
+            trace = record_for(
                 model,
                 batch.x,
+                methods.values(),
                 batch.target if _by_label(cell, config) else None,
                 spec=spec,
-                layers=[layer for method in methods.values() for layer in method.layers(spec)],
-                grad=any(method.grad for method in methods.values()),
                 score=config.run.score,
                 seeds=seeds,
+                scoring=loaded.scoring,
             )
-            trace.scoring = loaded.scoring
             explanations, refused = _explanations(methods, trace)
         targets = trace.target.tolist()
 
@@ -782,7 +782,7 @@ def measure_costs(
                 torch.cuda.reset_peak_memory_stats()
             start = time.perf_counter()
             try:
-                trace = record(model, x, spec=spec, layers=method.layers(spec), grad=method.grad)
+                trace = record_for(model, x, [method], spec=spec)
                 method.explanation(trace)
             except XattnError:
                 break

@@ -422,6 +422,7 @@ class Job:
     ) -> None:
         """Write the pictures and maps of one class of an image, and keep its row for the panel."""
         from xattn.cli.loading import picture_file
+        from xattn.storage import save_explanation
         from xattn.viz import render
 
         view = view_of(image, self.columns[0].network, self.fit)
@@ -438,7 +439,7 @@ class Job:
             self.written.append(picture)
             maps = self.out / f"{name}.npz" if self.save_maps else None
             if maps is not None:
-                one(found, i).save(maps)
+                save_explanation(one(found, i), maps)
                 self.written.append(maps)
             entry["maps"].append(
                 {

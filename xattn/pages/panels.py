@@ -24,10 +24,10 @@ from xattn.data.dataset import Sample, collate
 from xattn.device import find_device
 from xattn.errors import DataError, XattnError
 from xattn.explainer import Explainer
+from xattn.explaining import record_for
 from xattn.explanation import Explanation
 from xattn.metric import HIGHER
 from xattn.spec import ModelSpec
-from xattn.trace import record
 from xattn.viz import Cell, keys_of, panel, part_key, percent, render, save, to_rgb
 
 KINDS = {
@@ -211,13 +211,12 @@ def _explain(
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.run.precision)
     found: dict[int, Explanation | str] = {}
     with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
-        trace = record(
+        trace = record_for(
             model,
             batch.x,
+            methods.values(),
             batch.target if config.run.target == "label" or cell.data.mosaic else None,
             spec=spec,
-            layers=[layer for method in methods.values() for layer in method.layers(spec)],
-            grad=any(method.grad for method in methods.values()),
             score=config.run.score,
             seeds=[seed_of(config.run.seed, sample.id)],
         )

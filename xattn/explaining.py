@@ -1,0 +1,153 @@
+"""From a model and images to explanations: any number of methods on one shared pass."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+from torch import Tensor, nn
+
+from xattn.data.preprocessing import to_batch
+from xattn.errors import NotApplicableError, SpecError, XattnWarning
+from xattn.explainer import Explainer, needs_of
+from xattn.explainers import applicable, resolve
+from xattn.explanation import OK, Explanation
+from xattn.inspection import infer_spec
+from xattn.score import ScoreFn
+from xattn.spec import ModelSpec
+from xattn.trace import Trace, place_of, record, unwrap
+
+
+def record_for(
+    model: nn.Module,
+    x: Tensor,
+    methods: Iterable[Explainer],
+    target: Tensor | Sequence[int] | int | None = None,
+    *,
+    spec: ModelSpec,
+    score: str | ScoreFn = "logit",
+    seeds: Sequence[int] | None = None,
+    scoring: nn.Module | None = None,
+    grad: bool | None = None,
+) -> Trace:
+    """Record one pass that keeps what all of these methods read.
+
+    Args:
+        model: any module from images to logits (N, K).
+        x: images (N, C, H, W) in the model's normalized space.
+        methods: that will read the pass.
+        target: as in `record`.
+        spec: facts about the model.
+        score: the scalar to explain.
+        seeds: one number per image, for methods that draw random numbers; None derives it from the image.
+        scoring: as in `record`.
+        grad: keep the graph; None does so where a method reads gradients.
+    """
+    needs = needs_of(methods, spec)
+    if grad is not None:
+        needs["grad"] = grad
+    return record(model, x, target, spec=spec, score=score, seeds=seeds, scoring=scoring, **needs)
+
+
+def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = False) -> list[Explanation]:
+    """Explanations of one recorded pass, a warning for each method whose maps are not all `ok`.
+
+    Args:
+        trace: with the layers of all methods.
+        methods: in the order of the result.
+        skip: leave a method out that refuses the model only now, with a warning, instead of raising.
+    """
+    explanations = []
+    for method in methods:
+        try:
+            explanation = method.explanation(trace)
+        except NotApplicableError as reason:
+            if not skip:
+                raise
+            warnings.warn(f"left out: {reason}", XattnWarning, stacklevel=3)
+            continue
+        if trouble := {s: explanation.status.count(s) for s in explanation.status if s != OK}:
+            first = next(i for i, s in enumerate(explanation.status) if s != OK)
+            counts = ", ".join(f"{count} {name}" for name, count in trouble.items())
+            warnings.warn(
+                f"{method.name}: {counts} of {len(explanation)} maps (first: image {first}); "
+                "see Explanation.status before you read them.",
+                XattnWarning,
+                stacklevel=3,
+            )
+        explanations.append(explanation)
+    return explanations
+
+
+@overload
+def explain(
+    model: nn.Module, x: Any, methods: str | Explainer, target: Any = None, *, spec: ModelSpec | None = None,
+    seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit",
+) -> Explanation: ...  # fmt: skip
+@overload
+def explain(
+    model: nn.Module, x: Any, methods: Sequence[str | Explainer], target: Any = None, *, spec: ModelSpec | None = None,
+    seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit",
+) -> list[Explanation]: ...  # fmt: skip
+def explain(
+    model: nn.Module,
+    x: Any,
+    methods: str | Explainer | Sequence[str | Explainer],
+    target: Any = None,
+    *,
+    spec: ModelSpec | None = None,
+    seeds: Sequence[int] | None = None,
+    score: str | ScoreFn = "logit",
+) -> Explanation | list[Explanation]:
+    """Explain what a model sees in images, with one forward and at most one backward pass for all layer methods.
+
+    Args:
+        model: any module from images to logits (N, K). It leaves as it came.
+        x: float tensor (N, C, H, W) in the model's normalized space, or images to be read and normalized: a path,
+            a Pillow image, a uint8 array (H, W, C), or a list of these.
+        methods: a name such as `"gradcam"` or `"brnpa:parts=4"`, an `Explainer`, or a sequence of them; `["all"]`
+            stands for every method, and `"all"` for every one that is defined for the model.
+        target: class of each image, one class for all (index or name), or None for the predicted class.
+        spec: facts about the model; None takes `model.spec` or infers them.
+        seeds: one number per image, for methods that draw random numbers; None derives it from the image.
+        score: the scalar to explain: `"logit"`, `"prob"`, `"sigmoid"`, `"margin"`, or a callable.
+
+    Returns:
+        One `Explanation` for one method, a list for a sequence and for `"all"`.
+
+    Raises:
+        UnknownNameError: for a method, class, layer or score that does not exist.
+        SpecError: if a fact about the model cannot be inferred.
+        NotApplicableError: if a method is not defined for the model.
+    """
+    every = isinstance(methods, str) and methods.strip().lower() == "all"
+    single = isinstance(methods, (str, Explainer)) and not every
+    chosen = resolve(methods)
+    if not chosen:
+        raise NotApplicableError("explain: no method given; see `xattn list methods`.")
+    model = unwrap(model)
+    if isinstance(x, Tensor) and x.ndim == 3 and x.is_floating_point():
+        x = x[None]
+    if spec is None:
+        spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        size = (x.shape[-2], x.shape[-1]) if isinstance(x, Tensor) and x.is_floating_point() else None
+        spec = infer_spec(model, input_size=size)
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        if spec.mean is None or spec.std is None:
+            raise SpecError(
+                f"{type(model).__name__}: how its images are normalized is unknown; pass "
+                "spec=ModelSpec(mean=…, std=…), or a float tensor that is already normalized. "
+                "mean=(0, 0, 0) and std=(1, 1, 1) leave [0, 1] as it is."
+            )
+        x = to_batch(x, spec).to(place_of(model)[0])
+    if isinstance(target, str):
+        target = spec.class_index(target)
+    if every:
+        chosen = [method for method in chosen if applicable(method, spec) is None]
+    for method in chosen:
+        method.check(spec)
+    trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds)
+    explanations = explain_trace(trace, chosen, skip=every)
+    return explanations[0] if single else explanations
