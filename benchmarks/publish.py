@@ -12,6 +12,8 @@ import re
 import shutil
 from pathlib import Path
 
+from xattn.benchmark.store import Store
+
 RESULTS = Path(__file__).parent / "results"
 TABLES = ("leaderboard", "columns", "protocols", "box_size", "cost")
 FIGURES = ("leaderboard", "critical_difference", "curves", "protocols", "cost", "significance")
@@ -24,10 +26,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     given = parser.parse_args()
-    report, out = given.run / "report", RESULTS / given.run.resolve().name
+    report, out = Store(given.run).report, RESULTS / given.run.resolve().name
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    shutil.copyfile(given.run / "manifest.json", out / "manifest.json")
+    manifest = Store(given.run).manifest
+    shutil.copyfile(manifest, out / manifest.name)
     wanted = {f"{name}.{kind}" for name in TABLES for kind in ("csv", "md")} | {f"{name}.png" for name in FIGURES}
     for path in sorted(report.rglob("*")):
         if path.name in wanted and "panels" not in path.parts and path.stat().st_size < LIMIT_BYTES:

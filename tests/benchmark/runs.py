@@ -104,10 +104,10 @@ def made_up(
         costs = {
             n: {"seconds": 0.001 * 1.6**j, "forwards": 1.0, "backwards": float(j % 2)} for j, n in enumerate(methods)
         }
-        path = folder / "costs" / f"{Store(folder).cell('shapes', model).name}.json"
+        path = Store(folder).costs("shapes", model)
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"methods": costs}))
     config = {"models": [{"name": model, "label": ""} for model in models]}
     where = {"versions": {"torch": "2"}, "commit": "abc", "device": "cpu", "threads": 1}
-    (folder / "manifest.json").write_text(json.dumps({"config": config, "environments": [where]}))
+    Store(folder).manifest.write_text(json.dumps({"config": config, "environments": [where]}))
     return folder

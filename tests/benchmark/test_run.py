@@ -20,9 +20,13 @@ import pytest
 import torch
 
 from tests.benchmark.runs import differ, rows, small, table
+from xattn.benchmark import manifest
+from xattn.benchmark import plan as planning
 from xattn.benchmark import run as runs
 from xattn.benchmark.config import Config
-from xattn.benchmark.run import estimate, measure_costs, plan, run, sample_of, shard, write_costs
+from xattn.benchmark.costs import estimate, measure_costs, write_costs
+from xattn.benchmark.plan import plan, sample_of, shard
+from xattn.benchmark.run import run
 from xattn.benchmark.store import Store
 from xattn.data.folder import ImageFolder
 from xattn.errors import ParameterError
@@ -90,7 +94,7 @@ def test_a_second_call_does_nothing(whole: Path) -> None:
 
 def test_an_exception_anywhere_loses_no_block(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    score = runs._score_batch
+    score = runs.score_batch
 
     def failing(*args: Any, **options: Any) -> Any:
         nonlocal calls
@@ -99,7 +103,7 @@ def test_an_exception_anywhere_loses_no_block(whole: Path, tmp_path: Path, monke
             raise KeyboardInterrupt
         return score(*args, **options)
 
-    monkeypatch.setattr(runs, "_score_batch", failing)
+    monkeypatch.setattr(runs, "score_batch", failing)
     stopped = 0
     while True:
         try:
@@ -199,22 +203,22 @@ def test_another_run_in_the_folder_is_refused(
 
 def test_of_two_runs_that_start_together_one_comes_first(tmp_path: Path) -> None:
     cells = plan(small())
-    runs.check_manifest(tmp_path, small(), cells, torch.device("cpu"))
+    manifest.check_manifest(Store(tmp_path), small(), cells, torch.device("cpu"))
     kept = json.loads((tmp_path / "manifest.json").read_text())
-    assert not runs._create(tmp_path / "manifest.json", {})
+    assert not manifest._create(tmp_path / "manifest.json", {})
     assert json.loads((tmp_path / "manifest.json").read_text()) == kept
     assert {p.name for p in tmp_path.iterdir()} == {"manifest.json"}
     assert kept["config"]["run"]["seed"] == 0
     assert kept["environments"][0]["versions"]["torch"] == version("torch")
     torch.set_num_threads(2)  # another machine, as it were
     for _ in range(2):
-        runs.check_manifest(tmp_path, small(), cells, torch.device("cpu"))
+        manifest.check_manifest(Store(tmp_path), small(), cells, torch.device("cpu"))
     found = json.loads((tmp_path / "manifest.json").read_text())
     assert [e["threads"] for e in found["environments"]] == [1, 2]
     assert found["identity"] == kept["identity"]
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ParameterError, match=r"manifest\.json' is damaged"):
-        runs.check_manifest(tmp_path, small(), cells, torch.device("cpu"))
+        manifest.check_manifest(Store(tmp_path), small(), cells, torch.device("cpu"))
 
 
 def test_two_data_sets_and_models_in_one_table(tmp_path: Path) -> None:
@@ -315,7 +319,7 @@ def test_an_empty_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     from xattn.data.synthetic import Synthetic
 
     empty = Synthetic(length=3).subset([])
-    monkeypatch.setattr(runs, "open_dataset", lambda *_: empty)
+    monkeypatch.setattr(planning, "open_dataset", lambda *_: empty)
     with pytest.raises(ParameterError, match="data set shapes is empty"):
         plan(small())
 
@@ -331,7 +335,7 @@ def test_images_without_a_box_among_others(tmp_path: Path, monkeypatch: pytest.M
             found = super().sample(index)
             return dataclasses.replace(found, mask=None, boxes=None) if index % 3 == 1 else found
 
-    monkeypatch.setattr(runs, "open_dataset", lambda *_: Some(length=7))
+    monkeypatch.setattr(planning, "open_dataset", lambda *_: Some(length=7))
     for batch in (1, 7):
         chosen = {"methods": ["gradcam", "saliency"], "metrics": ["pointing_game", "max_box_accuracy"]}
         run(small(**chosen, run={"batch": batch}), tmp_path / str(batch))
@@ -472,13 +476,13 @@ def test_costs_are_measured_alone_and_kept(tmp_path: Path) -> None:
     assert {name: (cost["forwards"], cost["backwards"]) for name, cost in found.items()} == {
         "gradcam": (1, 1), "saliency": (1, 1), "brnpa": (1, 0), "random": (1, 0), "center": (1, 0), "edges": (1, 0)
     }  # fmt: skip
-    write_costs(tmp_path, [cell], torch.device("cpu"))
-    path = runs.costs_path(tmp_path, cell)
+    write_costs(Store(tmp_path), [cell], torch.device("cpu"))
+    path = Store(tmp_path).costs(cell.data.name, cell.model.title)
     kept = json.loads(path.read_text())
     assert set(kept["methods"]) == set(cell.methods)
     assert kept["methods"]["gradcam"]["peak_mb"] is None
     before = path.stat().st_mtime_ns
-    write_costs(tmp_path, [cell], torch.device("cpu"))
+    write_costs(Store(tmp_path), [cell], torch.device("cpu"))
     assert path.stat().st_mtime_ns == before
 
 

@@ -150,7 +150,7 @@ def test_another_run_in_the_folder(run: Run, config: Path) -> None:
 
 
 def test_interrupted(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score = runs._score_batch
+    score = runs.score_batch
     calls = 0
 
     def once(*args: Any, **options: Any) -> Any:
@@ -161,7 +161,7 @@ def test_interrupted(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) ->
         return score(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "_score_batch", once)
+        patch.setattr(runs, "score_batch", once)
         result = run("benchmark", config, "--out", "x")
     assert result.exit_code == 130
     assert "nothing that is in 'x' is lost. The same command goes on" in result.stderr

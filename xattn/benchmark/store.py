@@ -29,6 +29,10 @@ KEYS = ("dataset", "model", "method", "metric", "column", "image")
 SCHEMA = pa.schema(
     [(name, pa.float64() if name == "value" else pa.int64() if name == "target" else pa.string()) for name in COLUMNS]
 )
+STATUS, PREDICTION, READING = "status", "prediction", "reading"
+"""Reserved names among the metrics: whether a map is fine, what the model predicts, and images that cannot be read."""
+REFUSED = "refused: "
+"""How the note of a row begins whose method or metric refused the image."""
 TEXTS = tuple(name for name in COLUMNS if SCHEMA.field(name).type == pa.string())
 _FOOTER = b"xattn"
 _LEFT_OVER_S = 3600.0  # a part is written within seconds
@@ -62,11 +66,31 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
+    @property
+    def manifest(self) -> Path:
+        """Where it is written what the scores depend on."""
+        return self.folder / "manifest.json"
+
+    @property
+    def report(self) -> Path:
+        """Where the report goes unless another folder is named."""
+        return self.folder / "report"
+
+    def costs(self, dataset: str, model: str) -> Path:
+        """Where the costs of the methods of a cell are."""
+        return self.folder / "costs" / f"{self.cell(dataset, model).name}.json"
+
     def cell(self, dataset: str, model: str) -> Path:
         """Where the parts of a data set and a model are."""
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{dataset}@{model}")
         digest = hashlib.blake2b(f"{dataset}\0{model}".encode(), digest_size=4).hexdigest()
         return self.folder / "parts" / f"{name}-{digest}"
+
+    def parts(self, dataset: str | None = None, model: str | None = None) -> list[Path]:
+        """The part files of a cell, or of all."""
+        if dataset is None or model is None:
+            return sorted((self.folder / "parts").glob("*/block-*.parquet"))
+        return sorted(self.cell(dataset, model).glob("block-*.parquet"))
 
     def clear_leftovers(self) -> None:
         """Remove what killed processes left half written: hidden files that nobody has touched for an hour."""
@@ -84,8 +108,7 @@ class Store:
             DataError: if a file is no part.
         """
         found: dict[int, dict[Pair, int]] = {}
-        cell = self.cell(dataset, model)
-        for path in sorted(cell.glob("block-*.parquet")) if cell.is_dir() else ():
+        for path in self.parts(dataset, model):
             footer = self._footer(path)
             pairs = found.setdefault(footer["block"], {})
             for method, metric, count in footer["pairs"]:
@@ -131,7 +154,7 @@ class Store:
         Raises:
             DataError: if there is none, or a part is damaged.
         """
-        paths = sorted((self.folder / "parts").glob("*/block-*.parquet"))
+        paths = self.parts()
         if not paths:
             raise DataError(f"'{self.folder}' holds no scores; run `xattn benchmark` with --out {self.folder} first.")
         # A block that was scored twice holds pairs that may be there twice; the larger share of images comes first.
@@ -154,7 +177,7 @@ class Store:
     def notes(self, metric: str) -> list[Row]:
         """The rows of one metric (`status`, `reading`) that have a note, once each, in order."""
         found = {}
-        for path in sorted((self.folder / "parts").glob("*/block-*.parquet")):
+        for path in self.parts():
             table = _read(path, dictionaries=False, metric=metric)
             for values in table.filter(pc.not_equal(table["note"], "")).to_pylist():
                 found[tuple(values[key] for key in KEYS)] = Row(**values)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xattn.benchmark.run import PREDICTION, READING, REFUSED, STATUS
 from xattn.benchmark.statistics import (
     AgainstBest,
     Friedman,
@@ -30,7 +29,7 @@ from xattn.benchmark.statistics import (
     pairwise,
     reliability,
 )
-from xattn.benchmark.store import Store
+from xattn.benchmark.store import PREDICTION, READING, REFUSED, STATUS, Store
 from xattn.errors import XattnError
 from xattn.explainer import Family
 from xattn.explainers import explainers
@@ -152,7 +151,7 @@ class Scores:
     def manifest(self) -> dict[str, Any]:
         """What the run wrote about itself."""
         try:
-            found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(Store(self.folder).manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return found
@@ -192,7 +191,7 @@ class Scores:
 
     def costs(self, dataset: str, model: str) -> dict[str, dict[str, float]]:
         """What methods cost alone, where it was measured."""
-        path = self.folder / "costs" / f"{Store(self.folder).cell(dataset, model).name}.json"
+        path = Store(self.folder).costs(dataset, model)
         try:
             found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))["methods"]
         except (OSError, ValueError, KeyError):

@@ -15,7 +15,8 @@ from xattn.cli import EXIT_INTERRUPTED, EXIT_SOME_FAILED
 
 if TYPE_CHECKING:
     from xattn.benchmark.config import Config
-    from xattn.benchmark.run import Cell, Cost
+    from xattn.benchmark.costs import Cost
+    from xattn.benchmark.plan import Cell
 
 _SHOWN = 5  # unreadable images that are named
 
@@ -58,8 +59,8 @@ def benchmark(
 ) -> None:
     """Score explanation methods by every metric, per image, with controls beside them."""
     from xattn.benchmark.config import Config
-    from xattn.benchmark.run import plan as check
-    from xattn.benchmark.run import shard as share
+    from xattn.benchmark.plan import plan as check
+    from xattn.benchmark.plan import shard as share
     from xattn.errors import ParameterError
 
     rank, world = share(shard)
@@ -79,7 +80,9 @@ def _run(
 ) -> int:
     import torch
 
-    from xattn.benchmark.run import run, write_costs
+    from xattn.benchmark.costs import write_costs
+    from xattn.benchmark.run import run
+    from xattn.benchmark.store import Store
     from xattn.device import find_device
     from xattn.errors import ParameterError
 
@@ -87,7 +90,7 @@ def _run(
         with _progress(quiet, rank, world) as progress:
             summary = run(config, out, rank=rank, world=world, cells=cells, progress=progress)
             if rank == 0:
-                write_costs(out, cells, find_device(config.run.device, "run.device"))
+                write_costs(Store(out), cells, find_device(config.run.device, "run.device"))
     except KeyboardInterrupt:
         typer.echo(
             f"xattn: interrupted; nothing that is in '{out}' is lost. The same command goes on from there.", err=True
@@ -115,8 +118,7 @@ def _run(
 
 def _tell(out: Path, cells: Sequence[Cell]) -> bool:
     """Say what was left out and why; whether images could not be read."""
-    from xattn.benchmark.run import READING, REFUSED, STATUS
-    from xattn.benchmark.store import Store
+    from xattn.benchmark.store import READING, REFUSED, STATUS, Store
 
     store = Store(out)
     reasons: dict[str, list[str]] = {}
@@ -172,7 +174,8 @@ def _show_plan(config: Config, cells: Sequence[Cell], world: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from xattn.benchmark.run import STATUS, estimate
+    from xattn.benchmark.costs import estimate
+    from xattn.benchmark.store import STATUS
 
     console = Console(highlight=False)
     seconds = passes = 0.0

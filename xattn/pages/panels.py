@@ -15,8 +15,9 @@ from PIL import Image
 from torch import nn
 
 from xattn.benchmark.config import Config, MetricEntry
-from xattn.benchmark.run import Cell as RunCell
-from xattn.benchmark.run import plan, seed_of
+from xattn.benchmark.plan import Cell as RunCell
+from xattn.benchmark.plan import plan
+from xattn.benchmark.run import seed_of
 from xattn.benchmark.store import Store
 from xattn.benchmark.tables import Scores, rank_of, text_of
 from xattn.benchmark.verdict import Verdict, duration, name_of
@@ -173,7 +174,7 @@ def _find(cell: RunCell, config: Config, scores: Scores, names: Sequence[str]) -
     """Samples by their names. The parts tell in which block of the sample an image is, so that few are read."""
     wanted = set(names)
     blocks = set()
-    for path in Store(scores.folder).cell(cell.data.name, cell.model.title).glob("block-*.parquet"):
+    for path in Store(scores.folder).parts(cell.data.name, cell.model.title):
         if wanted & set(pq.read_table(path, columns=["image"], partitioning=None)["image"].unique().to_pylist()):
             blocks.add(int(path.stem.split("-")[1]))
     found: dict[str, Sample] = {}

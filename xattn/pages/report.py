@@ -15,6 +15,7 @@ from xattn.benchmark import tables, verdict
 from xattn.benchmark.figures import curve_points
 from xattn.benchmark.report import slug, write_report
 from xattn.benchmark.statistics import critical_difference, pairwise
+from xattn.benchmark.store import Store
 from xattn.benchmark.tables import ALPHA, ARROWS, Panel, Scores, Summary, Table, text_of
 from xattn.benchmark.verdict import Verdict, duration
 from xattn.metric import HIGHER, LOWER, NEITHER
@@ -57,7 +58,7 @@ def full_report(
         DataError: if there are no scores, or the files cannot be written.
     """
     scores = Scores(run)
-    home = Path(run) / "report" if out is None else Path(out)
+    home = Store(run).report if out is None else Path(out)
     found = tables.panels(scores, resamples=resamples, seed=seed)
     write_report(scores, found, home, progress=progress)
     several = len(scores.datasets) > 1

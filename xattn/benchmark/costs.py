@@ -1,0 +1,150 @@
+"""What methods and metrics cost: estimated before a run, measured beside its scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from xattn.benchmark.config import Config
+from xattn.benchmark.manifest import replace_json
+from xattn.benchmark.plan import Cell, read_batch
+from xattn.benchmark.run import Loaded, score_batch
+from xattn.benchmark.store import Store
+from xattn.device import find_device
+from xattn.errors import DataError, XattnError
+from xattn.explaining import record_for
+from xattn.trace import Trace
+
+_LONG_PROBE_S = 60.0
+
+
+@dataclass
+class Cost:
+    """What one part of the work of a cell is.
+
+    Args:
+        images: that it is done on.
+        seconds: per image.
+        passes: images that go through the model, per image.
+    """
+
+    images: int
+    seconds: float = 0.0
+    passes: float = 0.0
+
+
+def estimate(cell: Cell, config: Config, images: int = 2) -> dict[str, Cost]:
+    """What the maps (`status`) and each metric of a cell take, from a probe on a few images.
+
+    Metrics share what they can, as in a run: a curve counts for the first metric that reads it.
+
+    Raises:
+        DataError: if none of the first images can be read.
+    """
+    device = find_device(config.run.device, "run.device")
+    loaded = Loaded.load(cell, device, fast=config.run.fast)
+    batch, _ = read_batch(cell, cell.indices[: max(images, 8)], loaded.spec)
+    if batch is None:
+        raise DataError(f"{cell.data.name}: none of the first images can be read.")
+    batch = batch[:images]
+    costs: dict[str, Cost] = {}
+    passes = 0
+
+    def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal passes
+        passes += len(inputs[0])
+
+    @contextmanager
+    def watch(label: str) -> Iterator[None]:
+        before, start = passes, time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = (time.perf_counter() - start) / len(batch)
+        costs[label] = Cost(cell.counts[label], seconds, (passes - before) / len(batch))
+
+    networks = [loaded.model] if loaded.scoring is None else [loaded.model, loaded.scoring]
+    handles = [network.register_forward_pre_hook(count) for network in networks]
+    try:
+        start = time.perf_counter()
+        score_batch(loaded, batch, cell.pairs(), config, watch)
+        if time.perf_counter() - start < _LONG_PROBE_S:  # the first time holds imports and kernels to choose
+            score_batch(loaded, batch, cell.pairs(), config, watch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return costs
+
+
+def write_costs(store: Store, cells: Sequence[Cell], device: torch.device) -> None:
+    """Measure what the methods of each cell cost alone, and write it beside the scores; what is there stays."""
+    for cell in cells:
+        path = store.costs(cell.data.name, cell.model.title)
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))["methods"]
+        except (OSError, ValueError, KeyError):
+            kept = {}
+        lacking = {name: method for name, method in cell.methods.items() if name not in kept}
+        if not lacking:
+            continue
+        found = measure_costs(dataclasses.replace(cell, methods=lacking), device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"dataset": cell.data.name, "model": cell.model.title, "threads": torch.get_num_threads()}
+        about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        replace_json(path, {**about, "methods": {**kept, **found}})
+
+
+def measure_costs(
+    cell: Cell, device: torch.device | str, batch: int = 8, repeats: int = 3
+) -> dict[str, dict[str, float | None]]:
+    """What each method costs alone: seconds per image (median), forward and backward passes, peak memory on CUDA.
+
+    Args:
+        cell: the first images of its sample are explained.
+        device: where.
+        batch: images at a time.
+        repeats: after one to warm up.
+
+    Raises:
+        DataError: if none of the images can be read.
+    """
+    model, spec = cell.load(device)
+    found, _ = read_batch(cell, cell.indices[:batch], spec)
+    if found is None:
+        raise DataError(f"{cell.data.name}: none of the first {batch} images can be read.")
+    x = found.x.to(device)
+    cuda = torch.device(device).type == "cuda"
+    costs: dict[str, dict[str, float | None]] = {}
+    for name, method in cell.methods.items():
+        times = []
+        trace: Trace | None = None
+        for _ in range(repeats + 1):
+            if cuda:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            try:
+                trace = record_for(model, x, [method], spec=spec)
+                method.explanation(trace)
+            except XattnError:
+                break
+            if cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        if len(times) > 1 and trace is not None:
+            costs[name] = {
+                "seconds": float(np.median(times[1:])) / len(x),
+                "forwards": float(trace.forwards),
+                "backwards": float(trace.backwards),
+                "peak_mb": torch.cuda.max_memory_allocated() / 2**20 / len(x) if cuda else None,
+            }
+    return costs

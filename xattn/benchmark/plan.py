@@ -1,0 +1,311 @@
+"""What a run consists of: every data set, model, method and metric opened and checked before anything is scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from xattn.benchmark.config import Config, DataEntry, MetricEntry, ModelEntry, collect, expand
+from xattn.benchmark.store import PREDICTION, STATUS, Pair
+from xattn.data.dataset import Batch, Dataset, Sample, collate
+from xattn.data.mosaic import Mosaic, mosaic_spec
+from xattn.data.opening import open_dataset
+from xattn.device import find_device
+from xattn.errors import DataError, ParameterError, XattnError
+from xattn.explainer import Explainer
+from xattn.explainers import applicable, resolve
+from xattn.inspection import infer_spec
+from xattn.labels import label_of
+from xattn.metric import Metric
+from xattn.metrics import metrics as known_metrics
+from xattn.models import create_model
+from xattn.spec import ModelSpec
+from xattn.trace import record
+
+CONTROLS = ("random", "center", "edges")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One model on one data set: what is to be scored there.
+
+    Args:
+        data: entry of the configuration.
+        model: entry of the configuration.
+        dataset: the opened data set.
+        indices: the images of the sample, in its order.
+        methods: by their label.
+        left_out: reason by name for each method that the model cannot have.
+        metrics: by their label.
+        counts: images that each metric (and `status`, `prediction`) is to be scored on.
+        without: names and labels of the methods that a metric does not score.
+        limits: images that a method is scored on at most, by its label.
+        digest: of the weights of the model.
+        objects: the images have masks or boxes.
+    """
+
+    data: DataEntry
+    model: ModelEntry
+    dataset: Dataset
+    indices: tuple[int, ...]
+    methods: dict[str, Explainer]
+    left_out: dict[str, str]
+    metrics: dict[str, Metric]
+    counts: dict[str, int]
+    without: dict[str, frozenset[str]]
+    limits: dict[str, int]
+    digest: str
+    objects: bool
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"{self.data.name} x {self.model.title}"
+
+    def pairs(self) -> list[Pair]:
+        """All (method, metric) that are wanted."""
+        scored = [
+            (label, metric)
+            for metric in (STATUS, *self.metrics)
+            for label, method in self.methods.items()
+            if self.without.get(metric, frozenset()).isdisjoint((label, method.name))
+        ]
+        return [("", PREDICTION), *scored]
+
+    def count(self, pair: Pair) -> int:
+        """Images that a method is to be scored on by a metric."""
+        method, metric = pair
+        return min(self.counts[metric], self.limits.get(method, self.counts[metric]))
+
+    def load(self, device: torch.device | str) -> tuple[nn.Module, ModelSpec]:
+        """The model on a device with the facts about it."""
+        model, spec = build_model(self.model, device)
+        return model, mosaic_spec(spec, self.data.mosaic) if self.data.mosaic else spec
+
+
+def build_model(entry: ModelEntry, device: torch.device | str = "cpu") -> tuple[nn.Module, ModelSpec]:
+    """The model of an entry on a device, in evaluation mode, with the facts about it."""
+    options: dict[str, Any] = {"head": entry.head} if entry.head else {}
+    if entry.resolution != "low":
+        options["resolution"] = entry.resolution
+    model = create_model(expand(entry.name), weights=entry.weights and expand(entry.weights), **options)
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        spec = infer_spec(model, name=entry.title)
+    return model.eval().to(device), spec
+
+
+def digest_of(model: nn.Module) -> str:
+    """A short number for the weights."""
+    state = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def plan(config: Config) -> list[Cell]:
+    """Open everything and check it, before a single score is computed.
+
+    Raises:
+        ParameterError: with all faults in one message.
+    """
+    faults: list[str] = []
+    collect(faults, lambda: find_device(config.run.device, "run.device"))
+    names = [*config.methods, *(CONTROLS if config.run.controls else ())]
+    methods = collect(faults, lambda: resolve(names)) or []
+    opened = {data.name: collect(faults, lambda data=data: _open(data)) for data in config.data}
+    dearest = {name: limit for text, limit in config.limits.items() for name in _names([text], faults)}
+    chosen = {data.name: _chosen_metrics(data, config, opened[data.name], faults) for data in config.data}
+    cells = []
+    for entry in config.models:
+        built = collect(faults, lambda entry=entry: build_model(entry))
+        own = collect(faults, lambda entry=entry: resolve(_with_controls(entry, config))) if entry.methods else methods
+        if built is None or own is None:
+            continue
+        model, spec = built
+        digest = digest_of(model)
+        reasons = {label_of(m): applicable(m, spec) for m in own}
+        for data in config.data:
+            dataset = opened[data.name]
+            if dataset is None:
+                continue
+            if data.mosaic:
+                dataset = collect(faults, lambda d=data, s=spec, o=dataset: _mosaic(d, o, s, config.run.seed))
+                if dataset is None:
+                    continue
+            indices = sample_of(len(dataset), data.limit, config.run.seed)
+            limits = chosen[data.name]
+            counts = {STATUS: len(indices), PREDICTION: len(indices)}
+            counts |= {label: min(entry.limit or len(indices), len(indices)) for label, (_, entry) in limits.items()}
+            cell = Cell(
+                data=data,
+                model=entry,
+                dataset=dataset,
+                indices=indices,
+                methods={label_of(m): m for m in own if reasons[label_of(m)] is None},
+                left_out={label: reason for label, reason in reasons.items() if reason is not None},
+                metrics={label: metric for label, (metric, _) in limits.items()},
+                counts=counts,
+                limits={
+                    label: limit
+                    for label, method in ((label_of(m), m) for m in own)
+                    if (limit := dearest.get(label, dearest.get(method.name, 0)))
+                },
+                without={label: frozenset(_names(entry.without, faults)) for label, (_, entry) in limits.items()},
+                digest=digest,
+                objects=bool(data.mosaic) or bool(_known(opened[data.name])),
+            )
+            cells.append(cell)
+            faults.extend(_misfits(cell, model, mosaic_spec(spec, data.mosaic) if data.mosaic else spec, config))
+    if faults:
+        raise ParameterError(f"the benchmark cannot run: {'; '.join(dict.fromkeys(faults))}.")
+    return cells
+
+
+def _names(methods: Sequence[str], faults: list[str]) -> Iterator[str]:
+    """Methods by their registered name, or by the label that tables give them."""
+    for text in methods:
+        found = collect(faults, lambda text=text: resolve(text)) or []
+        yield from (label_of(method) if ":" in text else method.name for method in found)
+
+
+def _open(data: DataEntry) -> Dataset:
+    """The part to test on, unless another one is named; all of a data set without parts."""
+    source = expand(data.source)
+    if data.split is not None:
+        return open_dataset(source, data.split)
+    try:
+        return open_dataset(source, "val")
+    except XattnError:
+        return open_dataset(source)
+
+
+def _mosaic(data: DataEntry, dataset: Dataset, spec: ModelSpec, seed: int) -> Mosaic:
+    if spec.input_size[0] != spec.input_size[1]:
+        raise ParameterError(f"{data.name}: mosaics are square, the input of {spec.name} is not")
+    return Mosaic(dataset, grid=data.mosaic, cell_px=spec.input_size[0], seed=seed)
+
+
+def _with_controls(entry: ModelEntry, config: Config) -> list[str]:
+    return [*entry.methods, *(CONTROLS if config.run.controls else ())]
+
+
+def _chosen_metrics(
+    data: DataEntry, config: Config, dataset: Dataset | None, faults: list[str]
+) -> dict[str, tuple[Metric, MetricEntry]]:
+    """Metrics for a data set by their label, with their entries; adds to `faults` what it lacks for them."""
+    there = set() if dataset is None else _known(dataset)
+    there |= {"masks", "boxes", "mosaic"} if data.mosaic else set()
+    if dataset is not None and len(dataset) == 0:
+        faults.append(f"data set {data.name} is empty")
+    found: dict[str, tuple[Metric, MetricEntry]] = {}
+    entries: Sequence[MetricEntry] = data.metrics or config.metrics
+    for entry in entries:
+        metric = None if entry.name == "all" else collect(faults, lambda entry=entry: known_metrics.parse(entry.name))
+        if metric is None:
+            continue
+        if label_of(metric) in found:
+            faults.append(f"metric '{entry.name}' is there twice as {label_of(metric)}")
+        found[label_of(metric)] = (metric, entry)
+        if dataset is not None and (absent := metric.needs - there):
+            hint = "; set mosaic = 2 for it" if "mosaic" in absent else ""
+            faults.append(f"metric {metric.name} needs {' and '.join(sorted(absent))}, {data.name} has none{hint}")
+    for entry in entries:
+        for name in known_metrics.names() if entry.name == "all" else ():
+            metric = known_metrics.create(name)
+            if metric.needs <= there:
+                found.setdefault(label_of(metric), (metric, entry))
+    return found
+
+
+def _known(dataset: Dataset) -> set[str]:
+    """What the first images say about objects: of `masks` and `boxes`."""
+    for index in range(min(len(dataset), 8)):
+        try:
+            first = dataset[index]
+        except (DataError, OSError):
+            continue  # told when its turn comes
+        if first.boxes is not None:
+            return {"masks", "boxes"}  # a box is a mask, if a coarse one
+        return {"masks", "boxes"} if first.mask is not None else set()
+    return set()
+
+
+def _misfits(cell: Cell, model: nn.Module, spec: ModelSpec, config: Config) -> Iterator[str]:
+    """What one image through the model tells: that it cannot run, or that its classes are not those of the data."""
+    faults: list[str] = []
+    batch = None
+    for index in cell.indices[:8]:
+        batch = collect(faults, lambda index=index: read_batch(cell, [index], spec)[0])
+        if batch is not None or faults:
+            break
+    if batch is not None:
+        x = batch.x
+        try:
+            trace = collect(faults, lambda: record(model, x, spec=spec, grad=False))
+        except RuntimeError as error:
+            trace = None
+            faults.append(f"{cell.model.title} fails on images {tuple(x.shape)} of {cell.data.name} ({error})")
+        classes = 0 if trace is None else max(2, trace.logits.shape[1])
+        if classes and by_label(cell, config) and classes != len(cell.dataset.classes):
+            faults.append(
+                f"{cell.model.title} has {classes} classes but {cell.data.name} has {len(cell.dataset.classes)}, so "
+                "labels do not mean the same"
+                + ("" if cell.data.mosaic else '; set run.target = "predicted", which needs no labels')
+            )
+    yield from faults
+
+
+def by_label(cell: Cell, config: Config) -> bool:
+    """Whether the label is explained, and not the class that is predicted."""
+    return config.run.target == "label" or bool(cell.data.mosaic)
+
+
+def read_batch(cell: Cell, indices: Sequence[int], spec: ModelSpec) -> tuple[Batch | None, list[tuple[str, str]]]:
+    """A batch of the images that can be read, and the others with the reason."""
+    samples: list[Sample] = []
+    bad = []
+    for index in indices:
+        try:
+            samples.append(cell.dataset[index])
+        except (DataError, OSError) as error:
+            bad.append((f"#{index}", " ".join(str(error).split())))
+    if not samples:
+        return None, bad
+    batch = collate(samples, spec, fit=cell.data.fit)
+    if cell.objects and batch.masks is None and batch.boxes is None:
+        # None of these images has a box where others have: an empty one, as in a batch with the others.
+        batch = dataclasses.replace(batch, boxes=tuple(torch.zeros(0, 4) for _ in samples))
+    return batch, bad
+
+
+def sample_of(size: int, limit: int, seed: int) -> tuple[int, ...]:
+    """A seeded sample without repetition; a larger limit only adds to it."""
+    order = np.random.default_rng(np.random.SeedSequence([seed, size])).permutation(size)
+    return tuple(order[: limit or size].tolist())
+
+
+def shard(text: str | None = None) -> tuple[int, int]:
+    """Number of this process and of all, from `i/n` or what `torchrun` and `fabric run` set.
+
+    >>> shard("0/4")
+    (0, 4)
+
+    Raises:
+        ParameterError: if the text is not i/n with 0 <= i < n.
+    """
+    if text is None:
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, _, world = text.partition("/")
+    if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+        raise ParameterError(f"--shard: expected i/n with i from 0 to n - 1, as 0/4, but got '{text}'.")
+    return int(rank), int(world)
