@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from docs.generate.cache import ROOT, kept
 from docs.generate.entries import facts, parameters, reference, slug, source, table, words
 from docs.generate.formulas import display
-from xattn.data.dataset import Batch
+from xattn.data.sample import Batch
 from xattn.data.synthetic import Synthetic
 from xattn.explainer import Explainer, Family
 from xattn.explainers import resolve

@@ -20,8 +20,10 @@ from PIL import Image
 
 from tests.data import copies
 from xattn.data import Batch, Dataset, Sample, collate, datasets, split
-from xattn.data.dataset import RandomOrder, box_masks, listing, tight_box
+from xattn.data.dataset import RandomOrder
+from xattn.data.finding import listing
 from xattn.data.preprocessing import place, preprocess, to_batch
+from xattn.data.sample import box_masks, tight_box
 from xattn.data.synthetic import Synthetic
 from xattn.errors import DataError, ParameterError
 from xattn.spec import ModelSpec

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.data import copies
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset
+from xattn.data.file_dataset import FileDataset
 from xattn.errors import DataError, UnknownNameError
 
 BUILDERS: dict[str, Callable[[Path], dict[str, dict[str, copies.Truth]]]] = {

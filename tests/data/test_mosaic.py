@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from xattn.data.dataset import Dataset, Sample
+from xattn.data.dataset import Dataset
 from xattn.data.mosaic import Mosaic, mosaic_spec
+from xattn.data.sample import Sample
 from xattn.errors import DataError, ParameterError
 from xattn.explainers import resolve
 from xattn.metrics import metrics

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny_models as tiny
-from xattn.data.dataset import Batch
+from xattn.data.sample import Batch
 from xattn.data.synthetic import Synthetic
 from xattn.errors import DataError, XattnError
 from xattn.explainer import Explainer

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from xattn.data.dataset import Batch, box_masks
+from xattn.data.sample import Batch, box_masks
 from xattn.errors import DataError, ParameterError, ShapeError
 from xattn.explainer import Explainer, Family
 from xattn.explanation import Explanation

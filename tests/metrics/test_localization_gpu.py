@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import tiny_models as tiny
-from xattn.data.dataset import Batch
+from xattn.data.sample import Batch
 from xattn.explainers import resolve
 from xattn.metrics import metrics
 from xattn.trace import record

@@ -20,7 +20,7 @@ from xattn.benchmark import run as runs
 from xattn.benchmark.store import Row, Store
 from xattn.benchmark.tables import Panel, Scores, panels
 from xattn.benchmark.verdict import judge
-from xattn.data.dataset import collate
+from xattn.data.sample import collate
 from xattn.metrics import metrics
 from xattn.pages import panels as pictures
 from xattn.pages import report

@@ -15,9 +15,10 @@ from torch import nn
 
 from xattn.benchmark.config import Config, DataEntry, MetricEntry, ModelEntry, collect, expand
 from xattn.benchmark.store import PREDICTION, STATUS, Pair
-from xattn.data.dataset import Batch, Dataset, Sample, collate
+from xattn.data.dataset import Dataset
 from xattn.data.mosaic import Mosaic, mosaic_spec
 from xattn.data.opening import open_dataset
+from xattn.data.sample import Batch, Sample, collate
 from xattn.device import find_device
 from xattn.errors import DataError, ParameterError, XattnError
 from xattn.explainer import Explainer

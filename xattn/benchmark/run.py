@@ -16,7 +16,7 @@ from xattn.benchmark.config import Config
 from xattn.benchmark.manifest import check_manifest
 from xattn.benchmark.plan import Cell, by_label, plan, read_batch
 from xattn.benchmark.store import PREDICTION, READING, REFUSED, STATUS, Pair, Row, Store, missing
-from xattn.data.dataset import Batch
+from xattn.data.sample import Batch
 from xattn.device import find_device
 from xattn.errors import XattnError
 from xattn.explainer import Explainer

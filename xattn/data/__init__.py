@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from xattn.registry import Registry
 
 if TYPE_CHECKING:
-    from xattn.data.dataset import Batch, Dataset, Sample, Subset, collate, split
+    from xattn.data.dataset import Dataset, Subset, split
     from xattn.data.finding import find_images
     from xattn.data.opening import open_dataset
     from xattn.data.preprocessing import preprocess, to_batch
     from xattn.data.reading import read_image
+    from xattn.data.sample import Batch, Sample, collate
 
 __all__ = [
     "Batch",
@@ -32,7 +33,8 @@ __all__ = [
 datasets: Registry[Dataset] = Registry("data set", "xattn.data", "xattn.data")
 
 _HOMES = {
-    **dict.fromkeys(("Batch", "Dataset", "Sample", "Subset", "collate", "split"), "xattn.data.dataset"),
+    **dict.fromkeys(("Batch", "Sample", "collate"), "xattn.data.sample"),
+    **dict.fromkeys(("Dataset", "Subset", "split"), "xattn.data.dataset"),
     **dict.fromkeys(("preprocess", "to_batch"), "xattn.data.preprocessing"),
     "find_images": "xattn.data.finding",
     "open_dataset": "xattn.data.opening",

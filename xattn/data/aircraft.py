@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset, Index, Sample
+from xattn.data.file_dataset import FileDataset, Index
+from xattn.data.sample import Sample
 
 BANNER = 20
 _LISTS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}

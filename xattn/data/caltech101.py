@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset, Index, Sample
+from xattn.data.file_dataset import FileDataset, Index
 from xattn.data.finding import natural_key
 from xattn.data.folder import class_folders
 from xattn.data.matlab import load_mat
+from xattn.data.sample import Sample
 
 BACKGROUND = "BACKGROUND_Google"
 # The annotations of four classes lie in folders of another name.

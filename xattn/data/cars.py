@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset, Index, Sample
+from xattn.data.file_dataset import FileDataset, Index
 from xattn.data.matlab import load_mat
+from xattn.data.sample import Sample
 
 
 @datasets.register("cars", "stanford-cars")

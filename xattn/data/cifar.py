@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset, Index, Sample
+from xattn.data.file_dataset import FileDataset, Index
+from xattn.data.sample import Sample
 
 SIDE = 32
 

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset, Index, Sample
+from xattn.data.file_dataset import FileDataset, Index
 from xattn.data.reading import read_image
+from xattn.data.sample import Sample
 
 
 @datasets.register("cub", "cub-200", "cub-200-2011")

@@ -161,3 +161,18 @@ def nearest_path(path: str | Path) -> Path | None:
         return None
     found = missing.parent / guess
     return found.joinpath(*tail) if tail and found.joinpath(*tail).exists() else found
+
+
+def listing(folder: Path, limit: int = 6) -> str:
+    """What a folder holds, for messages.
+
+    >>> listing(Path("/nowhere"))
+    'no such folder'
+    """
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
+    if not names:
+        return "an empty folder"
+    more = f" … ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

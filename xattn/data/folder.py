@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset, Index, listing
-from xattn.data.finding import SUFFIXES, natural_key
+from xattn.data.file_dataset import FileDataset, Index
+from xattn.data.finding import SUFFIXES, listing, natural_key
 from xattn.errors import unknown
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")

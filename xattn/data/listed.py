@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset, Index
+from xattn.data.file_dataset import FileDataset, Index
 
 
 @datasets.register("csv")

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from xattn.data.dataset import Dataset, Sample
+from xattn.data.dataset import Dataset
+from xattn.data.sample import Sample
 from xattn.errors import DataError, ParameterError
 from xattn.spec import ModelSpec
 

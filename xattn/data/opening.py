@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from xattn.data import datasets
-from xattn.data.dataset import Dataset, FileDataset, listing
-from xattn.data.finding import SUFFIXES, nearest_path
+from xattn.data.dataset import Dataset
+from xattn.data.file_dataset import FileDataset
+from xattn.data.finding import SUFFIXES, listing, nearest_path
 from xattn.data.folder import ImageFolder, class_folders, find_parts
 from xattn.data.parquet import Parquet, parquet_parts
 from xattn.errors import DataError, ParameterError, unknown

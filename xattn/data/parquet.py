@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset, Index, Sample, listing
-from xattn.data.finding import natural_key
+from xattn.data.file_dataset import FileDataset, Index
+from xattn.data.finding import listing, natural_key
 from xattn.data.reading import decode_image
+from xattn.data.sample import Sample
 from xattn.errors import DataError, unknown
 
 

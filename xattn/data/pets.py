@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset, Index, Sample, tight_box
+from xattn.data.file_dataset import FileDataset, Index
+from xattn.data.sample import Sample, tight_box
 
 FOREGROUND, BORDER = 1, 3  # of a trimap; 2 is background
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xattn.data import datasets
-from xattn.data.dataset import Dataset, Sample, tight_box
+from xattn.data.dataset import Dataset
+from xattn.data.sample import Sample, tight_box
 from xattn.errors import ParameterError
 from xattn.spec import ModelSpec
 

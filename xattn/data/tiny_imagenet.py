@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from xattn.data import datasets
-from xattn.data.dataset import FileDataset, Index, Sample
+from xattn.data.file_dataset import FileDataset, Index
 from xattn.data.parquet import Parquet, parquet_parts
+from xattn.data.sample import Sample
 
 
 @datasets.register("tiny-imagenet", "tiny-imagenet-200")

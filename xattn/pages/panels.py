@@ -21,7 +21,7 @@ from xattn.benchmark.run import seed_of
 from xattn.benchmark.store import Store
 from xattn.benchmark.tables import Scores, rank_of, text_of
 from xattn.benchmark.verdict import Verdict, duration, name_of
-from xattn.data.dataset import Sample, collate
+from xattn.data.sample import Sample, collate
 from xattn.device import find_device
 from xattn.errors import DataError, XattnError
 from xattn.explainer import Explainer

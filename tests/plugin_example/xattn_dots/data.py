@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn.data.dataset import Dataset, Sample
+from xattn.data.dataset import Dataset
+from xattn.data.sample import Sample
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""What data sets in a folder have in common: parts, lists of files, and messages that say where to get them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn.data.dataset import Dataset
+from xattn.data.finding import listing, nearest_path
+from xattn.data.reading import read_image
+from xattn.data.sample import Sample
+from xattn.errors import DataError, XattnError, unknown
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """What a data set lists.
+
+    Args:
+        paths: image files.
+        labels: int64, a class for each.
+        classes: names in the order of the labels.
+        ids: a name for each image; None: its path below the folder of the data set.
+    """
+
+    paths: Sequence[Path]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    ids: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class FileDataset(Dataset):
+    """A data set in a folder. It is checked when it is made, as far as can be seen without opening images.
+
+    Args:
+        root: the folder. The one that an archive unpacks to may be inside it.
+        split: which part, one of `splits`.
+    """
+
+    root: str | Path
+    split: str = "train"
+
+    title: ClassVar[str] = "data set"
+    source: ClassVar[str] = ""
+    """Where to get it."""
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    training: ClassVar[str] = "train"
+    """The part to train on."""
+    evaluation: ClassVar[str | None] = "test"
+    """The part to test on; None if the authors defined none."""
+    folders: ClassVar[tuple[str, ...]] = ()
+    """Names of the folder that the archive unpacks to."""
+    required: ClassVar[tuple[str, ...]] = ()
+    """What has to be there, relative to that folder."""
+    sign: ClassVar[tuple[str, ...]] = ()
+    """By which files, and folders ending in `/`, a folder is known as this data set; empty if by none."""
+    upright: ClassVar[bool] = False
+    """Whether the EXIF orientation is applied: not where boxes or masks were drawn on the stored pixels."""
+
+    def __post_init__(self) -> None:
+        if self.split not in self.splits:
+            raise unknown(f"split of {self.title}", self.split, self.splits)
+        self._check()
+        self._check_files(self._index.paths)
+
+    @cached_property
+    def home(self) -> Path:
+        """The folder that holds the files: the root or the unpacked folder in it."""
+        root = Path(self.root).expanduser()
+        if not root.exists():
+            guess = nearest_path(root)
+            hint = f" Did you mean '{guess}'?" if guess else ""
+            raise self._error(f"there is no folder '{root}'.{hint}")
+        if not root.is_dir():
+            raise self._error(f"'{root}' is a file; expected the folder of the data set.")
+        places = [root, *(root / name for name in self.folders)]
+        return max(places, key=lambda place: sum((place / name).exists() for name in self.required))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their indices."""
+        return self._index.classes
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of every sample (n,)."""
+        return self._index.labels
+
+    def sample(self, index: int) -> Sample:
+        """Read one sample."""
+        path = self._index.paths[index]
+        name = path.relative_to(self.home).as_posix() if self._index.ids is None else self._index.ids[index]
+        image = np.array(read_image(path, upright=self.upright), dtype=np.uint8)
+        return self._annotated(index, Sample(name, image, int(self.labels[index])))
+
+    def _annotated(self, index: int, sample: Sample) -> Sample:
+        """The sample with its mask, boxes and parts."""
+        return sample
+
+    @abstractmethod
+    def _list(self) -> Index:
+        """Read the lists of the data set."""
+
+    @cached_property
+    def _index(self) -> Index:
+        try:
+            index = self._list()
+        except XattnError:
+            raise
+        except (ValueError, LookupError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise self._error(f"the lists in '{self.home}' are damaged or do not fit together ({reason}).") from None
+        if not len(index.labels):
+            raise self._error(f"the {self.split} part in '{self.home}' lists no image.")
+        if index.labels.min() < 0 or index.labels.max() >= len(index.classes):
+            raise self._error(
+                f"labels go from {index.labels.min()} to {index.labels.max()} but there are {len(index.classes)} "
+                f"classes in '{self.home}'."
+            )
+        return index
+
+    def _check(self) -> None:
+        """Raise a DataError if something required is missing."""
+        missing = [name for name in self.required if not (self.home / name).exists()]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise self._error(f"expected '{self.home / missing[0]}'{more} but found {listing(self.home)}.")
+
+    def _check_files(self, paths: Sequence[Path]) -> None:
+        """Raise a DataError if some of these files are missing; folders are listed, files not touched."""
+        there: dict[Path, set[str]] = {}
+        for folder in {p.parent for p in paths}:
+            there[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        missing = [p for p in paths if p.name not in there[p.parent]]
+        if missing:
+            raise self._error(
+                f"{len(missing):,} of {len(paths):,} images of the {self.split} part are missing, the first is "
+                f"'{missing[0]}' (its folder holds: {listing(missing[0].parent, 3)}); the data set is not complete."
+            )
+
+    def _error(self, text: str) -> DataError:
+        where = f" Get it from {self.source} and pass the unpacked folder." if self.source else ""
+        return DataError(f"{self.title}: {text}{where}")
+
+    def _rows(self, name: str, fields: int, separator: str | None = None) -> list[list[str]]:
+        """Rows of a text file, cut in `fields` pieces; the last piece keeps its separators.
+
+        Raises:
+            DataError: with file and line, if a row is shorter.
+        """
+        path = self.home / name
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._error(f"'{path}' cannot be read ({error}).") from None
+        rows = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            row = [piece.strip() for piece in line.split(separator, fields - 1)]
+            if len(row) < fields:
+                raise self._error(
+                    f"line {number} of '{path}' has {len(row)} fields, expected {fields}; the file is damaged or cut."
+                )
+            rows.append(row)
+        return rows
