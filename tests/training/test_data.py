@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tests.data import copies
 from tests.training.colours import COLOURS, write_images
+from xattn.data.sample import Sample
 from xattn.errors import DataError
 from xattn.training.augment import draw
 from xattn.training.data import LazySource, MemorySource, cache_folder, hold_out, open_source
@@ -58,6 +62,22 @@ def test_large_images_are_decoded_when_needed_and_agree_with_memory(tmp_path: Pa
         # Pillow has a low-pass filter and rounds; where images are, and how large, is the same.
         assert (a.float() - b).abs().mean() < 8
         assert (a.float().mean((2, 3)) - b.mean((2, 3))).abs().max() < 2
+
+
+def test_images_beyond_the_cache_are_read_by_row_group(tmp_path: Path) -> None:
+    copies.parquet(tmp_path / "a.parquet", 24)  # six row groups, images of three sizes
+    section = DataSection(source=f"parquet:{tmp_path},cache_mb=0", per_class=6)
+    source = open_source(section, None)
+    chosen = torch.arange(18)
+    order = source.order(chosen, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == chosen.tolist()
+    groups = [int(sample.id.removeprefix("img_").removesuffix(".png")) // 4 for sample in _read(source, order)]
+    assert sum(a != b for a, b in itertools.pairwise(groups)) == 4  # 18 images lie in five groups, each read once
+    assert groups != sorted(groups)
+
+
+def _read(source: Any, order: torch.Tensor) -> list[Sample]:
+    return [source.source.samples[int(i)] for i in source.chosen[order]]
 
 
 @pytest.mark.slow

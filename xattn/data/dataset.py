@@ -6,29 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler
+from torch import Tensor
 
 from xattn.data.preprocessing import Fit
-from xattn.data.sample import Batch, Sample, Transform, collate
+from xattn.data.sample import Batch, Sample, collate
 from xattn.errors import ParameterError
 from xattn.spec import ModelSpec
-
-
-@dataclass(frozen=True)
-class _Collate:
-    """`collate` with its parameters; an object, since workers need to pickle it."""
-
-    spec: ModelSpec
-    fit: Fit
-    transform: Transform | None
-
-    def __call__(self, samples: Sequence[Sample]) -> Batch:
-        return collate(samples, self.spec, fit=self.fit, transform=self.transform)
 
 
 class Dataset(Sequence[Sample], ABC):
@@ -70,75 +58,13 @@ class Dataset(Sequence[Sample], ABC):
         """The samples at these places, in this order."""
         return Subset(self, tuple(int(i) for i in indices))
 
-    def order(self, generator: torch.Generator) -> list[int]:
-        """All places in a random order that can be read at a good speed."""
-        return torch.randperm(len(self), generator=generator).tolist()
+    def order(self, indices: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        """A random order, int64 (n,), of the samples at these places, such that they are read at a good speed."""
+        return torch.randperm(len(indices), generator=generator)
 
     def batch(self, indices: Iterable[int], spec: ModelSpec, *, fit: Fit = "crop") -> Batch:
         """The samples at these places as one batch."""
         return collate([self[int(i)] for i in indices], spec, fit=fit)
-
-    def loader(
-        self,
-        spec: ModelSpec,
-        *,
-        batch_size: int = 32,
-        shuffle: bool = False,
-        seed: int = 0,
-        workers: int = 0,
-        fit: Fit = "crop",
-        transform: Transform | None = None,
-        drop_last: bool = False,
-    ) -> DataLoader[Any]:
-        """A loader of batches.
-
-        Args:
-            spec: how images are preprocessed.
-            batch_size: images in a batch; the last one may have fewer unless `drop_last`.
-            shuffle: another order in each pass, the same for the same `seed`. `loader.sampler.set_epoch(n)` chooses
-                the pass; without it passes are counted.
-            seed: of the order.
-            workers: processes that read.
-            fit: as in `preprocess`.
-            transform: replaces `preprocess`, as in `collate`.
-            drop_last: leave out a last batch that is not full.
-        """
-        return DataLoader(
-            self,  # type: ignore[arg-type]  # a Sequence is what DataLoader needs
-            batch_size=batch_size,
-            sampler=RandomOrder(self, seed) if shuffle else None,
-            num_workers=workers,
-            collate_fn=_Collate(spec, fit, transform),
-            drop_last=drop_last,
-            persistent_workers=workers > 0,
-        )
-
-
-class RandomOrder(Sampler[int]):
-    """A random order for each pass over a data set, from a seed and the number of the pass.
-
-    Args:
-        dataset: whose `order` is asked for.
-        seed: of all passes.
-    """
-
-    def __init__(self, dataset: Dataset, seed: int = 0) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the next pass, as after resuming."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[int]:
-        # Mixed as numpy does it: seed + epoch would give one order to (0, 1) and (1, 0)
-        state = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        self.epoch += 1
-        return iter(self.dataset.order(torch.Generator().manual_seed(state)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +96,9 @@ class Subset(Dataset):
         """Read one sample of the whole."""
         return self.dataset[self.indices[index]]
 
-    def order(self, generator: torch.Generator) -> list[int]:
-        """Places in the order that the whole prefers."""
-        positions: dict[int, list[int]] = {}
-        for position, index in enumerate(self.indices):
-            positions.setdefault(index, []).append(position)
-        return [p for index in self.dataset.order(generator) for p in positions.get(index, ())]
+    def order(self, indices: NDArray[np.int64], generator: torch.Generator) -> Tensor:
+        """A random order that suits the whole."""
+        return self.dataset.order(np.array(self.indices, np.int64)[indices], generator)
 
 
 def split(dataset: Dataset, fraction: float = 0.1, seed: int = 0) -> tuple[Subset, Subset]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from xattn.data import datasets
 from xattn.data.file_dataset import FileDataset, Index
@@ -107,24 +107,24 @@ class Parquet(FileDataset):
             )
         return files
 
-    def order(self, generator: torch.Generator) -> list[int]:
+    def order(self, indices: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """A random order; where the images exceed the memory, random among as many row groups as it holds."""
+        order = super().order(indices, generator)
         if sum(g.size for g in self._groups) <= self._limit:
-            return super().order(generator)
-        shuffled = [self._groups[i] for i in torch.randperm(len(self._groups), generator=generator).tolist()]
-        windows: list[list[int]] = []
-        size = self._limit + 1
-        for group in shuffled:
-            if size + group.size > self._limit:
-                windows.append([])
-                size = 0
-            windows[-1] += range(group.start, group.start + group.rows)
-            size += group.size
-        return [w[i] for w in windows for i in torch.randperm(len(w), generator=generator).tolist()]
+            return order
+        window = np.empty(len(self._groups), np.int64)
+        number, size = 0, 0
+        for i in torch.randperm(len(window), generator=generator).tolist():
+            if size and size + self._groups[i].size > self._limit:
+                number, size = number + 1, 0
+            window[i] = number
+            size += self._groups[i].size
+        group = np.searchsorted(self._starts, np.asarray(indices)[order.numpy()], "right") - 1
+        return order[torch.from_numpy(np.argsort(window[group], kind="stable"))]
 
     def sample(self, index: int) -> Sample:
         """Decode one image."""
-        group = self._groups[bisect_right([g.start for g in self._groups], index) - 1]
+        group = self._groups[int(np.searchsorted(self._starts, index, "right")) - 1]
         row = index - group.start
         columns = self._read(group)
         name = f"{group.file.stem}:{self._row_in_file(group) + row}"
@@ -189,6 +189,11 @@ class Parquet(FileDataset):
                 groups.append(RowGroup(path, number, start, rows, size))
                 start += rows
         return groups
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Place of the first row of each row group."""
+        return np.array([group.start for group in self._groups], np.int64)
 
     def _list(self) -> Index:
         import pyarrow

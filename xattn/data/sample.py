@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from xattn.data.preprocessing import Fit, place, preprocess
 from xattn.errors import DataError
 from xattn.spec import ModelSpec
-
-Transform = Callable[[Image.Image], Tensor]
-"""From an RGB image to what the model takes, (3, H, W): augmentation and normalization in one, for training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,23 +112,18 @@ def box_masks(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return masks.to(boxes[0].device) if len(boxes) else masks
 
 
-def collate(
-    samples: Sequence[Sample], spec: ModelSpec, *, fit: Fit = "crop", transform: Transform | None = None
-) -> Batch:
+def collate(samples: Sequence[Sample], spec: ModelSpec, *, fit: Fit = "crop") -> Batch:
     """Samples as one batch.
 
     Args:
         samples: at least one.
         spec: how images are preprocessed.
         fit: as in `preprocess`.
-        transform: replaces `preprocess`. Masks and boxes are left out then: the transform does not move them.
     """
     if not samples:
         raise DataError("collate: there is no sample; pass at least one.")
     target = torch.tensor([s.label for s in samples], dtype=torch.int64)
     ids = tuple(s.id for s in samples)
-    if transform is not None:
-        return Batch(torch.stack([transform(Image.fromarray(s.image)) for s in samples]), target, ids)
     x = torch.stack([preprocess(s.image, spec, fit=fit) for s in samples])
     places = [place((s.image.shape[1], s.image.shape[0]), spec, fit) for s in samples]
     masks = boxes = None

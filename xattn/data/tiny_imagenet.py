@@ -9,6 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from xattn.data import datasets
 from xattn.data.file_dataset import FileDataset, Index
@@ -41,9 +43,9 @@ class TinyImageNet(FileDataset):
         place = next((p for p in (root, *(root / f for f in self.folders)) if self.split in parquet_parts(p)), None)
         return None if place is None else Parquet(place, self.split)
 
-    def order(self, generator: torch.Generator) -> list[int]:
+    def order(self, indices: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """A random order."""
-        return super().order(generator) if self.parquet is None else self.parquet.order(generator)
+        return super().order(indices, generator) if self.parquet is None else self.parquet.order(indices, generator)
 
     def sample(self, index: int) -> Sample:
         """Read one sample."""

@@ -221,7 +221,7 @@ class _Run:
     def _order(self, epoch: int) -> Tensor:
         """All training images in the order of an epoch, the same in all processes."""
         generator = torch.Generator().manual_seed(derive_seed(self.recipe.run.seed, "order", epoch))
-        return self.chosen[torch.randperm(len(self.chosen), generator=generator)]
+        return self.chosen[self.source.order(self.chosen, generator)]
 
     def _draws(self, step: int) -> Draws:
         """This process's share of the random numbers of a step."""
