@@ -7,8 +7,8 @@ built-in error that a caller would expect, so `except ValueError` and `except Lo
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import importlib.util
+from collections.abc import Iterable
 
 
 class XattnError(Exception):
@@ -43,7 +43,7 @@ class CheckpointError(XattnError, ValueError):
     """Weights that do not fit a model, or a checkpoint that cannot be loaded safely."""
 
 
-class MissingExtraError(XattnError, ImportError):
+class MissingExtraError(NotApplicableError, ImportError):
     """A library that comes with an extra of the package and is not installed; the message is the line to install it."""
 
 
@@ -82,26 +82,26 @@ def unknown(kind: str, name: str, candidates: Iterable[str], limit: int = 12) ->
     return UnknownNameError(f"unknown {kind} '{name}'.{hint}{known}")
 
 
-@contextmanager
-def needs(extra: str, purpose: str) -> Iterator[None]:
-    """Turn a failed import within into the line that installs the extra it comes with.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "cli": ("typer", "rich"),
+    "data": ("pyarrow", "scipy"),
+    "metrics": ("cv2", "scipy", "skimage"),
+    "bench": ("typer", "rich", "lightning", "matplotlib", "pandas", "pyarrow", "pydantic", "scipy"),
+    "train": ("typer", "rich", "lightning", "pyarrow", "pydantic", "tensorboard"),
+}
+"""Modules that come with each extra of the package."""
+
+
+def needs(extra: str, purpose: str) -> None:
+    """Refuse with the line to install an extra unless what comes with it is there.
 
     Args:
         extra: name of the extra in `pip install 'xattn[extra]'`.
         purpose: what it is needed for, at the start of the message.
 
     Raises:
-        MissingExtraError: if a module is missing.
-
-    >>> with needs("bench", "xattn benchmark"):
-    ...     import a_library_that_is_not_there
-    Traceback (most recent call last):
-    ...
-    xattn.errors.MissingExtraError: xattn benchmark needs a_library_that_is_not_there; pip install 'xattn[bench]'
+        MissingExtraError: naming the modules that are missing.
     """
-    try:
-        yield
-    except ModuleNotFoundError as reason:
-        if reason.name is not None and reason.name.partition(".")[0] == "xattn":
-            raise
-        raise MissingExtraError(f"{purpose} needs {reason.name}; pip install 'xattn[{extra}]'") from None
+    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"{purpose} needs {' and '.join(missing)}; pip install 'xattn[{extra}]'")

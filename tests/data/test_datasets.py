@@ -14,7 +14,7 @@ from PIL import Image
 from tests.data import copies
 from xattn.data import datasets
 from xattn.data.file_dataset import FileDataset
-from xattn.errors import DataError, UnknownNameError
+from xattn.errors import DataError, MissingExtraError, UnknownNameError
 
 BUILDERS: dict[str, Callable[[Path], dict[str, dict[str, copies.Truth]]]] = {
     "tiny-imagenet": lambda root: copies.tiny_imagenet(root / "tiny-imagenet-200"),
@@ -245,8 +245,8 @@ def test_caltech_without_annotations_has_no_masks(tmp_path: Path) -> None:
 def test_matlab_files_without_scipy(built: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(DataError, match="Stanford Cars: its annotations are MATLAB files; install scipy"):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(MissingExtraError, match=r"Stanford Cars .* needs scipy; pip install 'xattn\[data\]'"):
         make("cars", built["cars"][0], "train")
 
 

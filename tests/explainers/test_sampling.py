@@ -197,9 +197,12 @@ def test_one_segment() -> None:
 
 
 def test_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
+    monkeypatch.setitem(sys.modules, "skimage", None)
     model, x = tiny.tiny_cnn(), tiny.images(2)
-    with pytest.raises(NotApplicableError, match=r"lime: superpixels need scikit-image; .* or set segments=grid"):
+    with pytest.raises(
+        NotApplicableError,
+        match=r"lime: .*superpixels \(segments=grid does without\) needs skimage; pip install 'xattn\[metrics\]'",
+    ):
         maps(model, x, "lime")
     assert maps(model, x, f"lime:samples=9,{GRID}").isfinite().all()
 

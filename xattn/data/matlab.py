@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xattn.errors import DataError
+from xattn.errors import DataError, needs
 
 
 def load_mat(path: Path, who: str) -> dict[str, Any]:
@@ -16,13 +16,13 @@ def load_mat(path: Path, who: str) -> dict[str, Any]:
         who: name of the data set, for messages.
 
     Raises:
-        DataError: if the file is missing or damaged, or scipy is not installed.
+        DataError: if the file is missing or damaged.
+        MissingExtraError: without scipy.
     """
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError:
-        raise DataError(f"{who}: its annotations are MATLAB files; install scipy to read them.") from None
+    needs("data", f"{who} (its annotations are MATLAB files)")
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
     try:
         return dict(loadmat(str(path), squeeze_me=True))
     except FileNotFoundError:

@@ -21,7 +21,7 @@ from xattn.data.file_dataset import FileDataset, Index
 from xattn.data.finding import listing, natural_key
 from xattn.data.reading import decode_image
 from xattn.data.sample import Sample
-from xattn.errors import DataError, unknown
+from xattn.errors import DataError, needs, unknown
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ class Parquet(FileDataset):
         return self._cache[group]
 
     def _open(self, path: Path) -> Any:
+        needs("data", "a parquet data set")
         import pyarrow.parquet
 
         try:

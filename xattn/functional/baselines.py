@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from xattn.errors import NotApplicableError, ParameterError
+from xattn.errors import NotApplicableError, ParameterError, needs
 from xattn.functional.imputation import linear_imputation
 from xattn.functional.pixels import denormalize_pixels, normalize_pixels
 from xattn.registry import Registry
@@ -326,14 +326,10 @@ class Telea(Baseline):
         """See `Baseline.prepare`.
 
         Raises:
-            NotApplicableError: without OpenCV, or for images that are neither grey nor colour.
+            MissingExtraError: without OpenCV.
+            NotApplicableError: for images that are neither grey nor colour.
         """
-        try:
-            import cv2  # noqa: F401
-        except ImportError:
-            raise NotApplicableError(
-                "telea: it needs OpenCV; run `pip install opencv-python-headless` or choose the baseline 'linear'."
-            ) from None
+        needs("metrics", "the baseline telea (linear does without)")
         if x.shape[1] not in self.images_channels:
             raise NotApplicableError(f"telea: needs images of 1 or 3 channels but these have {x.shape[1]}.")
         return _TeleaReplace(self.radius, mean, std)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from xattn.errors import NotApplicableError
+from xattn.errors import needs
 from xattn.functional.perturb import cell_of_pixel
 
 Segments = Literal["slic", "grid"]
@@ -38,14 +38,11 @@ def slic_segments(pixels: Tensor, count: int) -> Tensor:
         int64 (N, H, W) on the CPU, numbered from zero in each image.
 
     Raises:
-        NotApplicableError: without scikit-image.
+        MissingExtraError: without scikit-image.
     """
-    try:
-        from skimage.segmentation import slic
-    except ImportError:
-        raise NotApplicableError(
-            "superpixels need scikit-image; run `pip install scikit-image`, or set segments=grid."
-        ) from None
+    needs("metrics", "a segmentation into superpixels (segments=grid does without)")
+    from skimage.segmentation import slic
+
     labels = []
     for image in pixels.permute(0, 2, 3, 1).cpu().double().numpy():
         found = torch.from_numpy(slic(image, n_segments=count, start_label=0, channel_axis=-1)).long()

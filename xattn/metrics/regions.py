@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from xattn.errors import NotApplicableError, ParameterError
+from xattn.errors import ParameterError
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline
 from xattn.functional.curves import area_over, step_counts, trapezoid_auc
@@ -27,15 +27,12 @@ def superpixels(trace: Trace, segments: int) -> Tensor:
     """Superpixels (N, H * W) of the images of a trace by SLIC, numbered from zero; made once for all methods.
 
     Raises:
-        NotApplicableError: without scikit-image.
+        MissingExtraError: without scikit-image.
     """
 
     def make() -> Tensor:
         pixels = denormalize_pixels(trace.x.float(), trace.spec.mean, trace.spec.std).clamp(0, 1)
-        try:
-            return slic_segments(pixels, segments).flatten(1).to(trace.x.device)
-        except NotApplicableError:
-            raise NotApplicableError("irof: superpixels need scikit-image; run `pip install scikit-image`.") from None
+        return slic_segments(pixels, segments).flatten(1).to(trace.x.device)
 
     return once(trace, ("slic", segments), make)
 
