@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -105,3 +106,40 @@ def needs(extra: str, purpose: str) -> None:
     missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(f"{purpose} needs {' and '.join(missing)}; pip install 'xattn[{extra}]'")
+
+
+_HARMLESS = "\u200c\u200d"  # joiners, which scripts and emoji need; they neither move nor hide text
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories that a terminal obeys, turns around or does not show
+
+
+def printable(text: str, limit: int = 300) -> str:
+    r"""Text from outside as one line that a terminal shows as it is.
+
+    Line breaks become spaces, control characters, escape sequences, bidirectional marks and bytes that are not UTF-8
+    become visible, long text is cut in the middle.
+
+    >>> printable("a\n  b\x1b[31m\u202e")
+    'a b\\x1b[31m\\u202e'
+    >>> printable("0123456789" * 9, 21)
+    '012345678901 … 456789'
+    """
+    longest = 4 * limit  # what is shown of a very long text is chosen before each of its characters is looked at
+    if len(text) > 2 * longest:
+        text = f"{text[:longest]} … {text[-longest:]}"
+    if not text.isprintable():
+        first = text[: len(text) - len(text.lstrip(" "))]
+        text = first + " ".join(filter(None, (line.strip(" \t\r") for line in text.split("\n"))))
+        text = "".join(map(_visible, text.replace("\t", " ")))
+    if len(text) > limit:
+        tail = (limit - 3) // 3
+        text = f"{text[: limit - 3 - tail]} … {text[len(text) - tail :]}"
+    return text
+
+
+def _visible(character: str) -> str:
+    if unicodedata.category(character) not in _HIDDEN or character in _HARMLESS:
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

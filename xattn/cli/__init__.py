@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from xattn import __version__
+from xattn.cli import console
 from xattn.errors import XattnError, XattnWarning, nearest
 
 EXIT_BAD_INPUT = 2
@@ -85,17 +86,22 @@ class CommandGroup(TyperGroup):
         """Run, turn the errors that xattn raises on purpose into one line, and exit with the status."""
         words, *rest = args or (extra.pop("args", None),)
         given = list(sys.argv[1:] if words is None else words)
-        debug = "--debug" in given
-        given = [a for a in given if a != "--debug"]
+        end = given.index("--") if "--" in given else len(given)  # what follows are paths
+        debug = "--debug" in given[:end]
+        given = [a for a in given[:end] if a != "--debug"] + given[end:]
         standalone = extra.pop("standalone_mode", True)
         try:
-            with _shown_warnings(debug):
+            # Training starts processes of its own, whose stderr is that of this one.
+            with console.own_streams(alone=not debug and "train" not in given[:1]), _shown_warnings(debug):
                 status = super().main(given, *rest, **{**extra, "standalone_mode": False})
-        except (XattnError, UsageError, OSError) as error:
+        except (XattnError, UsageError, OSError, MemoryError) as error:
             if debug:
                 traceback.print_exc()
-            _line(_message(error))
+            console.fail(_message(error))
             status = EXIT_BAD_INPUT
+        except typer.Abort:
+            console.fail("interrupted.")
+            status = EXIT_INTERRUPTED
         if standalone:
             sys.exit(status if isinstance(status, int) else 0)
         return status
@@ -105,6 +111,8 @@ def _message(error: Exception) -> str:
     """One line that says what is wrong, and where help is if the command line itself was."""
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}."
+    if isinstance(error, MemoryError):
+        return "out of memory; pass smaller numbers or smaller images, or fewer of them at once. --debug shows where."
     if not isinstance(error, UsageError):
         return str(error)
     context = getattr(error, "ctx", None)
@@ -113,18 +121,13 @@ def _message(error: Exception) -> str:
     return text if text.endswith((".", "?", ")")) and not where else text.rstrip(".") + "." + where
 
 
-def _line(text: str) -> None:
-    """Print a message to stderr as one line that names the program."""
-    typer.echo(f"xattn: {' '.join(text.split())}", err=True)
-
-
 @contextmanager
 def _shown_warnings(debug: bool) -> Iterator[None]:
     """Warnings of xattn are printed as one line each; those of other packages only with `--debug`."""
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
         origin = "" if issubclass(category, XattnWarning) else f" ({category.__name__}, {filename}:{lineno})"
-        _line(f"warning: {message}{origin}")
+        console.warn(f"{message}{origin}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("default" if debug else "ignore")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xattn.cli import EXIT_INTERRUPTED, EXIT_SOME_FAILED
+from xattn.cli import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console
 
 if TYPE_CHECKING:
     from xattn.benchmark.config import Config
@@ -92,9 +92,7 @@ def _run(
             if rank == 0:
                 write_costs(Store(out), cells, find_device(config.run.device, "run.device"))
     except KeyboardInterrupt:
-        typer.echo(
-            f"xattn: interrupted; nothing that is in '{out}' is lost. The same command goes on from there.", err=True
-        )
+        console.fail(f"interrupted; nothing that is in '{out}' is lost. The same command goes on from there.")
         return EXIT_INTERRUPTED
     except torch.OutOfMemoryError as error:
         raise ParameterError(
@@ -108,11 +106,11 @@ def _run(
             f"benchmark: the disk of '{out}' is full; what is stored is whole. Free some space and run it again."
         ) from None
     who = f"process {rank} of {world}: " if world > 1 else ""
-    typer.echo(f"{who}{summary.rows:,} new scores in {summary.blocks} blocks, in {out}")
+    console.say(f"{who}{summary.rows:,} new scores in {summary.blocks} blocks, in {out}")
     # A launcher stops the other processes when one ends with a status, so that only the words tell there.
     failed = rank == 0 and _tell(out, cells)
     if rank == 0:
-        typer.echo(f"next: xattn report {out}")
+        console.say(f"next: xattn report {out}")
     return EXIT_SOME_FAILED if failed and not launched else 0
 
 
@@ -129,14 +127,14 @@ def _tell(out: Path, cells: Sequence[Cell]) -> bool:
         if row.note.startswith(REFUSED):
             reasons.setdefault(f"{row.method}: {row.note.removeprefix(REFUSED)}", []).append(row.model)
     for reason, models in reasons.items():
-        typer.echo(f"left out on {', '.join(dict.fromkeys(models))}: {reason}")
+        console.say(f"left out on {', '.join(dict.fromkeys(models))}: {reason}")
     bad = list({(row.dataset, row.image): row.note for row in store.notes(READING)}.items())
     if bad:
-        typer.echo(f"{len(bad)} images could not be read:")
+        console.say(f"{len(bad)} images could not be read:")
         for (dataset, image), note in bad[:_SHOWN]:
-            typer.echo(f"  {dataset} {image}: {note}")
+            console.say(f"  {dataset} {image}: {note}")
         if len(bad) > _SHOWN:
-            typer.echo(f"  and {len(bad) - _SHOWN} more: see the rows of 'reading'")
+            console.say(f"  and {len(bad) - _SHOWN} more: see the rows of 'reading'")
     return bool(bad)
 
 
@@ -146,57 +144,35 @@ def _progress(quiet: bool, rank: int, world: int) -> Iterator[Callable[[float, f
     if quiet:
         yield None
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True, speed_estimate_period=600) as bar:
+    with console.progress(speed_s=600) as bar:
         part = f" ({rank}/{world})" if world > 1 else ""
-        task = bar.add_task(f"benchmark{part}", total=None)
+        bar.update(what=f"benchmark{part}")
 
         def show(done: float, total: float, cell: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{cell}{part}")
+            bar.update(done=done, total=total, what=f"{cell}{part}")
 
         yield show
 
 
 def _show_plan(config: Config, cells: Sequence[Cell], world: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from xattn.benchmark.costs import estimate
     from xattn.benchmark.store import STATUS
 
-    console = Console(highlight=False)
     seconds = passes = 0.0
     for cell in cells:
         costs = estimate(cell, config)
-        table = Table(title=f"{cell.name}: {len(cell.indices):,} of {len(cell.dataset):,} images", title_justify="left")
-        table.add_column("metric")
-        for name in ("images", "passes/image", "passes", "s/image", "time"):
-            table.add_column(name, justify="right")
-        for label, cost in costs.items():
-            table.add_row("the maps" if label == STATUS else label, *_cost(cost))
+        numbers = [{"header": h, "justify": "right"} for h in ("images", "passes/image", "passes", "s/image", "time")]
+        rows = [("the maps" if label == STATUS else label, *_cost(cost)) for label, cost in costs.items()]
         own = sum(c.images * c.seconds for c in costs.values()), sum(c.images * c.passes for c in costs.values())
-        table.add_section()
-        table.add_row("all", "", "", f"{own[1]:,.0f}", "", _duration(own[0]))
+        total = ("all", "", "", f"{own[1]:,.0f}", "", _duration(own[0]))
         seconds, passes = seconds + own[0], passes + own[1]
-        console.print(table)
-        console.print(f"{len(cell.methods)} methods: {', '.join(cell.methods)}")
+        title = f"{cell.name}: {len(cell.indices):,} of {len(cell.dataset):,} images"
+        console.table([*rows, (), total], {"header": "metric"}, *numbers, title=title, frame=True)
+        console.say(f"{len(cell.methods)} methods: {', '.join(cell.methods)}", limit=4000)
         for name, reason in cell.left_out.items():
-            console.print(f"left out: {name}: {reason}")
+            console.say(f"left out: {name}: {reason}")
     spread = f", {_duration(seconds / world)} with {world} processes" if world > 1 else ""
-    console.print(
+    console.say(
         f"in all about {passes:,.0f} images through the models and {_duration(seconds)}{spread} (a probe on two images)"
     )
 

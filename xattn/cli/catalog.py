@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xattn.cli.loading import to_json
+from xattn.cli import console
 from xattn.errors import unknown
 from xattn.registry import first_sentence, paper_of
 
@@ -38,32 +38,27 @@ def show(
         raise unknown("thing to list", kind, _ROWS)
     rows = [row for row in _ROWS[kind.lower()]() if only.lower() in row["name"].lower()]
     if as_json:
-        typer.echo(to_json(rows))
+        console.show_json(rows)
         return
     foreign = [] if only.lower().startswith("timm") else [row for row in rows if row.get("from") == "timm"]
     rows = [row for row in rows if row not in foreign] if foreign else rows
     _print_table(kind.lower(), rows)
     if foreign:
-        typer.echo(f"and {len(foreign)} of timm, as timm/NAME: xattn list models --filter timm/{only or 'resnet'}")
+        console.say(f"and {len(foreign)} of timm, as timm/NAME: xattn list models --filter timm/{only or 'resnet'}")
     if kind.lower() == "methods":
-        typer.echo("Cost is what a method adds to the one forward pass that all of them share.")
-        typer.echo("Parameters: xattn explain -m brnpa:parts=4 …   All that fit a model: -m all")
+        console.say("Cost is what a method adds to the one forward pass that all of them share.")
+        console.say("Parameters: xattn explain -m brnpa:parts=4 …   All that fit a model: -m all")
 
 
 def _print_table(title: str, rows: list[Row]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     if not rows:
-        typer.echo(f"there are no {title} of that name.")
+        console.say(f"there are no {title} of that name.")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold", show_lines=False)
     columns = [c for c in rows[0] if any(row[c] not in ("", None, {}, []) for row in rows) and c != "parameters"]
-    for column in columns:
-        table.add_column(column.replace("_", " "), no_wrap=column == "name", style="cyan" if column == "name" else None)
-    for row in rows:
-        table.add_row(*(_cell(row[c]) for c in columns))
-    Console(highlight=False).print(table)
+    heads = [
+        {"header": c.replace("_", " "), **({"no_wrap": True, "style": "cyan"} if c == "name" else {})} for c in columns
+    ]
+    console.table([[_cell(row[c]) for c in columns] for row in rows], *heads)
 
 
 def _cell(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xattn.cli import EXIT_INTERRUPTED, options
+from xattn.cli import EXIT_INTERRUPTED, console, options
 from xattn.cli.explain import Job, check_numbers, facts_of, view_of, wanted_classes
 from xattn.errors import ParameterError
 from xattn.looks import COLORMAP
@@ -92,7 +92,6 @@ def compare(
     batch_size: options.BatchSize = 8,
 ) -> None:
     """Lay methods side by side on one page: a row an image, a column a method, controls beside them."""
-    from xattn.cli.loading import to_json
     from xattn.device import find_device
     from xattn.metrics.deletion import Deletion
     from xattn.viz import colormap as find_colormap
@@ -116,10 +115,10 @@ def compare(
             job.run(files)
         except KeyboardInterrupt:
             done = f"stopped after {len(job.entries)} of {len(files)} images"
-            typer.echo(f"xattn: {done}; nothing was written.", err=True)
+            console.fail(f"{done}; nothing was written.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
-        typer.echo(to_json(job.summary()))
+        console.show_json(job.summary())
     raise typer.Exit(job.status())
 
 

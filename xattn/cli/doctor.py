@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from xattn.cli import console
 from xattn.errors import ParameterError, XattnError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, to stdout.")] = False,
 ) -> None:
     """Check a model before you believe a picture: does its path work, and which methods are valid on it?"""
-    from xattn.cli.loading import load, to_json
+    from xattn.cli.loading import load
     from xattn.device import find_device
 
     loaded = load(model, weights=weights, head=head, resolution=resolution, device=find_device(device))
@@ -90,7 +91,7 @@ def doctor(
             "checks": [asdict(c) for c in checks],
             "methods": [asdict(m) for m in methods],
         }
-        typer.echo(to_json(report))
+        console.show_json(report)
     else:
         print_report(loaded, checks, methods, valid)
     if not valid:
@@ -372,28 +373,20 @@ def _short(error: Exception) -> str:
 
 def print_report(loaded: Loaded, checks: list[Finding], methods: list[Finding], valid: list[str]) -> None:
     """Tables for people."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
     styles = {OK: "green", WARN: "yellow", FAIL: "red"}
     for title, findings in ((f"model {loaded.name}", checks), ("methods", methods)):
         if not findings:
             continue
-        table = Table(box=None, pad_edge=False, show_header=False, title=title, title_justify="left")
-        table.add_column(no_wrap=True, style="cyan")
-        table.add_column(no_wrap=True)
-        table.add_column()
-        for finding in findings:
-            word = "no" if finding.state == FAIL and findings is methods else finding.state
-            table.add_row(finding.name, Text(word, styles[finding.state]), Text(finding.text))
-        console.print(table)
-        console.print()
+        rows = [
+            (f.name, ("no" if f.state == FAIL and findings is methods else f.state, styles[f.state]), f.text)
+            for f in findings
+        ]
+        console.table(rows, {"no_wrap": True, "style": "cyan"}, {"no_wrap": True}, {}, title=title, heads=False)
+        console.say("")
     failures = [c.name for c in checks if c.state == FAIL]
     if valid:
-        console.print(Text(f"valid on this model: {', '.join(valid)}"))
+        console.say(f"valid on this model: {', '.join(valid)}", limit=4000)
     else:
-        console.print(Text("no method is valid on this model."))
+        console.say("no method is valid on this model.")
     if failures:
-        console.print(Text(f"mend first: {', '.join(failures)}", "red"))
+        console.say(f"mend first: {', '.join(failures)}")

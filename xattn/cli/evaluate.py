@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from xattn.cli import console
 
 if TYPE_CHECKING:
     from xattn.training.evaluation import Evaluation
@@ -73,20 +74,13 @@ def evaluate(
     result = measure(model, source, ranks=ranks, batch_size=batch_size, device=find_device(device))
     if as_json:
         about = {"checkpoint": checkpoint, "data": data, "split": used}
-        typer.echo(json.dumps({**about, **result.to_dict()}, indent=2))
+        console.show_json({**about, **result.to_dict()})
         return
     _show(result)
 
 
 def _show(result: Evaluation) -> None:
     """The result as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column()
     maps = "of the attention maps" if result.maps == "attention" else "of the class activation map"
     rows: list[tuple[str, str, str]] = [
         ("images", f"{result.images:,}", ""),
@@ -103,6 +97,4 @@ def _show(result: Evaluation) -> None:
         ("images per second", f"{result.images_per_second:.0f}", "forward pass"),
         ("parameters", f"{result.parameters:,}", ""),
     ]
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+    console.table(rows, {"style": "cyan", "no_wrap": True}, {"justify": "right", "no_wrap": True}, {}, heads=False)

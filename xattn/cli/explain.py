@@ -7,15 +7,14 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xattn import __version__
-from xattn.cli import EXIT_INTERRUPTED, options
+from xattn.cli import EXIT_INTERRUPTED, console, options
 from xattn.errors import DataError, NotApplicableError, ParameterError, XattnError
 from xattn.labels import file_stems
 from xattn.looks import COLORMAP, RANKS
@@ -97,7 +96,6 @@ def explain(
     batch_size: options.BatchSize = 8,
 ) -> None:
     """Show where a classifier looks: explain images with one or more methods and write pictures."""
-    from xattn.cli.loading import to_json
     from xattn.viz import colormap as find_colormap
 
     check_numbers({"--topk": topk, "--batch-size": batch_size, "--parts": parts}, alpha)
@@ -112,10 +110,10 @@ def explain(
             job.run(files)
         except KeyboardInterrupt:
             done = f"wrote {job.outputs()}" if job.written else "nothing was written"
-            typer.echo(f"xattn: stopped after {len(job.entries)} of {len(files)} images; {done}.", err=True)
+            console.fail(f"stopped after {len(job.entries)} of {len(files)} images; {done}.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
-        typer.echo(to_json(job.summary()))
+        console.show_json(job.summary())
     raise typer.Exit(job.status())
 
 
@@ -218,11 +216,11 @@ class Job:
 
     def say(self, text: str) -> None:
         """Tell people something: on stdout, or on stderr where stdout is for machines."""
-        typer.echo(text, err=self.err)
+        console.say(text, err=self.err)
 
     def warn(self, text: str) -> None:
         """Tell people on stderr."""
-        typer.echo(f"xattn: warning: {text}", err=True)
+        console.warn(text)
 
     # -------------------------------------------------------------------------------------------------- the work
 
@@ -257,16 +255,17 @@ class Job:
 
     def work(self, files: Sequence[Path]) -> None:
         """Explain the images, batch by batch."""
-        with progress(len(files)) as advance:
+        with console.progress(shown=len(files) >= 4 and console.is_watched(), count=True) as bar:
+            bar.update(what="explaining", total=len(files))
             for start in range(0, len(files), self.batch_size):
                 chunk = files[start : start + self.batch_size]
                 self._batch(chunk)
-                advance(len(chunk))
+                bar.update(more=len(chunk))
 
     def fail(self, path: str | Path, reason: str) -> None:
         """Note an image that could not be explained."""
         self.failed.append({"file": str(path), "reason": reason})
-        typer.echo(f"xattn: {path}: {reason}", err=True)
+        console.fail(f"{path}: {reason}")
 
     def _batch(self, files: Sequence[Path]) -> None:
         from xattn.data.reading import read_image
@@ -698,19 +697,3 @@ def view_of(image: Image, network: Loaded, fit: str) -> Image:
     shown = dataclasses.replace(spec, input_size=size, mean=None, std=None)
     pixels = preprocess(image, shown, fit=fit)  # type: ignore[arg-type]
     return Pillow.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Any]:
-    """A bar on stderr for more than a handful of images, if someone is looking."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if total < 4 or not console.is_terminal:
-        yield lambda count: None
-        return
-    columns = (TextColumn("explaining"), *Progress.get_default_columns()[1:2], MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("explaining", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,19 +107,6 @@ def at_precision(name: str, device: torch.device) -> Iterator[None]:
         raise ParameterError(f"--precision must be fp32, bf16 or fp16 but is '{name}'.")
     with torch.autocast(device.type, types[name], enabled=name != "fp32"):
         yield
-
-
-def to_json(value: Any) -> str:
-    """Plain values as JSON that any reader takes: numbers that are not finite become null."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, float) and not math.isfinite(item):
-            return None
-        if isinstance(item, dict):
-            return {key: plain(v) for key, v in item.items()}
-        return [plain(v) for v in item] if isinstance(item, (list, tuple)) else item
-
-    return json.dumps(plain(value), indent=2, allow_nan=False)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from xattn.cli import console
+
 EPILOG = "\n\n".join(
     (
         "[bold]Examples[/bold]",
@@ -36,10 +38,8 @@ def report(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")] = False,
 ) -> None:
     """Turn scores into a page that says which methods to trust, with tables and figures beside it."""
-    from rich.console import Console
-
     from xattn.pages.report import full_report
 
-    with Console(stderr=True, quiet=quiet).status("reading") as status:
-        path = full_report(run, out, resamples=resamples, seed=seed, count=panels, progress=status.update)
-    typer.echo(f"{path}: open it in a browser; tables and figures are beside it")
+    with console.working("reading", shown=not quiet) as tell:
+        path = full_report(run, out, resamples=resamples, seed=seed, count=panels, progress=tell)
+    console.say(f"{path}: open it in a browser; tables and figures are beside it")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xattn.cli import EXIT_INTERRUPTED
+from xattn.cli import EXIT_INTERRUPTED, console
 
 if TYPE_CHECKING:
     from xattn.training.checkpoint import Progress
@@ -119,24 +117,24 @@ def _run(plan: Recipe, *, fresh: bool, quiet: bool) -> int:
     for name in ("lightning.fabric", "lightning.pytorch"):  # after the import, which sets another level
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        with _progress(quiet) as monitor:
+        with console.progress(shown=not quiet) as bar:
+            monitor = Monitor(bar)
             result = train(plan, monitor, fresh=fresh)
     except RunStoppedError as stopped:
-        typer.echo(f"xattn: {stopped}", err=True)
+        console.fail(str(stopped))
         return EXIT_INTERRUPTED
     if monitor.begun:  # the first process alone
-        typer.echo(f"{result.best}: {result.accuracy:.2%} on held-out training images, epoch {result.epoch}")
-        typer.echo(f"next: xattn explain photo.jpg --model {result.best}")
+        console.say(f"{result.best}: {result.accuracy:.2%} on held-out training images, epoch {result.epoch}")
+        console.say(f"next: xattn explain photo.jpg --model {result.best}")
     return 0
 
 
-class Bar:
+class Monitor:
     """Progress on the terminal: a bar for the epoch under way, a line for each one done."""
 
-    def __init__(self, progress: Any) -> None:
-        self.progress = progress
+    def __init__(self, bar: console.Bar) -> None:
+        self.bar = bar
         self.begun = False
-        self.task: Any = None
         self.steps = 0
         self.epochs = 0
 
@@ -144,47 +142,25 @@ class Bar:
         """Say what is trained, and from where it goes on."""
         self.begun = True
         self.steps, self.epochs = steps_per_epoch, recipe.run.epochs
-        if self.progress is None:
-            return
         model = recipe.model
-        self.progress.console.print(
+        self.bar.say(
             f"{model.backbone}, {model.head} head, {model.resolution} resolution: {images:,} images, "
             f"{held_out:,} held out"
         )
         if not (model.weights or model.start or recipe.distill.teacher):
-            self.progress.console.print("starts from random weights; --weights DEFAULT takes pretrained ones")
+            self.bar.say("starts from random weights; --weights DEFAULT takes pretrained ones")
         if progress.step:
-            self.progress.console.print(f"goes on after {progress.epoch} epochs, step {progress.step}")
-        self.task = self.progress.add_task("", total=steps_per_epoch, shown="")
+            self.bar.say(f"goes on after {progress.epoch} epochs, step {progress.step}")
+        self.bar.update(total=steps_per_epoch)
 
     def step(self, epoch: int, step: int, loss: float, accuracy: float, rate: float) -> None:
         """Move the bar."""
-        if self.task is not None:
-            self.progress.update(
-                self.task,
-                description=f"epoch {epoch}/{self.epochs}",
-                completed=step,
-                shown=f"loss {loss:.3f}  accuracy {accuracy:.1%}  {rate:.0f} images/s",
-            )
+        note = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {rate:.0f} images/s"
+        self.bar.update(done=step, what=f"epoch {epoch}/{self.epochs}", note=note)
 
     def epoch(self, row: dict[str, float], best: bool) -> None:
         """One line that stays."""
-        if self.task is not None:
-            self.progress.console.print(
-                f"epoch {row['epoch']:.0f}/{self.epochs}  loss {row['train_loss']:.3f}  held-out accuracy "
-                f"{row['held_out_accuracy']:.2%}{'  best so far' if best else ''}"
-            )
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Bar]:
-    """A bar on stderr, or none."""
-    if quiet:
-        yield Bar(None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as progress:
-        yield Bar(progress)
+        self.bar.say(
+            f"epoch {row['epoch']:.0f}/{self.epochs}  loss {row['train_loss']:.3f}  held-out accuracy "
+            f"{row['held_out_accuracy']:.2%}{'  best so far' if best else ''}"
+        )
