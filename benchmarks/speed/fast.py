@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import xattn
-from xattn.data.dataset import collate
 from xattn.data.opening import open_dataset
+from xattn.data.sample import collate
 from xattn.explainers import resolve
 from xattn.explaining import explain_trace, record_for
 from xattn.metrics import metrics

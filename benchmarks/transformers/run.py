@@ -35,8 +35,8 @@ from torch import Tensor
 import xattn
 from xattn.benchmark.run import seed_of
 from xattn.benchmark.statistics import Intervals, holm, intervals, wilcoxon
-from xattn.data.dataset import Sample, collate
 from xattn.data.opening import open_dataset
+from xattn.data.sample import Sample, collate
 from xattn.explainer import Explainer
 from xattn.explainers import resolve
 from xattn.explaining import explain_trace, record_for
