@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -45,6 +45,23 @@ def test_a_changed_folder_is_not_taken_from_the_cache(tmp_path: Path) -> None:
     source = open_source(DataSection(source=str(root)), None)
     (batch,) = source.batches([torch.tensor([0])], [None], AugmentSection(crop="none"), 16)
     assert batch[0, :, 5, 5].tolist() == [1, 2, 3]
+
+
+def test_one_exchanged_image_and_a_damaged_cache_are_noticed(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "small", 20, 16, seed=0)
+    before = cast("MemorySource", open_source(DataSection(source=str(root)), None)).pixels.clone()
+    cached = set(cache_folder().glob("images-*.npy"))
+    (file,) = root.glob("red/013.png")  # none of the few that are probed
+    Image.new("RGB", (16, 16), (1, 2, 3)).save(file)
+    source = cast("MemorySource", open_source(DataSection(source=str(root)), None))
+    assert (source.pixels != before).flatten(1).any(1).sum() == 1
+    (new,) = set(cache_folder().glob("images-*.npy")) - cached
+    whole = new.read_bytes()
+    for damage in (b"", whole[:-1], b"no array at all", whole.replace(b"16, 16", b"16, 99")):
+        new.unlink()  # the old file stays mapped
+        new.write_bytes(damage)
+        again = cast("MemorySource", open_source(DataSection(source=str(root)), None))
+        assert torch.equal(again.pixels, source.pixels)
 
 
 def test_large_images_are_decoded_when_needed_and_agree_with_memory(tmp_path: Path) -> None:

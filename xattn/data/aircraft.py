@@ -41,6 +41,7 @@ class Aircraft(FileDataset):
     folders: ClassVar[tuple[str, ...]] = ("fgvc-aircraft-2013b",)
     required: ClassVar[tuple[str, ...]] = ("data/images", "data/variants.txt", "data/images_box.txt")
     sign: ClassVar[tuple[str, ...]] = ("data/images_box.txt",)
+    annotations: ClassVar[tuple[str, ...]] = ("data/*.txt",)
 
     def _list(self) -> Index:
         classes = [row[0] for row in self._rows(f"data/{_LISTS[self.level]}", 1)]

@@ -45,6 +45,7 @@ class Caltech101(FileDataset):
     folders: ClassVar[tuple[str, ...]] = ("caltech101", "caltech-101")
     required: ClassVar[tuple[str, ...]] = ("101_ObjectCategories",)
     sign: ClassVar[tuple[str, ...]] = ("101_ObjectCategories/",)
+    annotations: ClassVar[tuple[str, ...]] = ("Annotations/*/*.mat",)
 
     def _list(self) -> Index:
         base = self.home / "101_ObjectCategories"

@@ -28,6 +28,7 @@ class Cars(FileDataset):
     folders: ClassVar[tuple[str, ...]] = ("stanford_cars",)
     required: ClassVar[tuple[str, ...]] = ("devkit/cars_meta.mat",)
     sign: ClassVar[tuple[str, ...]] = ("devkit/cars_meta.mat",)
+    annotations: ClassVar[tuple[str, ...]] = ("*.mat", "devkit/*.mat")
 
     def _check(self) -> None:
         super()._check()

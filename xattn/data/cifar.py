@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -52,6 +53,9 @@ class _CIFAR(FileDataset):
     label_key: ClassVar[str]
     meta: ClassVar[str]
     names_key: ClassVar[str]
+
+    def _files(self) -> list[Path]:
+        return [self.home / name for name in (*self.batches[self.split], self.meta)]
 
     def _check(self) -> None:
         super()._check()

@@ -33,6 +33,7 @@ class CUB(FileDataset):
         "images",
     )
     sign: ClassVar[tuple[str, ...]] = ("image_class_labels.txt",)
+    annotations: ClassVar[tuple[str, ...]] = ("*.txt", "parts/*.txt")
 
     @cached_property
     def segmentations(self) -> Path | None:
@@ -43,6 +44,12 @@ class CUB(FileDataset):
             self.home / "CUB-200-2011-segmentations",
         )
         return next((p for p in places if p.is_dir()), None)
+
+    def _files(self) -> list[Path]:
+        return [*self._index.paths, *filter(None, map(self._mask_file, self._index.paths))]
+
+    def _mask_file(self, image: Path) -> Path | None:
+        return self.segmentations and self.segmentations / image.parent.name / f"{image.stem}.png"
 
     def _list(self) -> Index:
         label = {image: int(c) - 1 for image, c in self._rows("image_class_labels.txt", 2)}
@@ -81,8 +88,6 @@ class CUB(FileDataset):
 
     def _annotated(self, index: int, sample: Sample) -> Sample:
         image, path = self._images[index], self._index.paths[index]
-        mask = None
-        if self.segmentations is not None:
-            file = self.segmentations / path.parent.name / f"{path.stem}.png"
-            mask = np.asarray(read_image(file, upright=False).convert("L")) >= 128
+        file = self._mask_file(path)
+        mask = None if file is None else np.asarray(read_image(file, upright=False).convert("L")) >= 128
         return replace(sample, boxes=self._boxes[image], parts=self._parts.get(image), mask=mask)

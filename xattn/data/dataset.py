@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from xattn.data.preprocessing import Fit
 from xattn.data.sample import Batch, Sample, collate
 from xattn.errors import ParameterError
 from xattn.spec import ModelSpec
+
+_ELSEWHERE = ("root", "cache_mb")  # where files are and what is kept in memory: neither changes a sample
 
 
 class Dataset(Sequence[Sample], ABC):
@@ -61,6 +65,25 @@ class Dataset(Sequence[Sample], ABC):
     def order(self, indices: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """A random order, int64 (n,), of the samples at these places, such that they are read at a good speed."""
         return torch.randperm(len(indices), generator=generator)
+
+    def fingerprint(self, *, content: bool = False) -> str:
+        """A digest of what the samples depend on, 32 hexadecimal digits, found without decoding an image.
+
+        Here: the class, the parameters, the labels and the names of the classes, which is all there is to a data set
+        that draws its images. One that reads files adds each of them (`FileDataset`).
+
+        Args:
+            content: digest the contents of files instead of their sizes and times, so that a copy on another machine
+                has the same fingerprint; every file is read once.
+        """
+        fields = dataclasses.fields(cast(Any, self)) if hasattr(self, "__dataclass_fields__") else ()
+        parameters = {f.name: getattr(self, f.name) for f in fields if f.name not in _ELSEWHERE}
+        of_whole = [v.fingerprint(content=content) for v in parameters.values() if isinstance(v, Dataset)]
+        plain = {k: v for k, v in parameters.items() if not isinstance(v, Dataset)}
+        facts = (type(self).__qualname__, plain, of_whole, self.classes)
+        digest = hashlib.blake2b(repr(facts).encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(self.labels).tobytes())
+        return digest.hexdigest()
 
     def batch(self, indices: Iterable[int], spec: ModelSpec, *, fit: Fit = "crop") -> Batch:
         """The samples at these places as one batch."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import stat
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +20,16 @@ from xattn.data.finding import listing, nearest_path
 from xattn.data.reading import read_image
 from xattn.data.sample import Sample
 from xattn.errors import DataError, XattnError, unknown
+
+TAIL = 256
+
+
+def _content(path: Path, last: int | None) -> str:
+    """Digest of the last bytes of a file, or of all where `last` is None."""
+    with path.open("rb") as stream:
+        if last is not None:
+            stream.seek(max(0, path.stat().st_size - last))
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +75,8 @@ class FileDataset(Dataset):
     """What has to be there, relative to that folder."""
     sign: ClassVar[tuple[str, ...]] = ()
     """By which files, and folders ending in `/`, a folder is known as this data set; empty if by none."""
+    annotations: ClassVar[tuple[str, ...]] = ()
+    """Patterns, relative to that folder, of the files besides the images that samples depend on."""
     upright: ClassVar[bool] = False
     """Whether the EXIF orientation is applied: not where boxes or masks were drawn on the stored pixels."""
 
@@ -83,6 +98,27 @@ class FileDataset(Dataset):
             raise self._error(f"'{root}' is a file; expected the folder of the data set.")
         places = [root, *(root / name for name in self.folders)]
         return max(places, key=lambda place: sum((place / name).exists() for name in self.required))
+
+    def fingerprint(self, *, content: bool = False) -> str:
+        """As of any data set, and each file of images or annotations: path in the folder, size, time and last bytes.
+
+        The last bytes tell two images apart that are exchanged and equal in size and time.
+        """
+        digest = hashlib.blake2b(super().fingerprint().encode(), digest_size=16)
+        files = [*self._files(), *(p for pattern in self.annotations for p in sorted(self.home.glob(pattern)))]
+        for path in files:
+            try:
+                state = path.stat()
+                says = _content(path, None if content else TAIL) if stat.S_ISREG(state.st_mode) else ""
+            except OSError as error:
+                raise self._error(f"'{path}' cannot be read ({error.strerror or error}).") from None
+            time = 0 if content else state.st_mtime_ns
+            digest.update(repr((os.path.relpath(path, self.home), state.st_size, time, says)).encode())
+        return digest.hexdigest()
+
+    def _files(self) -> Sequence[Path]:
+        """The files that hold the images of this part."""
+        return self._index.paths
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ class Listed(FileDataset):
     training: ClassVar[str] = "all"
     evaluation: ClassVar[str | None] = "all"
     upright: ClassVar[bool] = True
+    annotations: ClassVar[tuple[str, ...]] = ("*.csv",)
 
     def _table(self) -> Path:
         tables = sorted(self.home.glob("*.csv"))

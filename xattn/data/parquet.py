@@ -69,6 +69,7 @@ class Parquet(FileDataset):
 
     title: ClassVar[str] = "parquet"
     evaluation: ClassVar[str | None] = "val"
+    annotations: ClassVar[tuple[str, ...]] = ("classes.csv",)
 
     def __post_init__(self) -> None:
         self._index  # noqa: B018  # reads footers and labels, so that errors come when the data set is made
@@ -106,6 +107,9 @@ class Parquet(FileDataset):
                 f"missing; '{files[0].parent}' holds {listing(files[0].parent)}."
             )
         return files
+
+    def _files(self) -> list[Path]:
+        return self.files
 
     def order(self, indices: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """A random order; where the images exceed the memory, random among as many row groups as it holds."""

@@ -46,6 +46,11 @@ class Pets(FileDataset):
         *("images", "annotations/trainval.txt", "annotations/test.txt", "annotations/trimaps"),
     )
     sign: ClassVar[tuple[str, ...]] = ("annotations/trainval.txt", "annotations/test.txt")
+    annotations: ClassVar[tuple[str, ...]] = (
+        "annotations/*.txt",
+        "annotations/trimaps/*.png",
+        "annotations/xmls/*.xml",
+    )
 
     @cached_property
     def _names(self) -> list[tuple[str, int]]:

@@ -35,6 +35,7 @@ class TinyImageNet(FileDataset):
     folders: ClassVar[tuple[str, ...]] = ("tiny-imagenet-200", "tiny-imagenet")
     required: ClassVar[tuple[str, ...]] = ("wnids.txt", "words.txt", "train", "val/val_annotations.txt")
     sign: ClassVar[tuple[str, ...]] = ("wnids.txt",)
+    annotations: ClassVar[tuple[str, ...]] = ("*.txt", "train/*/*.txt", "val/*.txt")
 
     @cached_property
     def parquet(self) -> Parquet | None:
@@ -42,6 +43,12 @@ class TinyImageNet(FileDataset):
         root = Path(self.root).expanduser()
         place = next((p for p in (root, *(root / f for f in self.folders)) if self.split in parquet_parts(p)), None)
         return None if place is None else Parquet(place, self.split)
+
+    def fingerprint(self, *, content: bool = False) -> str:
+        """A digest of what the samples depend on."""
+        if self.parquet is not None:
+            return self.parquet.fingerprint(content=content)
+        return super().fingerprint(content=content)
 
     def order(self, indices: NDArray[np.int64], generator: torch.Generator) -> Tensor:
         """A random order."""

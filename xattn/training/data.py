@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -203,25 +204,47 @@ def _in_memory(dataset: Dataset) -> Tensor | None:
     (shape,) = shapes
     if shape[0] * shape[1] > SMALL_PIXELS:
         return None
-    digest = hashlib.blake2b(f"{dataset!r} {n} {shape}".encode(), digest_size=8)
-    for image in probed.values():  # so that a changed data set at the same place is seen
+    digest = hashlib.blake2b(f"{dataset.fingerprint()} {n} {shape}".encode(), digest_size=8)
+    for image in probed.values():  # a data set that does not know its files is told by some of its images
         digest.update(image.tobytes())
     path = cache_folder() / f"images-{digest.hexdigest()}.npy"
-    if not path.is_file():
-        pixels = np.empty((n, *shape), np.uint8)
-        for i, sample in enumerate(dataset):
-            if sample.image.shape != shape:
-                return None
-            pixels[i] = sample.image
-        _save(pixels, path)
-    # Copy on write: torch warns about memory that must not be written.
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+    pixels = _load(path, (n, *shape))
+    if pixels is None:
+        try:
+            _save(dataset, (n, *shape), path)
+        except _SizesDifferError:
+            return None
+        except OSError as error:
+            raise DataError(
+                f"'{path}': decoded images cannot be kept there ({error.strerror or error}); set XATTN_CACHE to a "
+                f"folder with {n * math.prod(shape):,} bytes of room."
+            ) from None
+        pixels = _load(path, (n, *shape))
+    return pixels
 
 
-def _save(array: np.ndarray[Any, Any], path: Path) -> None:
+class _SizesDifferError(Exception):
+    """Images of one data set have several sizes."""
+
+
+def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """Decoded images, mapped; None if the file is not there or not what it should be."""
+    try:
+        pixels = np.load(path, mmap_mode="c")  # copy on write, as torch wants it
+    except (OSError, ValueError, EOFError):
+        return None
+    return torch.from_numpy(pixels) if (pixels.shape, pixels.dtype) == (shape, np.uint8) else None
+
+
+def _save(dataset: Dataset, shape: tuple[int, ...], path: Path) -> None:
+    """Decode all images into one file, one by one, so that memory holds one at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        np.save(temporary, array)
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for sample in dataset:
+            if sample.image.shape != shape[1:]:
+                raise _SizesDifferError
+            stream.write(sample.image.tobytes())
 
 
 class _Part:
