@@ -77,7 +77,7 @@ def disturbed(
         codes: dict[int, int] = {}
         caught = False
         while time.monotonic() < limit and len(codes) < len(pids) and not caught:
-            now = {path.name for path in folder.glob("parts/*/.block-*")}
+            now = {path.name for path in folder.glob("parts/*/.xattn-*")}
             caught = waits_for_file and bool(now - before)
             before |= now
             codes |= ended([pid for pid in pids if pid not in codes])

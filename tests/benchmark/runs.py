@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow.csv as pa_csv
 
 from xattn.benchmark.config import Config
+from xattn.benchmark.schemas import Costs, Environment, Manifest, MethodCost
 from xattn.benchmark.store import SCHEMA, Row, Store
 from xattn.metric import LOWER
 from xattn.metrics import metrics as known
@@ -102,12 +102,10 @@ def made_up(
             found.append(Row("shapes", model, image, 0, "", "prediction", "correct", float(i % 3 > 0)))
         Store(folder).write("shapes", model, 0, found, {(n, c): images for n in methods for c in chosen})
         costs = {
-            n: {"seconds": 0.001 * 1.6**j, "forwards": 1.0, "backwards": float(j % 2)} for j, n in enumerate(methods)
+            n: MethodCost(seconds=0.001 * 1.6**j, forwards=1.0, backwards=float(j % 2)) for j, n in enumerate(methods)
         }
-        path = Store(folder).costs("shapes", model)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"methods": costs}))
-    config = {"models": [{"name": model, "label": ""} for model in models]}
-    where = {"versions": {"torch": "2"}, "commit": "abc", "device": "cpu", "threads": 1}
-    Store(folder).manifest.write_text(json.dumps({"config": config, "environments": [where]}))
+        Store(folder).write_costs("shapes", model, Costs(methods=costs))
+    config = Config.build({**SMALL, "models": [{"name": model} for model in models]})
+    where = Environment(versions={"torch": "2"}, commit="abc", device="cpu", threads=1)
+    Store(folder).replace_manifest(Manifest(config=config, environments=(where,)))
     return folder

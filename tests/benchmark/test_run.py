@@ -27,9 +27,10 @@ from xattn.benchmark.config import Config
 from xattn.benchmark.costs import estimate, measure_costs, write_costs
 from xattn.benchmark.plan import plan, sample_of, shard
 from xattn.benchmark.run import run
+from xattn.benchmark.schemas import Manifest
 from xattn.benchmark.store import Store
 from xattn.data.folder import ImageFolder
-from xattn.errors import ParameterError
+from xattn.errors import DataError, ParameterError
 from xattn.explainers import explainers
 from xattn.labels import label_of
 from xattn.metrics import metrics
@@ -141,7 +142,7 @@ def test_a_full_disk_leaves_whole_files(whole: Path, tmp_path: Path, monkeypatch
 def test_what_a_killed_process_leaves_is_not_read(whole: Path, tmp_path: Path) -> None:
     run(small(), tmp_path, rank=0, world=3)
     cell = next((tmp_path / "parts").iterdir())
-    (cell / ".block-00001-abcdef01.parquet.123").write_bytes(b"PAR1 half")
+    (cell / ".xattn-abcdef01.parquet").write_bytes(b"PAR1 half")
     run(small(), tmp_path)
     assert table(tmp_path) == table(whole)
 
@@ -205,7 +206,7 @@ def test_of_two_runs_that_start_together_one_comes_first(tmp_path: Path) -> None
     cells = plan(small())
     manifest.check_manifest(Store(tmp_path), small(), cells, torch.device("cpu"))
     kept = json.loads((tmp_path / "manifest.json").read_text())
-    assert not manifest._create(tmp_path / "manifest.json", {})
+    assert not Store(tmp_path).create_manifest(Manifest())
     assert json.loads((tmp_path / "manifest.json").read_text()) == kept
     assert {p.name for p in tmp_path.iterdir()} == {"manifest.json"}
     assert kept["config"]["run"]["seed"] == 0
@@ -217,7 +218,7 @@ def test_of_two_runs_that_start_together_one_comes_first(tmp_path: Path) -> None
     assert [e["threads"] for e in found["environments"]] == [1, 2]
     assert found["identity"] == kept["identity"]
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ParameterError, match=r"manifest\.json' is damaged"):
+    with pytest.raises(DataError, match=r"manifest\.json' is damaged"):
         manifest.check_manifest(Store(tmp_path), small(), cells, torch.device("cpu"))
 
 
@@ -473,7 +474,7 @@ def test_a_plan_counts_the_passes() -> None:
 def test_costs_are_measured_alone_and_kept(tmp_path: Path) -> None:
     (cell,) = plan(small())
     found = measure_costs(cell, "cpu", batch=2, repeats=1)
-    assert {name: (cost["forwards"], cost["backwards"]) for name, cost in found.items()} == {
+    assert {name: (cost.forwards, cost.backwards) for name, cost in found.items()} == {
         "gradcam": (1, 1), "saliency": (1, 1), "brnpa": (1, 0), "random": (1, 0), "center": (1, 0), "edges": (1, 0)
     }  # fmt: skip
     write_costs(Store(tmp_path), [cell], torch.device("cpu"))
@@ -544,7 +545,7 @@ def test_fast_scores_are_near_and_need_a_folder_of_their_own(whole: Path, tmp_pa
 def test_what_a_killed_process_left_is_removed_after_an_hour(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     folder = next((tmp_path / "parts").iterdir())
-    old, new = folder / ".block-00000-x.1.parquet", folder / ".block-00001-x.2.parquet"
+    old, new = folder / ".xattn-1.parquet", folder / ".xattn-2.parquet"
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))

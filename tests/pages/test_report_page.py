@@ -163,6 +163,7 @@ def changed(ran: Path, folder: Path, **values: Any) -> Scores:
     manifest = json.loads((folder / "manifest.json").read_text())
     for key, value in values.items():
         manifest[key] = value if value is None else manifest[key] | value
+    del manifest["digest"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Scores(folder)
 

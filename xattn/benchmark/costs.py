@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +14,10 @@ import torch
 from torch import nn
 
 from xattn.benchmark.config import Config
-from xattn.benchmark.manifest import replace_json
+from xattn.benchmark.manifest import device_name
 from xattn.benchmark.plan import Cell, read_batch
 from xattn.benchmark.run import Loaded, score_batch
+from xattn.benchmark.schemas import Costs, MethodCost
 from xattn.benchmark.store import Store
 from xattn.device import find_device
 from xattn.errors import DataError, XattnError
@@ -88,24 +88,22 @@ def estimate(cell: Cell, config: Config, images: int = 2) -> dict[str, Cost]:
 def write_costs(store: Store, cells: Sequence[Cell], device: torch.device) -> None:
     """Measure what the methods of each cell cost alone, and write it beside the scores; what is there stays."""
     for cell in cells:
-        path = store.costs(cell.data.name, cell.model.title)
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))["methods"]
-        except (OSError, ValueError, KeyError):
-            kept = {}
+        kept = store.read_costs(cell.data.name, cell.model.title).methods
         lacking = {name: method for name, method in cell.methods.items() if name not in kept}
         if not lacking:
             continue
-        found = measure_costs(dataclasses.replace(cell, methods=lacking), device)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"dataset": cell.data.name, "model": cell.model.title, "threads": torch.get_num_threads()}
-        about["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-        replace_json(path, {**about, "methods": {**kept, **found}})
+        measured = measure_costs(dataclasses.replace(cell, methods=lacking), device)
+        costs = Costs(
+            dataset=cell.data.name,
+            model=cell.model.title,
+            threads=torch.get_num_threads(),
+            device=device_name(device),
+            methods={**kept, **measured},
+        )
+        store.write_costs(cell.data.name, cell.model.title, costs)
 
 
-def measure_costs(
-    cell: Cell, device: torch.device | str, batch: int = 8, repeats: int = 3
-) -> dict[str, dict[str, float | None]]:
+def measure_costs(cell: Cell, device: torch.device | str, batch: int = 8, repeats: int = 3) -> dict[str, MethodCost]:
     """What each method costs alone: seconds per image (median), forward and backward passes, peak memory on CUDA.
 
     Args:
@@ -118,12 +116,12 @@ def measure_costs(
         DataError: if none of the images can be read.
     """
     model, spec = cell.load(device)
-    found, _ = read_batch(cell, cell.indices[:batch], spec)
-    if found is None:
+    images, _ = read_batch(cell, cell.indices[:batch], spec)
+    if images is None:
         raise DataError(f"{cell.data.name}: none of the first {batch} images can be read.")
-    x = found.x.to(device)
+    x = images.x.to(device)
     cuda = torch.device(device).type == "cuda"
-    costs: dict[str, dict[str, float | None]] = {}
+    costs: dict[str, MethodCost] = {}
     for name, method in cell.methods.items():
         times = []
         trace: Trace | None = None
@@ -141,10 +139,10 @@ def measure_costs(
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
         if len(times) > 1 and trace is not None:
-            costs[name] = {
-                "seconds": float(np.median(times[1:])) / len(x),
-                "forwards": float(trace.forwards),
-                "backwards": float(trace.backwards),
-                "peak_mb": torch.cuda.max_memory_allocated() / 2**20 / len(x) if cuda else None,
-            }
+            costs[name] = MethodCost(
+                seconds=float(np.median(times[1:])) / len(x),
+                forwards=float(trace.forwards),
+                backwards=float(trace.backwards),
+                peak_mb=torch.cuda.max_memory_allocated() / 2**20 / len(x) if cuda else None,
+            )
     return costs

@@ -1,15 +1,16 @@
-"""Rows of scores in parquet parts: each file appears whole or not at all and says what it holds.
+"""A result folder: rows of scores in parquet parts, the manifest and the costs. Every path in it is made here.
 
 A part belongs to one block of one cell (data set, model). Its footer lists the (method, metric) pairs in it with the
-number of images scored, so that the file system alone tells what is left to do. There is no lock and no index.
+number of images scored, so that the file system alone tells what is left to do. There is no lock and no index. Each
+file appears whole or not at all, and carries a digest of its content: a part in its name, a JSON file in itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import time
+import io
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from xattn.errors import DataError
-from xattn.files import whole_file
+from xattn.benchmark.schemas import Costs, Footer, Manifest
+from xattn.errors import DataError, XattnWarning
+from xattn.files import read_regular, sweep, whole_file, write_once
 
 COLUMNS = ("dataset", "model", "image", "target", "method", "metric", "column", "value", "note")
 KEYS = ("dataset", "model", "method", "metric", "column", "image")
@@ -35,7 +37,10 @@ REFUSED = "refused: "
 """How the note of a row begins whose method or metric refused the image."""
 TEXTS = tuple(name for name in COLUMNS if SCHEMA.field(name).type == pa.string())
 _FOOTER = b"xattn"
-_LEFT_OVER_S = 3600.0  # a part is written within seconds
+# The digest is that of the whole file; in parts of earlier versions, a short one of the footer alone.
+_PART = re.compile(r"block-(\d{5,12})-([0-9a-f]{8}|[0-9a-f]{32})\.parquet")
+_PART_BYTES, _PART_ROWS, _JSON_BYTES = 2**29, 10**7, 2**24  # the most that is read
+_TEXT = 20_000  # characters of a text in a row
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,17 @@ class Store:
         """Where the parts of a data set and a model are."""
         name = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{dataset}@{model}")
         digest = hashlib.blake2b(f"{dataset}\0{model}".encode(), digest_size=4).hexdigest()
-        return self.folder / "parts" / f"{name}-{digest}"
+        return self.folder / "parts" / f"{name.encode()[:200].decode(errors='ignore')}-{digest}"
+
+    def make(self, folder: Path) -> None:
+        """Make a folder in the store.
+
+        Raises:
+            DataError: if a link leads out of the store.
+        """
+        if not folder.resolve().is_relative_to(self.folder.resolve()):
+            raise DataError(f"'{folder}' is or lies behind a link out of '{self.folder}', where nothing is written.")
+        folder.mkdir(parents=True, exist_ok=True)
 
     def parts(self, dataset: str | None = None, model: str | None = None) -> list[Path]:
         """The part files of a cell, or of all."""
@@ -93,13 +108,49 @@ class Store:
         return sorted(self.cell(dataset, model).glob("block-*.parquet"))
 
     def clear_leftovers(self) -> None:
-        """Remove what killed processes left half written: hidden files that nobody has touched for an hour."""
-        for path in (self.folder / "parts").glob("*/.block-*"):
-            try:
-                if time.time() - path.stat().st_mtime > _LEFT_OVER_S:
-                    path.unlink(missing_ok=True)
-            except FileNotFoundError:
-                continue  # another process was quicker
+        """Remove what killed processes left half written, if nobody has touched it for an hour."""
+        for folder in (self.folder, self.folder / "costs", *(self.folder / "parts").glob("*/")):
+            sweep(folder)
+
+    def read_manifest(self) -> Manifest:
+        """What the run wrote about itself; empty if there is nothing.
+
+        Raises:
+            DataError: if it is damaged.
+        """
+        try:
+            return Manifest.parse(read_regular(self.manifest, _JSON_BYTES), f"'{self.manifest}'", "use another --out")
+        except FileNotFoundError:
+            return Manifest()
+
+    def create_manifest(self, manifest: Manifest) -> bool:
+        """Write the manifest unless there is one; whether it was written."""
+        self.make(self.folder)
+        return write_once(self.manifest, manifest.text())
+
+    def replace_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest in place of the one that is there."""
+        with whole_file(self.manifest, durable=True) as temporary:
+            temporary.write_bytes(manifest.text())
+
+    def read_costs(self, dataset: str, model: str) -> Costs:
+        """What the methods of a cell cost, where it was measured.
+
+        Raises:
+            DataError: if the file is damaged.
+        """
+        path = self.costs(dataset, model)
+        try:
+            return Costs.parse(read_regular(path, _JSON_BYTES), f"'{path}'", "remove it to measure them again")
+        except FileNotFoundError:
+            return Costs()
+
+    def write_costs(self, dataset: str, model: str, costs: Costs) -> None:
+        """Write the costs of a cell in place of those that are there."""
+        path = self.costs(dataset, model)
+        self.make(path.parent)
+        with whole_file(path, durable=True) as temporary:
+            temporary.write_bytes(costs.text())
 
     def done(self, dataset: str, model: str) -> dict[int, dict[Pair, int]]:
         """For each block of a cell the pairs (method, metric) that are stored, with the number of images.
@@ -107,22 +158,15 @@ class Store:
         Raises:
             DataError: if a file is no part.
         """
-        found: dict[int, dict[Pair, int]] = {}
+        blocks: dict[int, dict[Pair, int]] = {}
         for path in self.parts(dataset, model):
-            footer = self._footer(path)
-            pairs = found.setdefault(footer["block"], {})
-            for method, metric, count in footer["pairs"]:
+            footer, _ = _open(path)
+            pairs = blocks.setdefault(footer.block, {})
+            for method, metric, count in footer.pairs:
                 pairs[method, metric] = max(count, pairs.get((method, metric), 0))
-        return found
+        return blocks
 
-    @staticmethod
-    def _footer(path: Path) -> dict[str, Any]:
-        try:
-            return json.loads(pq.read_schema(path).metadata[_FOOTER])
-        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-            raise _damaged(path, error) from None
-
-    def write(self, dataset: str, model: str, block: int, rows: Sequence[Row], pairs: dict[Pair, int]) -> Path:
+    def write(self, dataset: str, model: str, block: int, rows: Sequence[Row], pairs: Mapping[Pair, int]) -> Path:
         """Add a part; nothing is visible of it until it is whole.
 
         Args:
@@ -133,17 +177,17 @@ class Store:
             pairs: what they hold: (method, metric) and the number of images scored.
         """
         cell = self.cell(dataset, model)
-        cell.mkdir(parents=True, exist_ok=True)
-        listed = sorted([method, metric, count] for (method, metric), count in pairs.items())
-        footer = json.dumps({"block": block, "pairs": listed})
-        digest = hashlib.blake2b(footer.encode(), digest_size=4).hexdigest()
-        path = cell / f"block-{block:05d}-{digest}.parquet"
+        self.make(cell)
+        listed = sorted((method, metric, count) for (method, metric), count in pairs.items())
+        footer = Footer(block=block, pairs=tuple(listed)).model_dump_json()
         columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
         table = pa.table(columns, schema=SCHEMA).sort_by([(key, "ascending") for key in KEYS])
-        with whole_file(path) as temporary, temporary.open("wb") as file:
-            pq.write_table(table.replace_schema_metadata({_FOOTER: footer.encode()}), file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
+        table = table.replace_schema_metadata({_FOOTER: footer.encode()})
+        stream = io.BytesIO()
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+        path = cell / f"block-{block:05d}-{_digest(stream.getvalue(), 16)}.parquet"
+        with whole_file(path, durable=True) as temporary:
+            temporary.write_bytes(stream.getbuffer())
         return path
 
     def table(self) -> pa.Table:
@@ -157,14 +201,29 @@ class Store:
         paths = self.parts()
         if not paths:
             raise DataError(f"'{self.folder}' holds no scores; run `xattn benchmark` with --out {self.folder} first.")
+        if old := sum(len(_numbers(path)[1]) == 8 for path in paths):
+            warnings.warn(
+                f"'{self.folder}': {old} parts are of an earlier version, without digests: damage in them is not "
+                "always noticed.",
+                XattnWarning,
+                stacklevel=2,
+            )
+        parts = [(path, *_read(path)) for path in paths]
         # A block that was scored twice holds pairs that may be there twice; the larger share of images comes first.
-        paths.sort(key=lambda p: (p.parent.name, -max((n for *_, n in self._footer(p)["pairs"]), default=0), p.name))
-        whole = pa.concat_tables([_read(path) for path in paths]).unify_dictionaries().combine_chunks()
+        parts.sort(key=lambda p: (p[0].parent.name, -max((n for *_, n in p[1].pairs), default=0), p[0].name))
+        blocks = np.repeat([footer.block for _, footer, _ in parts], [rows.num_rows for *_, rows in parts])
+        whole = pa.concat_tables([rows for *_, rows in parts]).unify_dictionaries().combine_chunks()
         ordered = {name: _sorted_dictionary(whole[name]) for name in TEXTS}
         keys = [ordered[name] for name in KEYS]
         codes = _one_number([codes for codes, _ in keys], [len(names) for _, names in keys])
         order = np.argsort(codes, kind="stable")
-        kept = order[np.diff(codes[order], prepend=-1) != 0]
+        new = np.diff(codes[order], prepend=-1) != 0
+        if len(twice := np.flatnonzero(~new & (np.diff(blocks[order], prepend=-1) != 0))):
+            row = whole.slice(order[twice[0]], 1).to_pylist()[0]
+            raise DataError(
+                f"two images of {row['dataset']} are called '{row['image']}'; their scores cannot be told apart."
+            )
+        kept = order[new]
         columns = []
         for name in COLUMNS:
             if name in ordered:
@@ -178,20 +237,73 @@ class Store:
         """The rows of one metric (`status`, `reading`) that have a note, once each, in order."""
         found = {}
         for path in self.parts():
-            table = _read(path, dictionaries=False, metric=metric)
-            for values in table.filter(pc.not_equal(table["note"], "")).to_pylist():
+            _, table = _read(path, dictionaries=False)
+            noted = pc.and_(pc.equal(table["metric"], metric), pc.not_equal(table["note"], ""))
+            for values in table.filter(noted).to_pylist():
                 found[tuple(values[key] for key in KEYS)] = Row(**values)
         return [found[key] for key in sorted(found)]
 
 
-def _read(path: Path, *, dictionaries: bool = True, metric: str | None = None) -> pa.Table:
+def _digest(content: Any, size: int) -> str:
+    return hashlib.blake2b(content, digest_size=size).hexdigest()
+
+
+def _numbers(path: Path) -> tuple[int, str]:
+    """Block and digest in the name of a part."""
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        raise DataError(f"'{path}' is not named as a part of a run; remove it.")
+    return int(match[1]), match[2]
+
+
+def _open(path: Path, *, dictionaries: bool = True) -> tuple[Footer, pq.ParquetFile]:
+    """The footer of a part and its file, checked against its digest."""
+    block, digest = _numbers(path)
+    content = read_regular(path, _PART_BYTES)
     try:
-        filters = None if metric is None else pc.field("metric") == metric
+        if len(digest) == 32 and _digest(content, 16) != digest:
+            raise ValueError("its content is not as it was written")
         texts = list(TEXTS) if dictionaries else []
-        found = pq.read_table(path, filters=filters, read_dictionary=texts, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=texts, page_checksum_verification=True)
+        written = (file.metadata.metadata or {})[_FOOTER]
+        if len(digest) == 8 and _digest(written, 4) != digest:
+            raise ValueError("its footer is not as it was written")
+        if [(c.name, c.physical_type) for c in file.schema] != _PHYSICAL:
+            raise ValueError("it has other columns")
+        groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
+        if file.metadata.num_rows > _PART_ROWS or sum(groups) > _PART_BYTES:
+            raise ValueError("it is larger than any part")
+        footer = Footer.parse(written, "its footer")
+        if footer.block != block:
+            raise ValueError(f"it is of block {footer.block}")
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise _damaged(path, error) from None
-    return found.replace_schema_metadata(None)
+    return footer, file
+
+
+_PHYSICAL = [(name, "DOUBLE" if name == "value" else "INT64" if name == "target" else "BYTE_ARRAY") for name in COLUMNS]
+
+
+def _read(path: Path, *, dictionaries: bool = True) -> tuple[Footer, pa.Table]:
+    """The footer and the rows of a part, which must be of the cell that its folder is for."""
+    footer, file = _open(path, dictionaries=dictionaries)
+    try:
+        table = file.read().replace_schema_metadata(None).unify_dictionaries()
+        if any(table[name].null_count for name in COLUMNS):
+            raise ValueError("values are missing")
+        lengths = [pc.max(pc.binary_length(pc.unique(table[name]).cast(pa.string()))).as_py() for name in TEXTS]
+        if any(length is not None and length > _TEXT for length in lengths):
+            raise ValueError("a text is too long")
+        cells = {(dataset, model) for dataset in _unique(table, "dataset") for model in _unique(table, "model")}
+        if any(Store("").cell(*cell).name != path.parent.name for cell in cells):
+            raise ValueError("its rows are of another data set or model than its folder")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    return footer, table
+
+
+def _unique(table: pa.Table, name: str) -> list[str]:
+    return pc.unique(table[name]).to_pylist()
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

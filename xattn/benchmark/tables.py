@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -150,11 +149,7 @@ class Scores:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What the run wrote about itself."""
-        try:
-            found: dict[str, Any] = json.loads(Store(self.folder).manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found
+        return Store(self.folder).read_manifest().model_dump(mode="json")
 
     def entries(self, dataset: str, model: str) -> list[Entry]:
         """Methods with at least one score on a model."""
@@ -191,12 +186,8 @@ class Scores:
 
     def costs(self, dataset: str, model: str) -> dict[str, dict[str, float]]:
         """What methods cost alone, where it was measured."""
-        path = Store(self.folder).costs(dataset, model)
-        try:
-            found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))["methods"]
-        except (OSError, ValueError, KeyError):
-            return {}
-        return found
+        methods = Store(self.folder).read_costs(dataset, model).methods
+        return {name: cost.model_dump() for name, cost in methods.items()}
 
     def refused(self) -> dict[tuple[str, str], str]:
         """Reason for each (model, method) that refused images."""
