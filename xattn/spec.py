@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from xattn.errors import SpecError, UnknownNameError, nearest
+from xattn import schema
+from xattn.errors import DataError, SpecError, UnknownNameError, XattnError, nearest
+from xattn.schema import Length, Range
+
+# Limits of what a file may say about a model: far above what is in use, far below what exhausts the memory.
+LARGEST_SIDE = 2048  # pixels of an input
+MOST_CLASSES = 1_000_000
+_Name = Annotated[str, Length(0, 1000)]
+_Pixels = Annotated[int, Range(1, LARGEST_SIDE)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +32,8 @@ class TokenGrid:
             one where there is a prefix.
     """
 
-    patch: tuple[int, int]
-    prefix: int = 0
+    patch: tuple[_Pixels, _Pixels]
+    prefix: Annotated[int, Range(0, 1000)] = 0
     channels_last: bool = False
     class_tokens: int | None = None
 
@@ -79,19 +87,19 @@ class ModelSpec:
         name: name of the model for tables and files.
     """
 
-    feature_layer: str
-    classifier: str | None = None
-    attention_layer: str | None = None
-    attention: str | None = None
-    probability_layers: tuple[str, ...] = ()
+    feature_layer: _Name
+    classifier: _Name | None = None
+    attention_layer: _Name | None = None
+    attention: _Name | None = None
+    probability_layers: Annotated[tuple[_Name, ...], Length(0, 1000)] = ()
     tokens: TokenGrid | None = None
-    input_size: tuple[int, int] = (224, 224)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    classes: tuple[str, ...] = ()
-    crop: float = 0.875
-    interpolation: str = "bilinear"
-    name: str = ""
+    input_size: tuple[_Pixels, _Pixels] = (224, 224)
+    mean: Annotated[tuple[Annotated[float, Range(-1e6, 1e6)], ...], Length(1, 64)] | None = None
+    std: Annotated[tuple[Annotated[float, Range(1e-6, 1e6)], ...], Length(1, 64)] | None = None
+    classes: Annotated[tuple[_Name, ...], Length(0, MOST_CLASSES)] = ()
+    crop: Annotated[float, Range(0.1, 1)] = 0.875
+    interpolation: _Name = "bilinear"
+    name: _Name = ""
 
     def class_index(self, target: str) -> int:
         """The index of a class given by number or by name ("tabby" finds "tabby, tabby cat").
@@ -121,12 +129,13 @@ class ModelSpec:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelSpec:
-        """The inverse of `to_dict`, also after a round trip through JSON."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        kept: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-        if kept.get("tokens") is not None:
-            tokens: dict[str, Any] = dict(kept["tokens"])
-            tokens["patch"] = tuple(tokens["patch"])
-            kept["tokens"] = TokenGrid(**tokens)
-        return cls(**kept)
+    def from_dict(cls, values: Mapping[str, Any], what: str = "spec", error: type[XattnError] = DataError) -> ModelSpec:
+        """The inverse of `to_dict`, also after a round trip through JSON; types and limits are checked.
+
+        Raises:
+            XattnError: of the class `error`, naming the fact that does not fit.
+        """
+        spec = schema.build(cls, values, what, error)
+        if spec.mean and spec.std and len(spec.mean) != len(spec.std):
+            raise error(f"{what}: mean and std must have the same number of channels but are {spec.mean}, {spec.std}.")
+        return spec

@@ -15,8 +15,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from xattn.models.checkpoint import RANKS, load_model, read_header, read_state, save_weights
+from xattn.models import load_model, save_weights
+from xattn.models.checkpoint import RANKS, read_state
 from xattn.models.embedded import FOLDER
+from xattn.models.header import read_header
 from xattn.models.heads import Classifier
 from xattn.training.data import open_source
 from xattn.training.evaluation import evaluate, load_trained

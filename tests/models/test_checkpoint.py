@@ -10,16 +10,9 @@ import torch
 from torch import nn
 
 from xattn.errors import CheckpointError
-from xattn.models import create_model
-from xattn.models.checkpoint import (
-    load_model,
-    load_state,
-    read_header,
-    read_metadata,
-    read_state,
-    save_weights,
-    write_tensors,
-)
+from xattn.models import create_model, load_model, save_weights
+from xattn.models.checkpoint import load_state, read_state, write_tensors
+from xattn.models.header import read_header, read_metadata
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ from torch import nn
 
 from tests.models.toys import Toy, toy
 from xattn.errors import CheckpointError, NotApplicableError, ParameterError, UnknownNameError, XattnWarning
-from xattn.models import Classifier, create_model, models
-from xattn.models.checkpoint import save_weights
+from xattn.models import Classifier, create_model, models, save_weights
 from xattn.spec import ModelSpec
 
 TOY = "tests.models.toys:toy"
@@ -114,10 +113,10 @@ def test_a_run_is_loaded_by_its_file_and_can_be_changed(tmp_path):
     teacher.load_state_dict(tensors(teacher))
     path = str(save_weights(teacher, tmp_path / "best.safetensors"))
     x = torch.rand(2, 3, 16, 16)
-    same = create_model(path)
+    same = create_model(TOY, weights=path)
     torch.testing.assert_close(same(x), teacher(x))
     assert same.spec == teacher.spec
-    student = create_model(path, resolution="high")
+    student = create_model(TOY, weights=path, resolution="high")
     assert student.backbone(x).shape[2:] == (16, 16)
     assert student.architecture == {**teacher.architecture, "resolution": "high"}
     assert all(torch.equal(tensor, teacher.state_dict()[key]) for key, tensor in student.state_dict().items())
@@ -127,7 +126,7 @@ def test_a_run_is_loaded_by_its_file_and_can_be_changed(tmp_path):
         other = create_model(TOY, weights=path, head="bcnn", num_classes=5)
     assert torch.equal(other.backbone.features[0].weight, teacher.backbone.features[0].weight)
     with pytest.raises(CheckpointError, match="is of a network with a head"):
-        create_model(TOY, weights=path)
+        create_model(FIXED, weights=path)
     with pytest.raises(ParameterError, match="has weights of its own"):
         create_model(path, weights="DEFAULT")
 
@@ -137,7 +136,7 @@ def test_an_ablation_stays_one(tmp_path):
     model.head.attention.refine = False
     model.architecture["options"] = {"refine": False, "seed": "activation"}
     path = save_weights(model, tmp_path / "best.safetensors")
-    high = create_model(path, resolution="high")
+    high = create_model(TOY, weights=path, resolution="high")
     assert high.head.attention.refine is False
     assert high.architecture["options"] == model.architecture["options"]
 

@@ -6,9 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from xattn.errors import ParameterError
+from xattn.errors import ParameterError, UnknownNameError
 from xattn.functional.br_npa import br_npa_maps
-from xattn.models import BCNNHead, BRNPAHead, Classifier, LinearHead, create_head
+from xattn.models import (
+    BCNNHead,
+    BRNPAHead,
+    Classifier,
+    LinearHead,
+    create_head,
+    create_model,
+    load_model,
+    save_weights,
+)
 from xattn.spec import ModelSpec
 
 C, K, P = 6, 5, 3
@@ -112,19 +121,16 @@ def test_classifier_tells_its_layers(name, kind):
 
 
 def test_wrong_heads_are_named():
-    with pytest.raises(ParameterError, match="one of linear, bcnn, brnpa but got 'br'"):
+    with pytest.raises(UnknownNameError, match=r"unknown head 'br'. Did you mean 'brnpa'. Known: bcnn, brnpa, linear"):
         create_head("br", 4, 2)
     with pytest.raises(ParameterError, match="BCNNHead: expected at least one part but got parts=0"):
         BCNNHead(4, 2, 0)
 
 
 def test_a_narrow_attention_block_survives_a_file(tmp_path):
-    from xattn.models.checkpoint import load_model, save_weights
-    from xattn.models.embedded import build
-
-    options = {"head": "bcnn", "parts": 2, "resolution": "low", "circular": False, "classes": 4}
-    wide = build({"backbone": "tiny-cnn", **options})
-    narrow = build({"backbone": "tiny-cnn", **options, "options": {"width": 8}})
+    wide, narrow = (
+        create_model("tiny-cnn", head="bcnn", parts=2, num_classes=4, options=options) for options in ({}, {"width": 8})
+    )
     count = [sum(p.numel() for p in m.head.attention.block.parameters()) for m in (wide, narrow)]
     assert count[0] - count[1] == 2 * 9 * 256 * (256 - 8) + 2 * (256 - 8)
     save_weights(narrow, tmp_path / "narrow.safetensors")
@@ -132,4 +138,4 @@ def test_a_narrow_attention_block_survives_a_file(tmp_path):
     x = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(loaded(x), narrow(x))
     with pytest.raises(ParameterError, match="width must be at least 1"):
-        narrow.head.attention.width = 0
+        create_head("bcnn", 4, 2, options={"width": 0})

@@ -11,8 +11,8 @@ from tests.training.colours import tiny_recipe, write_images
 from xattn.errors import NotApplicableError, ParameterError, ShapeError
 from xattn.explaining import explain
 from xattn.inspection import infer_spec
-from xattn.models import create_model
-from xattn.models.checkpoint import load_model, read_header, save_weights
+from xattn.models import create_model, load_model, save_weights
+from xattn.models.header import read_header
 from xattn.models.vit import TokenClassifier, VisionTransformer
 from xattn.spec import TokenGrid
 from xattn.training.loop import train
@@ -115,7 +115,7 @@ def test_it_learns_from_a_teacher_of_another_kind(tmp_path: Path, monkeypatch: p
     assert isinstance(build(recipe, ("blue", "green", "red")).model, TokenClassifier)
     result = train(recipe)
     assert len(result.history) == 2
-    assert read_header(result.best).architecture["backbone"] == "tiny-vit"
+    assert read_header(result.best).architecture.backbone == "tiny-vit"
     assert load_model(result.best).spec.input_size == (32, 32)
 
 

@@ -114,6 +114,6 @@ def test_rank_heads_come_back_with_their_network(tmp_path: Path) -> None:
 
 
 def test_a_network_without_a_head_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "load_model", lambda path: torch.nn.Identity())
+    monkeypatch.setattr(evaluation, "load_model", lambda path, factory: torch.nn.Identity())
     with pytest.raises(NotApplicableError, match="Identity; expected a backbone with a head"):
         evaluation.load_trained(tmp_path / "w.safetensors")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.training.colours import tiny_recipe
 from xattn.errors import CheckpointError
-from xattn.models.checkpoint import load_model, save_weights
+from xattn.models import load_model, save_weights
 from xattn.training.network import RANK_SUBSETS, RankHeads, Trainee, average, build, freeze_batchnorm, parameter_groups
 
 NAMES = ("blue", "green", "red")

@@ -17,7 +17,8 @@ import torch
 
 from tests.training.colours import tiny_recipe
 from xattn.errors import CheckpointError, ParameterError
-from xattn.models.checkpoint import load_model, read_state
+from xattn.models import load_model
+from xattn.models.checkpoint import read_state
 from xattn.training import loop
 from xattn.training.checkpoint import Progress, load_run
 from xattn.training.data import open_source

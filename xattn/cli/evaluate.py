@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,9 @@ def evaluate(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="best.safetensors of a run, or an embedded network by name.")
     ],
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="best.safetensors, if CHECKPOINT is a package.module:factory.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="DIR|NAME:DIR", help="Folder of the images, or a data set by name (xattn list datasets)."),
@@ -43,6 +47,7 @@ def evaluate(
     from xattn.device import find_device
     from xattn.errors import DataError, ParameterError, XattnWarning
     from xattn.models.embedded import FOLDER
+    from xattn.models.factory import FactoryError
     from xattn.training.data import open_source
     from xattn.training.evaluation import evaluate as measure
     from xattn.training.evaluation import load_trained
@@ -51,7 +56,15 @@ def evaluate(
     if data is None:
         raise ParameterError("evaluate: pass the folder of the images with --data.")
     shipped = FOLDER / f"{checkpoint}.safetensors"
-    model, ranks = load_trained(shipped if shipped.is_file() else Path(checkpoint))
+    if weights is None:
+        file, factory = shipped if shipped.is_file() else Path(checkpoint), None
+    else:
+        file, factory = Path(weights), checkpoint
+    try:
+        model, ranks = load_trained(file, factory)
+    except FactoryError as error:
+        command = shlex.join(["xattn", "evaluate", error.factory, "--weights", error.path, "--data", data])
+        raise FactoryError(error.path, error.factory, command) from None
     section = DataSection(source=data, workers=workers)
     try:
         source, used = open_source(section, split or "test"), split or "test"

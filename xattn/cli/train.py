@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,7 +126,9 @@ def _run(plan: Recipe, *, fresh: bool, quiet: bool) -> int:
         return EXIT_INTERRUPTED
     if monitor.begun:  # the first process alone
         console.say(f"{result.best}: {result.accuracy:.2%} on held-out training images, epoch {result.epoch}")
-        console.say(f"next: xattn explain photo.jpg --model {result.best}")
+        backbone = plan.model.backbone
+        names = [backbone, "--weights", str(result.best)] if ":" in backbone else [str(result.best)]
+        console.say(f"next: xattn explain photo.jpg --model {shlex.join(names)}")
     return 0
 
 

@@ -10,8 +10,8 @@ from xattn.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-    from xattn.models.checkpoint import load_model, save_weights
-    from xattn.models.factory import create_model
+    from xattn.models.checkpoint import save_weights
+    from xattn.models.factory import create_model, load_model
     from xattn.models.heads import BCNNHead, BRNPAHead, Classifier, LinearHead, create_head
     from xattn.models.resnet import ResNet
 
@@ -25,7 +25,7 @@ _LAZY = {
     "ResNet": "resnet",
     "create_head": "heads",
     "create_model": "factory",
-    "load_model": "checkpoint",
+    "load_model": "factory",
     "save_weights": "checkpoint",
 }
 

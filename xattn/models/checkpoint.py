@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import struct
+import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,13 @@ from torch import Tensor, nn
 
 from xattn.errors import CheckpointError
 from xattn.files import whole_file
+from xattn.models.header import MOST_TENSORS, read_start
 from xattn.spec import ModelSpec
 
 RANKS = "ranks."  # prefix of the rank-ablation heads, which are stored beside the network but are no part of it
-_HEADER_LIMIT = 100_000_000
+TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")
+WEIGHT_FILES = (".safetensors", *TORCH_FILES)
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-
-
-@dataclasses.dataclass(frozen=True)
-class Header:
-    """What the metadata of a weights file says.
-
-    Args:
-        architecture: arguments of `create_model`: backbone, head, parts, resolution, circular, classes (a number);
-            under `options` attributes of the attention that differ from the default, for ablations.
-        spec: facts about the network, None in a file of other origin.
-        extra: whatever else the writer noted: recipe, epoch, accuracy on the held-out images.
-    """
-
-    architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
-    spec: ModelSpec | None = None
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str]) -> Path:
@@ -61,48 +47,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], m
     return path
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The metadata of a safetensors file, without reading a tensor.
-
-    Raises:
-        CheckpointError: if the file is missing or is no safetensors file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no weights at '{path}'; pass a .safetensors file, such as best.safetensors of a run.")
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_HEADER_LIMIT, path.stat().st_size):
-            raise CheckpointError(f"'{path}' is no safetensors file.")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            raise CheckpointError(f"'{path}' is no safetensors file.") from None
-    return dict(header.get("__metadata__", {})) if isinstance(header, dict) else {}
-
-
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """Which network the weights of a safetensors file belong to; empty for a file that xattn did not write.
-
-    Raises:
-        CheckpointError: if the file is missing, is no safetensors file or has a damaged header.
-    """
-    text = read_metadata(path).get("xattn")
-    if text is None:
-        return Header()
-    try:
-        values = json.loads(text)
-        spec = values.get("spec")
-        return Header(
-            architecture=dict(values.get("architecture") or {}),
-            spec=None if spec is None else ModelSpec.from_dict(spec),
-            extra={k: v for k, v in values.items() if k not in ("architecture", "spec")},
-        )
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"'{path}': the header of xattn is damaged ({error}).") from None
-
-
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a weights file by name; half precision is promoted to float32.
 
@@ -113,45 +57,58 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: if the file is missing, damaged, or holds anything but tensors.
     """
     path = Path(path)
-    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+    if path.suffix.lower() in TORCH_FILES:
         state = _read_torch(path)
     else:
-        read_metadata(path)
-        state = _read_safetensors(path)
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        read_start(path)
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise CheckpointError(f"'{path}' cannot be read as safetensors: {error}.") from None
     return {name: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for name, t in state.items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"'{path}' cannot be read as safetensors: {error}.") from None
-
-
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    import pickle
-
+    """Tensors of a file that `torch.save` wrote, none of them larger than the file."""
     if not path.is_file():
         raise CheckpointError(f"no weights at '{path}'.")
+    size = path.stat().st_size
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                size = sum(entry.compress_size for entry in archive.infolist())
+                if size != sum(entry.file_size for entry in archive.infolist()):
+                    raise CheckpointError(f"'{path}' is compressed, which torch.save does not do.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unusual pickles, which are refused below anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        if "weights_only" in str(error).lower() or isinstance(error, pickle.UnpicklingError):
+    except CheckpointError:
+        raise
+    except Exception as error:  # what damaged bytes make of a reader has no class of its own
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error).lower():
             raise CheckpointError(
                 f"'{path}' holds pickled objects, which could run code when loaded, and is refused; save "
                 "model.state_dict() instead, best as safetensors."
             ) from None
-        raise CheckpointError(f"'{path}' cannot be read: {str(error).splitlines()[0]}.") from None
+        reason = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"'{path}' cannot be read as a file of torch.save ({type(error).__name__}: {reason}); copy it again."
+        ) from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(f"'{path}' is no state dict: expected tensors by name.")
+    if len(content) > MOST_TENSORS:
+        raise CheckpointError(f"'{path}' has {len(content):,} tensors; at most {MOST_TENSORS:,} are read.")
+    for name, t in content.items():
+        if t.is_meta or t.is_nested or t.is_quantized or t.layout != torch.strided:
+            raise CheckpointError(f"'{path}': '{name}' is no plain tensor with values; save model.state_dict().")
+        if t.numel() * t.element_size() > size:
+            raise CheckpointError(f"'{path}': '{name}' is of shape {tuple(t.shape)}, larger than the file.")
     return {str(name).removeprefix("module."): t for name, t in content.items()}
 
 
@@ -205,7 +162,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         source: where they come from, for the message.
 
     Raises:
-        CheckpointError: for missing, unexpected or differently shaped tensors.
+        CheckpointError: for missing, unexpected, differently shaped tensors, or values that are not finite.
     """
     state = {name: t for name, t in state.items() if not name.startswith(RANKS)}
     own = model.state_dict()
@@ -226,45 +183,11 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
         )
     if problems:
         raise CheckpointError(f"'{source}' does not fit {type(model).__name__}: {'; '.join(problems)}.")
+    parameters = {name for name, _ in model.named_parameters()}  # a buffer may be a mask of infinities
+    for name, t in state.items():
+        if t.is_floating_point() and not bool(t.isfinite().all() if name in parameters else not t.isnan().any()):
+            raise CheckpointError(
+                f"'{source}': '{name}' has values that are not finite, so that no answer would be; take the weights of "
+                "an earlier epoch, or train again with a lower rate."
+            )
     model.load_state_dict(dict(state))
-
-
-def facts_of(model: nn.Module, written: ModelSpec) -> ModelSpec:
-    """Facts from a file about a network, with the names that its layers have here."""
-    from xattn.models.heads import Classifier
-
-    return type(model)(model.backbone, model.head, written).spec if isinstance(model, Classifier) else written
-
-
-def load_model(path: str | os.PathLike[str]) -> nn.Module:
-    """Build the network that a weights file describes and load it, in float32 and in eval mode.
-
-    Args:
-        path: a file that `save_weights` wrote, for example `best.safetensors` of a training run.
-
-    Returns:
-        The network; it has `spec` and `architecture`.
-
-    Raises:
-        CheckpointError: if the file does not say which network it belongs to, or does not fit it.
-    """
-    from xattn.models import create_model
-
-    header = read_header(path)
-    if not header.architecture.get("backbone"):
-        raise CheckpointError(
-            f"'{path}' does not say which network it belongs to; create the model by name and load the tensors with "
-            "xattn.models.checkpoint.load_state."
-        )
-    known = ("head", "parts", "resolution", "circular")
-    arguments = {k: header.architecture[k] for k in known if k in header.architecture}
-    model = create_model(
-        header.architecture["backbone"], weights=None, num_classes=header.architecture.get("classes"), **arguments
-    )
-    for name, value in header.architecture.get("options", {}).items():
-        setattr(model.get_submodule("head.attention"), name, value)
-    load_state(model, read_state(path), str(path))
-    if header.spec is not None:
-        model.spec = facts_of(model, header.spec)  # type: ignore[assignment]
-    model.architecture = dict(header.architecture)  # type: ignore[assignment]
-    return model.eval()

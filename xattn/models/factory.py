@@ -7,37 +7,37 @@ import dataclasses
 import importlib
 import inspect
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from xattn.errors import CheckpointError, ParameterError, UnknownNameError, XattnWarning, unknown
 from xattn.inspection import infer_spec
 from xattn.models import models, timm_models, torchvision_models
-from xattn.models.checkpoint import facts_of, load_model, load_state, read_header, read_state
-from xattn.models.heads import Classifier, HeadName, create_head
+from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state
+from xattn.models.header import Architecture, Resolution, read_header
+from xattn.models.heads import Classifier, checked_options, create_head, heads
 from xattn.models.resolution import remove_strides, use_circular_padding
 from xattn.models.trunk import cut
+from xattn.schema import check_fields
 from xattn.spec import ModelSpec
-
-Resolution = Literal["low", "high"]
-
-_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 def create_model(
     name: str | os.PathLike[str],
     *,
     weights: str | os.PathLike[str] | None = None,
-    head: HeadName | None = None,
+    head: str | None = None,
     parts: int = 3,
     resolution: Resolution = "low",
     circular: bool = False,
     num_classes: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Create a classifier in evaluation mode, with the facts that explaining needs as `model.spec`.
 
@@ -48,15 +48,17 @@ def create_model(
     Args:
         name: a registered name (`tiny-brnpa`), a classifier of torchvision (`resnet50`) or timm
             (`timm/convnext_atto`), `package.module:factory` for a model of one's own, or the `.safetensors` file of a
-            training run.
+            training run, which may name all of these but a factory: a file does not choose what code is run.
         weights: `"DEFAULT"` or another name of published weights, which are downloaded where they are not in the
             cache; a file (safetensors, or a state dict of `torch.save`); None is random. The registered `tiny-*`
-            networks come with their weights unless a head or a number of classes is given.
+            networks come with their weights unless a head or a number of classes is given. The file of a training run
+            with the factory `name` brings its head, parts and classes along.
         head: None keeps the model's own; `"linear"`, `"bcnn"` or `"brnpa"` replace all behind the feature map.
         parts: number of attention maps of the head.
         resolution: `"high"` removes the strides of the last two stages.
         circular: circular instead of zero padding.
         num_classes: number of logits; None is that of the weights.
+        options: of the head, such as `{"refine": False}`, for ablations.
 
     Returns:
         A module from images (N, 3, H, W) to logits (N, K) with the attribute `spec`; with a head it is a
@@ -64,35 +66,81 @@ def create_model(
 
     Raises:
         UnknownNameError: if there is no such model; the nearest name is suggested.
-        CheckpointError: if weights cannot be had or do not fit.
+        CheckpointError: if weights cannot be had or do not fit, or a file names a factory.
         NotApplicableError: if the model cannot take a head, a higher resolution or circular padding.
     """
     name = os.fspath(name)
     if resolution not in ("low", "high"):
         raise ParameterError(f"resolution must be low or high but is '{resolution}'.")
-    if head not in (None, "linear", "bcnn", "brnpa"):
-        raise unknown("head", str(head), ["linear", "bcnn", "brnpa"])
-    if Path(name).suffix in _FILES and ":" not in Path(name).name:
-        return _from_file(name, weights, head, parts, resolution, circular, num_classes)
-    options: dict[str, Any] = {
-        "head": head,
-        "parts": parts,
-        "resolution": resolution,
-        "circular": circular,
-        "num_classes": num_classes,
-    }
+    if head is not None:
+        heads.get(head)
+    asked = Architecture(name, head, parts, resolution, circular, num_classes, dict(options or {}))
+    check_fields(asked, "create_model")
+    if is_weights_file(name):
+        if weights is not None:
+            raise ParameterError(f"'{name}' has weights of its own; leave out weights={weights}.")
+        return _from_file(name, asked)
+    if weights is not None and ":" in name and Path(weights).suffix == ".safetensors":
+        saved = read_header(weights).architecture
+        if saved is not None and saved.backbone == name:
+            return _from_file(os.fspath(weights), asked, trusted=True)
     if name in models and _takes_head(factory := models.get(name)):
+        given = asked.to_dict()
+        given["num_classes"] = given.pop("classes")
+        del given["backbone"]
         if weights is None or not _is_file(weights):
-            return factory(weights=weights, **options).eval()
-        own = factory(weights=None, **{**options, "num_classes": num_classes or _classes_in(weights)})
+            return factory(weights=weights, **given).eval()
+        own = factory(weights=None, **{**given, "num_classes": num_classes or _classes_in(weights)})
         fill(own, read_state(weights), str(weights), forgiving=True)
         return own.eval()
-    return _assemble(name, weights, options)
+    return _assemble(asked, weights)
 
 
-def _assemble(name: str, weights: str | os.PathLike[str] | None, options: Mapping[str, Any]) -> nn.Module:
+def load_model(path: str | os.PathLike[str], factory: str | None = None) -> nn.Module:
+    """Build the network that a weights file describes and load it, in float32 and in evaluation mode.
+
+    Args:
+        path: a file that `save_weights` wrote, for example `best.safetensors` of a training run.
+        factory: `package.module:factory`, where the network of the file is made by one; it runs only if named here.
+
+    Returns:
+        The network; it has `spec` and `architecture`.
+
+    Raises:
+        FactoryError: if the file names a factory and `factory` is another one, or None.
+        CheckpointError: if the file does not say which network it belongs to, or does not fit it.
+    """
+    path = os.fspath(path)
+    return _from_file(path, Architecture(factory or path), trusted=factory is not None)
+
+
+class FactoryError(CheckpointError):
+    """A weights file that names a factory, which is run only if a person names it.
+
+    Args:
+        path: the file.
+        factory: `package.module:factory`.
+        command: what to write instead.
+    """
+
+    def __init__(self, path: str, factory: str, command: str = "") -> None:
+        self.path, self.factory = path, factory
+        command = command or f"--model {shlex.quote(factory)} --weights {shlex.quote(path)}"
+        super().__init__(
+            f"'{path}' is of a network made by '{factory}', and a file does not choose what code is run here; if you "
+            f"trust that code, name it yourself: {command}"
+        )
+
+
+def is_weights_file(name: str | os.PathLike[str]) -> bool:
+    """Whether the name of a model is that of a file, `runs/best.safetensors`, and no `package.module:factory`."""
+    path = Path(name)
+    return path.suffix.lower() in WEIGHT_FILES and ":" not in path.name
+
+
+def _assemble(asked: Architecture, weights: str | os.PathLike[str] | None) -> nn.Module:
     """A plain network by name, then its weights, resolution, padding and head, in this order."""
-    head, classes = options["head"], options["num_classes"]
+    name, head, classes = asked.backbone, asked.head, asked.classes
     state = read_state(weights) if weights is not None and _is_file(weights) else None
     published = os.fspath(weights) if weights is not None and state is None else None
     # A head brings a classifier of its own, so the network keeps the one that its weights have.
@@ -105,9 +153,9 @@ def _assemble(name: str, weights: str | os.PathLike[str] | None, options: Mappin
         fill(base, state, str(weights), free=free, silent=head is not None)
     if published and classes and not head:
         _replace_classifier(base, spec, classes)
-    if options["resolution"] == "high":
+    if asked.resolution == "high":
         remove_strides(base, feature_layer=spec.feature_layer, input_size=spec.input_size)
-    if options["circular"]:
+    if asked.circular:
         use_circular_padding(base)
     count = classes or len(spec.classes) or _logits(base, spec)
     if len(spec.classes) != count:
@@ -115,7 +163,8 @@ def _assemble(name: str, weights: str | os.PathLike[str] | None, options: Mappin
     model = base
     if head is not None:
         trunk, channels = cut(base, spec.feature_layer, spec.input_size)
-        model = Classifier(trunk, create_head(head, channels, count, parts=options["parts"]), spec)
+        made = create_head(head, channels, count, parts=asked.parts, options=asked.options)
+        model = Classifier(trunk, made, spec)
         if state is not None and whole:
             fill(model, state, str(weights), forgiving=True)
     else:
@@ -124,48 +173,81 @@ def _assemble(name: str, weights: str | os.PathLike[str] | None, options: Mappin
             raise CheckpointError(
                 f"'{weights}' is of a network with a head; pass that head=…, or the file as the name of the model."
             )
-    model.architecture = {  # type: ignore[assignment]
-        "backbone": name,
-        **{key: options[key] for key in ("head", "parts", "resolution", "circular")},
-        "classes": count,
-    }
+    model.architecture = dataclasses.replace(asked, classes=count).to_dict()  # type: ignore[assignment]
     return model.eval()
 
 
-def _from_file(
-    path: str,
-    weights: str | os.PathLike[str] | None,
-    head: HeadName | None,
-    parts: int,
-    resolution: Resolution,
-    circular: bool,
-    classes: int | None,
-) -> nn.Module:
-    """The network that a weights file describes, or one that differs from it in some argument and has its weights."""
-    if weights is not None:
-        raise ParameterError(f"'{path}' has weights of its own; leave out weights={weights}.")
+def _from_file(path: str, asked: Architecture, *, trusted: bool = False) -> nn.Module:
+    """The network that a weights file describes, or one that differs from it in some argument and has its weights.
+
+    With `trusted` the person named `asked.backbone`, and it is taken if the file names the same.
+    """
     if Path(path).suffix != ".safetensors":
         raise CheckpointError(
             f"'{path}' does not say which network it belongs to; name the network and pass the file as its weights."
         )
-    architecture = read_header(path).architecture
-    asked = {"resolution": resolution if resolution == "high" else None, "circular": circular or None, "head": head}
-    changes = {key: value for key, value in {**asked, "classes": classes}.items() if value is not None}
-    if not architecture or all(architecture.get(key) == value for key, value in changes.items()):
-        return load_model(path)
-    kept = {**architecture, **changes, "parts": parts if head else architecture.get("parts", parts)}
-    kept["num_classes"] = kept.pop("classes", None)
-    model = create_model(kept.pop("backbone"), **{k: kept[k] for k in (*asked, "parts", "num_classes") if k in kept})
-    ablation = architecture.get("options")
-    if isinstance(model, Classifier) and ablation and model.architecture["head"] == architecture.get("head"):
-        for option, value in ablation.items():
-            setattr(model.get_submodule("head.attention"), option, value)
-        model.architecture["options"] = ablation
-    fill(model, read_state(path), path, forgiving=True)
-    spec = read_header(path).spec
-    if isinstance(model, Classifier) and spec is not None and not classes:
-        model.spec = facts_of(model, spec)
+    header = read_header(path)
+    saved = header.architecture
+    if saved is None:
+        raise CheckpointError(
+            f"'{path}' does not say which network it belongs to; create the model by name and load the tensors with "
+            "xattn.models.checkpoint.load_state."
+        )
+    if not (trusted and saved.backbone == asked.backbone):
+        _refuse_code(path, saved.backbone)
+    same_head = asked.head in (None, saved.head)
+    wanted = dataclasses.replace(
+        saved,
+        head=asked.head or saved.head,
+        parts=asked.parts if asked.head else saved.parts,
+        resolution="high" if asked.resolution == "high" else saved.resolution,
+        circular=asked.circular or saved.circular,
+        classes=asked.classes or saved.classes,
+        options={**(saved.options if same_head else {}), **asked.options},
+    )
+    if wanted.head is not None:
+        checked_options(wanted.head, wanted.options)  # before anything is built
+    changed = wanted != saved
+    state = read_state(path)
+    if wanted.backbone in models and _takes_head(models.get(wanted.backbone)):
+        given = wanted.to_dict()
+        model = create_model(given.pop("backbone"), num_classes=given.pop("classes"), **given)
+    else:
+        model = _assemble(wanted, None)
+    fill(model, state, path, forgiving=changed)
+    if header.spec is not None and not changed:
+        model.spec = _facts(model, header.spec, path)  # type: ignore[assignment]
+    elif header.spec is not None and isinstance(model, Classifier) and not asked.classes:
+        model.spec = model.facts_of(header.spec)
     return model
+
+
+def _refuse_code(path: str, backbone: str) -> None:
+    """Let a file name networks that are registered or a library's own, and nothing else that could be imported."""
+    if backbone in models or backbone in torchvision_models.names() or timm_models.knows(backbone):
+        return
+    if _is_factory(backbone):
+        raise FactoryError(path, backbone)
+    names = [*models.names(), *torchvision_models.names(), *timm_models.names()]
+    raise CheckpointError(f"'{path}': {unknown('network', backbone, names)}")
+
+
+def _is_factory(name: str) -> bool:
+    """Whether a name has the form `package.module:factory`."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), attribute))
+
+
+def _facts(model: nn.Module, written: ModelSpec, path: str) -> ModelSpec:
+    """Facts from a file, if the layers that they name exist."""
+    if isinstance(model, Classifier):
+        return model.facts_of(written)
+    layers = dict(model.named_modules())
+    named = (written.feature_layer, written.classifier, written.attention_layer, *written.probability_layers)
+    for layer in named:
+        if layer is not None and layer not in layers:
+            raise CheckpointError(f"'{path}': {unknown('layer', layer, [name for name in layers if name])}")
+    return written
 
 
 def fill(
@@ -212,15 +294,15 @@ def fill(
 
 def _is_file(weights: str | os.PathLike[str]) -> bool:
     path = Path(weights)
-    return not isinstance(weights, str) or path.suffix in _FILES or len(path.parts) > 1 or path.is_file()
+    return not isinstance(weights, str) or path.suffix.lower() in WEIGHT_FILES or len(path.parts) > 1 or path.is_file()
 
 
 def _classes_in(path: str | os.PathLike[str]) -> int | None:
     """Number of logits of a network that was saved with its header."""
     if Path(path).suffix != ".safetensors":
         return None
-    found = read_header(path).architecture.get("classes")
-    return int(found) if found else None
+    saved = read_header(path).architecture
+    return saved.classes if saved else None
 
 
 def _takes_head(factory: Callable[..., Any]) -> bool:
@@ -240,7 +322,10 @@ def _build(name: str, published: str | None, classes: int | None) -> nn.Module:
             raise CheckpointError(f"{name}: weights must be a file but is '{published}', and there is no such file.")
         factory = models.get(name) if name in models else _import(name)
         takes = classes is not None and "num_classes" in inspect.signature(factory).parameters
-        model = factory(num_classes=classes) if takes else factory()
+        try:
+            model = factory(num_classes=classes) if takes else factory()
+        except SystemExit as error:
+            raise ParameterError(f"{name} left the program ({error}) instead of returning a torch.nn.Module.") from None
         if not isinstance(model, nn.Module):
             raise ParameterError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module.")
         if classes is not None and not takes:
@@ -248,21 +333,23 @@ def _build(name: str, published: str | None, classes: int | None) -> nn.Module:
         return model
     known = torchvision_models.names()
     if name not in known:
-        everything = [*models.names(), *known, *timm_models.names()]
-        if not known:
-            raise UnknownNameError(f"model '{name}': torchvision cannot be imported. Known: {', '.join(everything)}.")
-        raise unknown("model", name, everything)
+        raise unknown("model", name, [*models.names(), *known, *timm_models.names()])
     return torchvision_models.build(name, published, classes)
 
 
 def _import(name: str) -> Callable[..., Any]:
     """The factory called `package.module:factory`, from the path or from the working folder."""
     module, _, attribute = name.partition(":")
+    if not _is_factory(name):
+        raise UnknownNameError(f"model '{name}': expected package.module:factory, names of Python.")
     try:
         with _working_folder():
             found = importlib.import_module(module)
-    except (ImportError, ValueError) as error:
-        raise UnknownNameError(f"model '{name}': '{module}' cannot be imported ({error}).") from None
+    except (Exception, SystemExit) as error:  # whatever foreign code raises
+        reason = (str(error).splitlines() or [""])[0]
+        raise UnknownNameError(
+            f"model '{name}': '{module}' cannot be imported ({type(error).__name__}: {reason})."
+        ) from error
     try:
         factory: Callable[..., Any] = getattr(found, attribute)
     except AttributeError:

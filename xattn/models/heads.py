@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 
-from xattn.errors import ParameterError
+from xattn.errors import ParameterError, unknown
 from xattn.functional.attention import attention_pool
 from xattn.functional.br_npa import Activation, Seed, Suppress, br_npa_maps
+from xattn.registry import Registry
+from xattn.schema import Range, check
 from xattn.spec import ModelSpec
+
+LARGEST_CLASSIFIER = 2**28  # weights of a classifier, 1 GB; more is a mistake in a number
+
+heads: Registry[Head] = Registry("head", "xattn.models", "xattn.heads")
 
 
 class Head(nn.Module, ABC):
     """A linear classifier over pooled features. Subclasses define the pooling, `embed`.
+
+    A subclass is registered by its name and takes (channels, classes, parts, dropout); further arguments, by keyword
+    and annotated, are its options: a recipe or a weights file may give them, and they are checked by their annotations.
 
     Attributes:
         kind: name of the head on the command line.
@@ -30,6 +41,11 @@ class Head(nn.Module, ABC):
         super().__init__()
         if parts < 1:
             raise ParameterError(f"{type(self).__name__}: expected at least one part but got parts={parts}.")
+        if classes < 1 or parts * channels * classes > LARGEST_CLASSIFIER:
+            raise ParameterError(
+                f"{type(self).__name__}: {classes:,} classes of {parts:,} parts with {channels:,} channels are no "
+                f"classifier; expected at least one class and at most {LARGEST_CLASSIFIER:,} weights."
+            )
         self.channels = channels
         self.parts = parts
         self.dropout = nn.Dropout(dropout)
@@ -45,18 +61,20 @@ class Head(nn.Module, ABC):
         return logits
 
 
+@heads.register("linear")
 class LinearHead(Head):
     """Global average pooling and a linear layer, as in most CNNs (Lin et al. 2014, arXiv:1312.4400).
 
     Args:
         channels: channels C of the feature map.
         classes: number K of logits.
+        parts: not used; there are no attention maps.
         dropout: probability before the classifier.
     """
 
     kind = "linear"
 
-    def __init__(self, channels: int, classes: int, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, classes: int, parts: int = 1, dropout: float = 0.0) -> None:
         super().__init__(channels, classes, 1, dropout, bias=True)
 
     def embed(self, features: Tensor) -> Tensor:
@@ -106,24 +124,13 @@ class BCNNAttention(nn.Module):
         self.conv = nn.Conv2d(channels, parts + 1, 1)
         self.relu = nn.ReLU()
 
-    @property
-    def width(self) -> int:
-        """Channels inside the block; another number makes a new block with random weights."""
-        return self.block.conv1.out_channels
-
-    @width.setter
-    def width(self, width: int) -> None:
-        if width < 1:
-            raise ParameterError(f"B-CNN attention: width must be at least 1 but is {width}.")
-        if width != self.width:
-            self.block = BasicBlock(self.conv.in_channels, width)
-
     def forward(self, features: Tensor) -> Tensor:
         """Non-negative maps (N, P, h, w) of features (N, C, h, w)."""
         maps: Tensor = self.relu(self.conv(self.block(features)))
         return maps[:, : self.parts]
 
 
+@heads.register("bcnn")
 class BCNNHead(Head):
     """B-CNN: learned attention maps, g_m = mean_i A_m,i f_i, a linear layer without bias (WS-DAN, arXiv:1901.09891).
 
@@ -132,13 +139,22 @@ class BCNNHead(Head):
         classes: number K of logits.
         parts: number P of maps.
         dropout: probability before the classifier.
+        width: channels inside the attention block; None is `channels`, as published.
     """
 
     kind = "bcnn"
 
-    def __init__(self, channels: int, classes: int, parts: int = 3, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        parts: int = 3,
+        dropout: float = 0.0,
+        *,
+        width: Annotated[int, Range(1, 8192)] | None = None,
+    ) -> None:
         super().__init__(channels, classes, parts, dropout, bias=False)
-        self.attention = BCNNAttention(channels, parts)
+        self.attention = BCNNAttention(channels, parts, width)
 
     def embed(self, features: Tensor) -> Tensor:
         """Mean over the cells of the weighted features, per part (N, P * C)."""
@@ -192,6 +208,7 @@ class BRNPAAttention(nn.Module):
         )
 
 
+@heads.register("brnpa")
 class BRNPAHead(Head):
     """BR-NPA: non-parametric part maps, their weighted means, a linear layer without bias (arXiv:2106.02566).
 
@@ -228,31 +245,47 @@ class BRNPAHead(Head):
         return attention_pool(features, self.attention(features)).flatten(1)
 
 
-HeadName = Literal["linear", "bcnn", "brnpa"]
-
-
 def create_head(
-    name: HeadName, channels: int, classes: int, *, parts: int = 3, dropout: float = 0.0
-) -> LinearHead | BCNNHead | BRNPAHead:
+    name: str,
+    channels: int,
+    classes: int,
+    *,
+    parts: int = 3,
+    dropout: float = 0.0,
+    options: Mapping[str, Any] | None = None,
+) -> Head:
     """The head called `name`.
 
+    >>> create_head("brnpa", 8, 10, options={"refine": False}).attention.refine
+    False
+
     Args:
-        name: `"linear"`, `"bcnn"` or `"brnpa"`.
+        name: a registered name: `"linear"`, `"bcnn"`, `"brnpa"`.
         channels: channels C of the feature map.
         classes: number K of logits.
         parts: number of attention maps; a linear head has none.
         dropout: probability before the classifier.
+        options: what else the head takes by keyword, for ablations.
 
     Raises:
-        ParameterError: for another name.
+        UnknownNameError: for another name.
+        ParameterError: for an option that the head does not have, or a value outside what it can take.
     """
-    if name == "linear":
-        return LinearHead(channels, classes, dropout)
-    if name == "bcnn":
-        return BCNNHead(channels, classes, parts, dropout)
-    if name == "brnpa":
-        return BRNPAHead(channels, classes, parts, dropout)
-    raise ParameterError(f"head must be one of linear, bcnn, brnpa but got '{name}'.")
+    return heads.get(name)(channels, classes, parts, dropout, **checked_options(name, options or {}))
+
+
+def checked_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a head, each one known and as its annotation says.
+
+    Raises:
+        ParameterError: for an option that the head does not have, or a value outside what it can take.
+    """
+    parameters = inspect.signature(heads.get(name), eval_str=True).parameters.values()
+    hints = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for option in options:
+        if option not in hints:
+            raise ParameterError(str(unknown(f"option of head '{name}'", option[:60], hints)))
+    return {option: check(value, hints[option], f"head '{name}': {option}") for option, value in options.items()}
 
 
 class Classifier(nn.Module):
@@ -289,3 +322,7 @@ class Classifier(nn.Module):
         """Logits (N, K) of images (N, 3, H, W)."""
         logits: Tensor = self.head(self.backbone(x))
         return logits
+
+    def facts_of(self, written: ModelSpec) -> ModelSpec:
+        """Facts from a file about a network like this one, with the names that its layers have here."""
+        return type(self)(self.backbone, self.head, written).spec

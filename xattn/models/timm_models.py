@@ -1,43 +1,53 @@
-"""Classifiers of timm as `timm/NAME`; timm is optional and imported when one is asked for."""
+"""Classifiers of timm as `timm/NAME`; timm is imported when one is asked for."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
 
-from xattn.errors import CheckpointError, UnknownNameError, unknown
+from xattn.errors import CheckpointError, unknown
 
 PREFIX = "timm/"
 
 
 def names() -> list[str]:
-    """Names of all classifiers that timm has, as `timm/NAME`; none where it is not installed."""
-    try:
-        import timm
-    except (ImportError, RuntimeError):  # a torchvision made for another torch raises RuntimeError
-        return []
+    """Names of all classifiers that timm has, as `timm/NAME`."""
+    import timm
+
     return [PREFIX + name for name in timm.list_models()]
+
+
+def knows(name: str) -> bool:
+    """Whether `timm/NAME` or `timm/NAME.TAG` is a network of timm itself, and no address of a hub or a folder.
+
+    >>> knows("timm/resnet18.a1_in1k"), knows("timm/hf-hub:someone/net"), knows("timm/local-dir:net")
+    (True, False, False)
+    """
+    import timm
+
+    short, _, tag = name.removeprefix(PREFIX).partition(".")
+    plain = re.fullmatch(r"[A-Za-z0-9_]+", short) and re.fullmatch(r"[A-Za-z0-9_]*", tag)
+    return name.startswith(PREFIX) and plain is not None and bool(timm.is_model(short))
 
 
 def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn.Module:
     """A classifier of timm.
 
     Args:
-        name: as in `timm.list_models()`, with or without `timm/` before it and a tag of weights behind it.
+        name: as in `timm.list_models()`, with `timm/` before it and perhaps a tag of weights behind it.
         pretrained: download the published weights unless they are in the cache.
         classes: number of logits; None is what the weights have. The classifier is then new.
 
     Raises:
-        UnknownNameError: if timm cannot be imported or has no such model.
+        UnknownNameError: if timm has no such model.
         CheckpointError: if the weights cannot be downloaded.
     """
-    try:
-        import timm
-    except (ImportError, RuntimeError):
-        raise UnknownNameError(f"model '{name}' needs timm, which cannot be imported: pip install timm.") from None
+    import timm
+
     short = name.removeprefix(PREFIX)
-    if not timm.is_model(short.partition(".")[0]):
+    if not knows(name):
         raise unknown("timm model", short, timm.list_models())
     options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     try:

@@ -10,11 +10,9 @@ from xattn.errors import CheckpointError, unknown
 
 
 def names() -> list[str]:
-    """Names of all classifiers that torchvision has; none where it is not installed."""
-    try:
-        from torchvision import models
-    except (ImportError, RuntimeError):  # a torchvision made for another torch raises RuntimeError
-        return []
+    """Names of all classifiers that torchvision has."""
+    from torchvision import models
+
     return list(models.list_models(module=models))
 
 

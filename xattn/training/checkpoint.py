@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import CheckpointError
-from xattn.models.checkpoint import read_metadata, read_state, write_tensors
+from xattn.models.checkpoint import read_state, write_tensors
+from xattn.models.header import read_metadata
 
 FORMAT = 1
 _KEY = "xattn.training"

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from xattn.errors import NotApplicableError
 from xattn.functional.sparsity import attention_density, map_density
 from xattn.inspection import IMAGENET_MEAN, IMAGENET_STD
-from xattn.models.checkpoint import RANKS, load_model, read_state
+from xattn.models.checkpoint import RANKS, read_state
+from xattn.models.factory import load_model
 from xattn.models.heads import Classifier, Head
 from xattn.training.augment import finish
 from xattn.training.data import Source
@@ -59,14 +60,14 @@ class Evaluation:
         return dataclasses.asdict(self)
 
 
-def load_trained(path: str | Path) -> tuple[Classifier, RankHeads | None]:
-    """A trained network and the rank heads that are stored beside it, if there are any.
+def load_trained(path: str | Path, factory: str | None = None) -> tuple[Classifier, RankHeads | None]:
+    """A trained network and the rank heads that are stored beside it, if there are any; arguments of `load_model`.
 
     Raises:
         CheckpointError: if the file is no network of xattn.
         NotApplicableError: if the network has no head of xattn.
     """
-    model = load_model(path)
+    model = load_model(path, factory)
     if not isinstance(model, Classifier):
         raise NotApplicableError(f"evaluate: '{path}' holds a {type(model).__name__}; expected a backbone with a head.")
     state = {name.removeprefix(RANKS): t for name, t in read_state(path).items() if name.startswith(RANKS)}

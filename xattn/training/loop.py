@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from xattn.errors import CheckpointError, ParameterError, XattnError
 from xattn.files import whole_file
-from xattn.models.checkpoint import load_model, save_weights
+from xattn.models.checkpoint import save_weights
+from xattn.models.factory import FactoryError, load_model
 from xattn.training.augment import Draws, derive_seed, draw, finish
 from xattn.training.checkpoint import Progress, SavedRun, load_run, save_run
 from xattn.training.data import Source, hold_out, open_source
@@ -33,7 +34,10 @@ from xattn.training.recipe import Recipe
 from xattn.training.schedule import learning_rate
 
 LAST, BEST, LOG, RECIPE, RUN = "last.safetensors", "best.safetensors", "log.csv", "recipe.toml", "run.json"
-_PLACE = ("out", "accelerator", "devices", "strategy", "tensorboard")  # keys that may differ when a run goes on
+# Keys that may differ when a run goes on.
+_PLACE = {("run", key) for key in ("out", "accelerator", "devices", "strategy", "tensorboard")} | {
+    ("distill", "factory")
+}
 _EVALUATION_BATCH = 250
 
 
@@ -175,7 +179,11 @@ class _Run:
         """The teacher, frozen."""
         if not self.recipe.distill.teacher:
             return None
-        teacher = load_model(self.recipe.distill.teacher).requires_grad_(False).eval()
+        factory = self.recipe.distill.factory or self.recipe.model.backbone
+        try:
+            teacher = load_model(self.recipe.distill.teacher, factory).requires_grad_(False).eval()
+        except FactoryError as error:
+            raise FactoryError(error.path, error.factory, f"--set distill.factory={error.factory}") from None
         theirs = len(getattr(teacher, "spec", self.raw.model.spec).classes)
         ours = len(self.source.classes)
         if theirs not in (0, ours):
@@ -433,7 +441,7 @@ class _Run:
 def _comparable(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """A recipe without what does not decide the result."""
     return {
-        section: {k: v for k, v in content.items() if not (section == "run" and k in _PLACE)}
+        section: {key: value for key, value in content.items() if (section, key) not in _PLACE}
         for section, content in recipe.items()
     }
 

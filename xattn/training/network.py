@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from xattn.errors import CheckpointError
 from xattn.inspection import IMAGENET_MEAN, IMAGENET_STD
-from xattn.models.checkpoint import RANKS, read_header, read_state
+from xattn.models.checkpoint import RANKS, read_state
+from xattn.models.factory import create_model
+from xattn.models.header import read_header
 from xattn.models.heads import Classifier, Head
-from xattn.training.recipe import Recipe
+from xattn.training.recipe import ModelSection, Recipe
 
 RANK_SUBSETS: Mapping[str, tuple[int, ...]] = {"1+2": (0, 1), "2+3": (1, 2), "1": (0,), "2": (1,), "3": (2,)}
 
@@ -70,22 +72,13 @@ class Trainee(nn.Module):
         return tensors
 
 
-def architecture_of(recipe: Recipe, classes: int) -> dict[str, Any]:
-    """Arguments of `create_model` that build the network of a recipe, for the header of its weights."""
-    section = recipe.model
-    known: dict[str, Any] = {
-        "backbone": section.backbone,
-        "head": section.head,
-        "parts": section.parts,
-        "resolution": section.resolution,
-        "circular": section.circular,
-        "classes": classes,
-    }
+def _options_of(section: ModelSection) -> dict[str, Any]:
+    """Options of the head that differ from the default."""
     if section.head == "brnpa" and (not section.refine or section.seed != "activation"):
-        known["options"] = {"refine": section.refine, "seed": section.seed}
+        return {"refine": section.refine, "seed": section.seed}
     if section.head == "bcnn" and section.attention_width:
-        known["options"] = {"width": section.attention_width}
-    return known
+        return {"width": section.attention_width}
+    return {}
 
 
 def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
@@ -98,8 +91,6 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
     Raises:
         CheckpointError: if the weights to start from do not fit the backbone.
     """
-    from xattn.models import create_model
-
     section = recipe.model
     model = cast(
         "Classifier",
@@ -111,15 +102,11 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
             resolution=section.resolution,
             circular=section.circular,
             num_classes=len(classes),
+            options=_options_of(section),
         ),
     )
     head = cast("Head", model.head)
     head.dropout.p = section.dropout
-    if section.head == "brnpa":
-        attention = cast("Any", head.attention)
-        attention.refine, attention.seed = section.refine, section.seed
-    if section.head == "bcnn" and section.attention_width:
-        cast("Any", head.attention).width = section.attention_width
     size = recipe.run.image_size
     model.spec = dataclasses.replace(
         model.spec,
@@ -130,12 +117,11 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
         crop=size / recipe.augment.resize if recipe.augment.resize else 1.0,
         name=f"{section.backbone} {section.head}",
     )
-    model.architecture = architecture_of(recipe, len(classes))
     start = section.start
     if not start and recipe.distill.teacher:
         # A teacher of another kind teaches by its logits alone.
-        theirs = read_header(recipe.distill.teacher).architecture.get("backbone", section.backbone)
-        start = recipe.distill.teacher if theirs == section.backbone else ""
+        theirs = read_header(recipe.distill.teacher).architecture
+        start = recipe.distill.teacher if theirs is None or theirs.backbone == model.architecture["backbone"] else ""
     if start:
         start_from(model, read_state(start), start)
     ranks = RankHeads(head.channels, len(classes)) if section.ranks else None

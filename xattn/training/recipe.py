@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,8 @@ class DistillSection(_Section):
 
     Args:
         teacher: weights file of the teacher; empty for none.
+        factory: `package.module:factory` of the teacher's network, where its file names one that is not the backbone
+            of the model; a file alone does not choose what code is run.
         weight: share of the distillation term, the lambda of the loss.
         temperature: divides the logits of both.
         form: `"hinton"` is (1 - w) CE + w T^2 KL(teacher, student); `"printed"` is the formula as printed in the paper,
@@ -84,6 +87,7 @@ class DistillSection(_Section):
     """
 
     teacher: str = ""
+    factory: str = ""
     weight: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=6.0, gt=0)
     form: Literal["hinton", "printed"] = "hinton"
@@ -265,6 +269,16 @@ class Recipe(_Section):
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ParameterError(f"'{path}' is no valid TOML: {error}.") from None
+        for key, option in (("model.backbone", "--backbone {}"), ("distill.factory", "--set distill.factory={}")):
+            section, _, name = key.partition(".")
+            content = values.get(section)
+            factory = content.get(name) if isinstance(content, dict) else None
+            given = any(_read_override(override)[:2] == (section, name) for override in overrides)
+            if isinstance(factory, str) and ":" in factory and not given:
+                raise ParameterError(
+                    f"'{path}' names '{factory}' as {key}, and a file does not choose what code is run here; if you "
+                    f"trust that code, name it yourself: {option.format(shlex.quote(factory))}"
+                )
         return cls.build(values, overrides, source=str(path))
 
     def to_toml(self) -> str:
