@@ -76,9 +76,10 @@ def estimate(cell: Cell, config: Config, images: int = 2) -> dict[str, Cost]:
     handles = [network.register_forward_pre_hook(count) for network in networks]
     try:
         start = time.perf_counter()
-        score_batch(loaded, batch, cell.pairs(), config, watch)
+        wanted = dict.fromkeys(cell.pairs(), len(batch))
+        score_batch(loaded, batch, wanted, config, watch)
         if time.perf_counter() - start < _LONG_PROBE_S:  # the first time holds imports and kernels to choose
-            score_batch(loaded, batch, cell.pairs(), config, watch)
+            score_batch(loaded, batch, wanted, config, watch)
     finally:
         for handle in handles:
             handle.remove()

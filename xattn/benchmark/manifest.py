@@ -12,34 +12,44 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from xattn.benchmark.config import Config
+from xattn.benchmark.config import Config, DataEntry
 from xattn.benchmark.plan import Cell
 from xattn.benchmark.schemas import DataIdentity, Environment, Identity, Manifest, ModelIdentity, RunIdentity
 from xattn.benchmark.store import Store
 from xattn.data.dataset import Dataset
+from xattn.data.mosaic import Mosaic
 from xattn.errors import ParameterError
 
 
-def identity_of(config: Config, cells: Sequence[Cell]) -> Identity:
-    """What the scores of a run depend on, other than methods and metrics."""
+def identity_of(config: Config, cells: Sequence[Cell], known: Identity | None = None) -> Identity:
+    """What the scores of a run depend on, other than methods and metrics.
+
+    Args:
+        config: the run.
+        cells: what it consists of.
+        known: an earlier one. Where sizes and times of all files are those that it names, none is read.
+    """
+    before = known.data if known is not None else {}
+    opened = {c.data.name: (c.data, c.dataset.dataset if isinstance(c.dataset, Mosaic) else c.dataset) for c in cells}
     return Identity(
         run=RunIdentity(**{name: getattr(config.run, name) for name in RunIdentity.model_fields}),
-        data={
-            c.data.name: DataIdentity(
-                split=c.data.split,
-                fit=c.data.fit,
-                mosaic=c.data.mosaic,
-                images=len(c.dataset),
-                labels=_labels(c.dataset),
-            )
-            for c in cells
-        },
+        data={name: _data_identity(*entry, before.get(name)) for name, entry in opened.items()},
         models={c.model.title: ModelIdentity(weights=c.digest) for c in cells},
     )
 
 
-def _labels(dataset: Dataset) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(dataset.labels).tobytes(), digest_size=8).hexdigest()
+def _data_identity(entry: DataEntry, dataset: Dataset, before: DataIdentity | None) -> DataIdentity:
+    files = dataset.fingerprint()
+    same = before is not None and before.content and before.files == files
+    return DataIdentity(
+        split=entry.split,
+        fit=entry.fit,
+        mosaic=entry.mosaic,
+        images=len(dataset),
+        labels=hashlib.blake2b(np.ascontiguousarray(dataset.labels).tobytes(), digest_size=8).hexdigest(),
+        content=before.content if before is not None and same else dataset.fingerprint(content=True),
+        files=files,
+    )
 
 
 def check_manifest(store: Store, config: Config, cells: Sequence[Cell], device: torch.device) -> None:
@@ -51,7 +61,7 @@ def check_manifest(store: Store, config: Config, cells: Sequence[Cell], device: 
         ParameterError: with the difference.
         DataError: if the manifest is damaged.
     """
-    new, environment = identity_of(config, cells), _environment(device)
+    new, environment = identity_of(config, cells, store.read_manifest().identity), _environment(device)
     if store.create_manifest(Manifest(identity=new, config=config, environments=(environment,))):
         return
     kept = store.read_manifest()
@@ -73,6 +83,7 @@ def check_manifest(store: Store, config: Config, cells: Sequence[Cell], device: 
 
 
 def _differences(old: Identity, new: Identity) -> list[str]:
+    """What does not agree; the content of files that earlier versions did not look at may be anything."""
     changed = [
         f"run.{name} was {getattr(old.run, name)} and is {value}"
         for name, value in new.run
@@ -80,9 +91,14 @@ def _differences(old: Identity, new: Identity) -> list[str]:
     ]
     for before, after in ((old.data, new.data), (old.models, new.models)):
         for title in sorted(before.keys() & after.keys()):
-            was, now = before[title], after[title]
-            names = [name for name in type(now).model_fields if getattr(was, name) != getattr(now, name)]
-            changed += [f"{name} of {title} was {getattr(was, name)} and is {getattr(now, name)}" for name in names]
+            differs = [(name, getattr(before[title], name), value) for name, value in after[title]]
+            changed += [
+                f"the files of {title} have changed"
+                if name == "content"
+                else f"{name} of {title} was {was} and is {now}"
+                for name, was, now in differs
+                if was != now and name != "files" and (name != "content" or was)
+            ]
     return changed
 
 

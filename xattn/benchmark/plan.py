@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -271,15 +272,18 @@ def by_label(cell: Cell, config: Config) -> bool:
     return config.run.target == "label" or bool(cell.data.mosaic)
 
 
-def read_batch(cell: Cell, indices: Sequence[int], spec: ModelSpec) -> tuple[Batch | None, list[tuple[str, str]]]:
-    """A batch of the images that can be read, and the others with the reason."""
+def read_batch(cell: Cell, indices: Sequence[int], spec: ModelSpec) -> tuple[Batch | None, dict[int, str]]:
+    """A batch of the images that can be read, and for each place in `indices` whose image cannot, the reason."""
     samples: list[Sample] = []
-    bad = []
-    for index in indices:
+    bad = {}
+    for i, index in enumerate(indices):
         try:
-            samples.append(cell.dataset[index])
+            sample = cell.dataset[index]
+            if not isinstance(sample.id, str):
+                raise DataError(f"the name of image {index} is a {type(sample.id).__name__}, expected a text.")
+            samples.append(sample)
         except (DataError, OSError) as error:
-            bad.append((f"#{index}", " ".join(str(error).split())))
+            bad[i] = " ".join(str(error).split())
     if not samples:
         return None, bad
     batch = collate(samples, spec, fit=cell.data.fit)
@@ -304,9 +308,11 @@ def shard(text: str | None = None) -> tuple[int, int]:
     Raises:
         ParameterError: if the text is not i/n with 0 <= i < n.
     """
+    option = "--shard"
     if text is None:
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    rank, _, world = text.partition("/")
-    if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
-        raise ParameterError(f"--shard: expected i/n with i from 0 to n - 1, as 0/4, but got '{text}'.")
-    return int(rank), int(world)
+        option = "RANK/WORLD_SIZE of the environment"
+        text = f"{os.environ.get('RANK', '0')}/{os.environ.get('WORLD_SIZE', '1')}"
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ParameterError(f"{option}: expected i/n with i from 0 to n - 1, as 0/4, but got '{text}'.")
+    return int(match[1]), int(match[2])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +105,8 @@ def _work(cell: Cell, todo: dict[Pair, int]) -> float:
 
 
 def _weight(cell: Cell, metric: str) -> int:
-    found = cell.metrics.get(metric)
-    return 1 if found is None or found.family in _CHEAP else _EXPENSIVE
+    known = cell.metrics.get(metric)
+    return 1 if known is None or known.family in _CHEAP else _EXPENSIVE
 
 
 def _todo(cell: Cell, block: int, size: int, done: dict[Pair, int]) -> dict[Pair, int]:
@@ -147,30 +147,28 @@ def _score_block(
     loaded: Loaded, block: int, todo: dict[Pair, int], config: Config
 ) -> Iterator[tuple[list[Row], float]]:
     """Rows of each batch of a block, with the work that it was."""
-    cell, spec = loaded.cell, loaded.spec
-    size = config.run.block
+    cell, size = loaded.cell, config.run.block
     indices = cell.indices[block * size : (block + 1) * size]
-    # Batches end where a metric's share of the images ends, so that each has one list of metrics. They are the same
-    # whatever was done before, so that scores are.
-    longest = max(todo.values())
-    edges = {0, *_inside(cell, block, size).values(), *range(0, longest, config.run.batch), longest}
-    starts = sorted(edge for edge in edges if edge <= longest)
-    for first, last in itertools.pairwise(starts):
-        wanted = [pair for pair, count in todo.items() if count >= last]
-        batch, bad = read_batch(cell, indices[first:last], spec)
+    # Batches are cut at the same places whatever is left to do and wherever the share of a metric ends, and scored
+    # whole: kernels add in an order that depends on the number of images, and the same images give the same bits.
+    for first in range(0, max(todo.values()), config.run.batch):
+        wanted = {pair: min(count - first, config.run.batch) for pair, count in todo.items() if count > first}
+        batch, bad = read_batch(cell, indices[first : first + config.run.batch], loaded.spec)
         rows = [
-            Row(cell.data.name, cell.model.title, image, -1, "", READING, "error", float("nan"), reason)
-            for image, reason in bad
+            Row(cell.data.name, cell.model.title, f"#{indices[first + i]}", -1, "", READING, "error", math.nan, reason)
+            for i, reason in bad.items()
+            if i < max(wanted.values())
         ]
         if batch is not None:
-            rows += score_batch(loaded, batch, wanted, config)
-        yield rows, _work(cell, dict.fromkeys(wanted, last - first))
+            readable = {pair: count - sum(i < count for i in bad) for pair, count in wanted.items()}
+            rows += score_batch(loaded, batch, {pair: count for pair, count in readable.items() if count}, config)
+        yield rows, _work(cell, wanted)
 
 
 def score_batch(
     loaded: Loaded,
     batch: Batch,
-    wanted: Sequence[Pair],
+    wanted: Mapping[Pair, int],
     config: Config,
     watch: Watch = lambda _: nullcontext(),
 ) -> list[Row]:
@@ -179,7 +177,7 @@ def score_batch(
     Args:
         loaded: the cell with its model.
         batch: images as the model sees them.
-        wanted: pairs (method, metric).
+        wanted: of how many images, the first ones, rows are wanted for each pair (method, metric).
         config: the run.
         watch: entered with the name of each metric, and with `status` for the maps.
     """
@@ -206,10 +204,9 @@ def score_batch(
         targets = trace.target.tolist()
 
         def add(method: str, metric: str, column: str, values: Tensor, notes: Sequence[str] = ()) -> None:
-            for i, value in enumerate(values.double().tolist()):
-                note = notes[i] if notes else ""
-                place = (cell.data.name, cell.model.title, batch.ids[i], targets[i])
-                rows.append(Row(*place, method, metric, column, value, note))
+            for i, value in enumerate(values[: wanted[method, metric]].double().tolist()):
+                about = (cell.data.name, cell.model.title, batch.ids[i], targets[i])
+                rows.append(Row(*about, method, metric, column, value, notes[i] if notes else ""))
 
         if ("", PREDICTION) in wanted:
             _add_prediction(add, trace, batch, cell)
@@ -234,13 +231,13 @@ def _explanations(
     methods: dict[str, Explainer], trace: Trace
 ) -> tuple[dict[str, Explanation], dict[str, tuple[str, ...]]]:
     """Maps of the methods, and for those that refuse the images the reason as their status."""
-    found, refused = {}, {}
+    explanations, refused = {}, {}
     for name, method in methods.items():
         try:
-            found[name] = method.explanation(trace)
+            explanations[name] = method.explanation(trace)
         except XattnError as error:
             refused[name] = (f"{REFUSED}{error}",) * len(trace.x)
-    return found, refused
+    return explanations, refused
 
 
 def _measured(
@@ -255,11 +252,11 @@ def _measured(
 
 
 def _add_prediction(add: Callable[..., None], trace: Trace, batch: Batch, cell: Cell) -> None:
-    chance = probabilities(trace.logits)
-    add("", PREDICTION, "probability", chance.gather(1, trace.target[:, None])[:, 0])
-    right = (chance.argmax(1) == batch.target).double()
+    scores = probabilities(trace.logits)
+    add("", PREDICTION, "probability", scores.gather(1, trace.target[:, None])[:, 0])
+    right = (scores.argmax(1) == batch.target).double()
     # Labels of a data set with other classes say nothing about the prediction.
-    add("", PREDICTION, "correct", right if chance.shape[1] == len(cell.dataset.classes) else right * float("nan"))
+    add("", PREDICTION, "correct", right if scores.shape[1] == len(cell.dataset.classes) else right * float("nan"))
     masks = batch.object_masks() if cell.objects else None
     if masks is not None:
         share = masks.flatten(1).double().mean(1)
@@ -268,4 +265,6 @@ def _add_prediction(add: Callable[..., None], trace: Trace, batch: Batch, cell: 
 
 def seed_of(seed: int, image: str) -> int:
     """The number from which everything random about an image comes."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{image}".encode(), digest_size=7).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(f"{seed}/{image}".encode(errors="backslashreplace"), digest_size=7).digest(), "little"
+    )

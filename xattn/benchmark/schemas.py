@@ -98,13 +98,25 @@ class RunIdentity(Record):
 
 
 class DataIdentity(Record):
-    """What scores depend on in a data set."""
+    """What scores depend on in a data set.
+
+    Args:
+        split: as configured.
+        fit: as configured.
+        mosaic: as configured.
+        images: how many.
+        labels: a digest of all.
+        content: a digest of every file that the images come from; empty in manifests of earlier versions.
+        files: the same of their sizes and times, where it was last looked: as long as these stay, no file is read.
+    """
 
     split: Name | None
     fit: Name
     mosaic: Count
     images: Count
     labels: Hex
+    content: Hex | Literal[""] = ""
+    files: Hex | Literal[""] = ""
 
 
 class ModelIdentity(Record):

@@ -40,7 +40,7 @@ _FOOTER = b"xattn"
 # The digest is that of the whole file; in parts of earlier versions, a short one of the footer alone.
 _PART = re.compile(r"block-(\d{5,12})-([0-9a-f]{8}|[0-9a-f]{32})\.parquet")
 _PART_BYTES, _PART_ROWS, _JSON_BYTES = 2**29, 10**7, 2**24  # the most that is read
-_TEXT = 20_000  # characters of a text in a row
+_TEXT = 20_000  # bytes of a text in a row
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,9 @@ class Store:
         self.make(cell)
         listed = sorted((method, metric, count) for (method, metric), count in pairs.items())
         footer = Footer(block=block, pairs=tuple(listed)).model_dump_json()
-        columns = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+        columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
+        for name in TEXTS:  # names of files need not be UTF-8
+            columns[name] = [t.encode(errors="backslashreplace")[:_TEXT].decode(errors="ignore") for t in columns[name]]
         table = pa.table(columns, schema=SCHEMA).sort_by([(key, "ascending") for key in KEYS])
         table = table.replace_schema_metadata({_FOOTER: footer.encode()})
         stream = io.BytesIO()
