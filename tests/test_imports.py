@@ -22,6 +22,7 @@ ORDER = (
     ("registry",),
     ("score", "spec"),
     ("functional",),
+    ("calls",),
     ("attention_taps",),
     ("trace",),
     ("explanation", "inspection", "shared"),

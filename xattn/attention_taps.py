@@ -7,19 +7,19 @@ Here attention is computed as softmax(q k^T / sqrt(d)) v while the model runs; t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from xattn.calls import Call, Calls
 
 SCORES, PROBABILITIES = "scores", "probabilities"
 
 See = Callable[[str, str, Tensor], Tensor]
 
-_SOFTMAX = frozenset({F.softmax, torch.softmax, Tensor.softmax})
 _MULTI_HEAD = inspect.signature(F.multi_head_attention_forward)
 _UNUSUAL = ("bias_k", "bias_v", "key_padding_mask", "static_k", "static_v", "add_zero_attn")
 
@@ -39,7 +39,7 @@ def attention_of(layer: str) -> tuple[str, str] | None:
     return (module, kind) if kind in (SCORES, PROBABILITIES) else None
 
 
-class AttentionTaps(TorchFunctionMode):
+class AttentionTaps(Calls):
     """While it is entered, attention inside the given modules is run step by step and shown to `see`.
 
     Softmax over the last axis, `scaled_dot_product_attention` and `nn.MultiheadAttention` are attention; whatever else
@@ -55,15 +55,21 @@ class AttentionTaps(TorchFunctionMode):
         super().__init__()
         self.modules = modules
         self.see = see
+        self.active = False
         self._inside: list[str] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> AttentionTaps:
         def enter(name: str) -> Callable[..., None]:
-            return lambda *_: self._inside.append(name)
+            def inside(*_: object) -> None:
+                self._inside.append(name)
+                self.active = True
+
+            return inside
 
         def leave(*_: object) -> None:
             self._inside.pop()
+            self.active = bool(self._inside)
 
         for name, module in self.modules.items():
             self._handles.append(module.register_forward_pre_hook(enter(name)))
@@ -77,34 +83,30 @@ class AttentionTaps(TorchFunctionMode):
             handle.remove()
         self._handles.clear()
         self._inside.clear()
+        self.active = False
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if not self._inside:
-            return func(*args, **kwargs)
-        if func in _SOFTMAX:
-            return self._softmax(func, *args, **kwargs)
-        if func is F.scaled_dot_product_attention and not kwargs.get("enable_gqa"):
-            return self._scaled_dot_product(*args, **kwargs)[0]
-        if func is F.multi_head_attention_forward:
-            given = _MULTI_HEAD.bind(*args, **kwargs)
-            given.apply_defaults()
-            if given.arguments["query"].ndim == 3 and not any(
-                given.arguments[name] is not None and given.arguments[name] is not False for name in _UNUSUAL
-            ):
-                return self._multi_head(given.arguments)
-        return func(*args, **kwargs)
+    def handle(self, call: Call) -> Any:
+        """Attention step by step, all else as it is."""
+        run = _RUN.get(call.name)
+        return call.run() if run is None else run(self, call)
 
     def _show(self, kind: str, tensor: Tensor) -> Tensor:
         return self.see(self._inside[-1], kind, tensor)
 
-    def _softmax(self, func: Callable[..., Tensor], scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        dim = kwargs.get("dim", args[0] if args else None)
+    def _softmax(self, call: Call) -> Any:
+        scores, dim = call.args[0], call.arguments.get("dim")
         if dim not in (-1, scores.ndim - 1):
-            return func(scores, *args, **kwargs)
-        return self._show(PROBABILITIES, func(self._show(SCORES, scores), *args, **kwargs))
+            return call.run()
+        return self._show(PROBABILITIES, call.run(self._show(SCORES, scores)))
+
+    def _fused(self, call: Call) -> Any:
+        return call.run() if call.kwargs.get("enable_gqa") else self._scaled_dot_product(*call.args, **call.kwargs)[0]
+
+    def _module(self, call: Call) -> Any:
+        given = _MULTI_HEAD.bind(*call.args, **call.kwargs)
+        given.apply_defaults()
+        unusual = any(given.arguments[name] is not None and given.arguments[name] is not False for name in _UNUSUAL)
+        return call.run() if unusual or given.arguments["query"].ndim != 3 else self._multi_head(given.arguments)
 
     def _scaled_dot_product(
         self,
@@ -149,3 +151,10 @@ class AttentionTaps(TorchFunctionMode):
         if not given["need_weights"]:
             return out, None
         return out, probabilities.mean(dim=1) if given["average_attn_weights"] else probabilities
+
+
+_RUN: dict[str, Callable[[AttentionTaps, Call], Any]] = {
+    "softmax": AttentionTaps._softmax,
+    "scaled_dot_product_attention": AttentionTaps._fused,
+    "multi_head_attention_forward": AttentionTaps._module,
+}

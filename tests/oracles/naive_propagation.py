@@ -20,7 +20,7 @@ from tests.oracles.naive import (
     replicates,
 )
 
-TINY = 1e-6  # zennit's stabilizer
+TINY = 1e-6  # the stabilizer
 EVERY_HEAD = ("tiny_cnn", "tiny_functional", "tiny_bcnn", "tiny_brnpa")
 
 
@@ -168,7 +168,7 @@ def logit(case: Case) -> float:
     return float(row @ pooled(case).reshape(-1)) + bias
 
 
-@replicates("lrp", networks=EVERY_HEAD)
+@replicates("lrp", networks=EVERY_HEAD, composite="auto")
 @replicates("lrp", networks=("tiny_cnn",), epsilon=0.3)
 @replicates("lrp", networks=("tiny_bcnn",), gamma=0.7)
 @replicates("lrp", networks=EVERY_HEAD, composite="epsilon-plus")
@@ -194,7 +194,7 @@ def deep_taylor(case: Case) -> Array:
     return down_to_pixels(case, r, Rule("box", box=pixel_range(case)), plus, excite=True).sum(0)
 
 
-@replicates("excitation-backprop")
+@replicates("excitation-backprop", contrastive=False)
 @replicates("excitation-backprop", contrastive=True)
 @replicates("excitation-backprop", networks=("tiny_bcnn", "tiny_brnpa"))
 @replicates("excitation-backprop", networks=("tiny_bcnn", "tiny_brnpa"), contrastive=True)

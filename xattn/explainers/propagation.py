@@ -1,19 +1,21 @@
-"""LRP, deep Taylor decomposition and excitation backpropagation: relevance handed back by the rules of zennit."""
+"""LRP, deep Taylor decomposition and excitation backpropagation: relevance handed back by a rule for each layer."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from xattn.errors import NotApplicableError, ParameterError
+from xattn.calls import Kind
+from xattn.errors import NotApplicableError
 from xattn.explainer import Explainer, Family
-from xattn.explainers import explainers
-from xattn.explainers.propagation_tape import Passage, Tape, hand_back, zennit
+from xattn.explainers import explainers, rules
+from xattn.explainers.propagation_tape import Passage, Tape, hand_back
+from xattn.schema import Range, check_fields
 from xattn.spec import ModelSpec
 from xattn.trace import INPUT, Trace
 
@@ -29,12 +31,11 @@ class _Propagation(Explainer):
     family: ClassVar[Family] = Family.PROPAGATION
     passes: ClassVar[str] = "1 forward, 1 backward in which each layer runs up to 5 times"
     serves: ClassVar[str] = "CNNs without layer norm"
-    computed_by: ClassVar[str] = "zennit"
     of_logits: ClassVar[bool] = True
 
     @abstractmethod
-    def rules(self, tape: Tape, trace: Trace, rows: Tensor) -> Any:
-        """The composite of zennit that chooses the rule of each call, for these images."""
+    def assign(self, tape: Tape, trace: Trace, rows: Tensor) -> None:
+        """Give each layer of the tape its rule, for these images."""
 
     def stop(self, spec: ModelSpec) -> str:
         """The layer whose relevance is the map."""
@@ -46,7 +47,6 @@ class _Propagation(Explainer):
                 f"{self.name}: its rules are for convolutional networks and the model works on tokens; "
                 "use transformer-attribution, which has rules for attention."
             )
-        zennit(self.name, "composites")
 
     def attribute(self, trace: Trace) -> Tensor:
         # The one logit of a binary model is that of class 1; for class 0 the last weights have the other sign.
@@ -64,15 +64,10 @@ class _Propagation(Explainer):
         return torch.cat([p.relevance.sum(1, keepdim=True) for _, p in passages])[order]
 
     def _passage(self, trace: Trace, rows: Tensor, opposite: bool) -> Passage:
-        def assign(tape: Tape) -> None:
-            choose = self.rules(tape, trace, rows).module_map
-            context: dict[str, Any] = {}
-            for call in tape.calls:
-                call.rule = choose(context, "", call.module)
-
         return hand_back(
-            trace, self.name, self.stop(trace.spec), assign, rows, of_logits=self.of_logits, opposite=opposite
-        )
+            trace, self.name, self.stop(trace.spec), lambda tape: self.assign(tape, trace, rows), rows,
+            of_logits=self.of_logits, opposite=opposite,
+        )  # fmt: skip
 
     def books(self, trace: Trace) -> tuple[Tensor, ...]:
         """Relevance (N,) that biases absorbed or that went around the layer, that was handed out, and its size."""
@@ -93,47 +88,23 @@ class _Propagation(Explainer):
         return error / scale.where(scale > 0, error.clamp(min=torch.finfo(error.dtype).tiny))
 
 
-def _excitation(who: str, first: list[tuple[Any, Any]]) -> Any:
-    """The z+ rule everywhere but in the first layer, without biases.
-
-    Of a sum of two maps or a mean, the parts with the sign of the whole share in proportion: with the others in the
-    shares would be negative and could be of any size.
-    """
-    core, types, rules = (zennit(who, part) for part in ("core", "types", "rules"))
-
-    def quotients(above: Tensor, outputs: list[Tensor]) -> list[Tensor]:
-        up, down, whole = outputs
-        return [
-            above * (whole > 0) / core.stabilize(up),
-            above * (whole < 0) / core.stabilize(down),
-            torch.zeros_like(above),
-        ]
-
-    parts = core.BasicHook(
-        input_modifiers=[lambda x: x.clamp(min=0), lambda x: x.clamp(max=0), lambda x: x],
-        param_modifiers=[core.ParamMod(lambda p, _: torch.zeros_like(p), param_keys=["bias"])] * 3,
-        gradient_mapper=quotients,
-        reducer=lambda inputs, gradients: inputs[0] * gradients[0] + inputs[1] * gradients[1],
-    )
-    layers = [((zennit(who, "layer").Sum, types.AvgPool), parts), (types.Linear, rules.ZPlus(zero_params=["bias"]))]
-    return zennit(who, "composites").SpecialFirstLayerMapComposite(layers, first)
-
-
+# z+ everywhere, without biases.
+_EXCITATION = rules.composite(rules.plus(biased=False), rules.plus(biased=False), rules.SAME_SIGN)
 _BOOKS: WeakKeyDictionary[Trace, dict[Explainer, tuple[Tensor, ...]]] = WeakKeyDictionary()
 
 
-def _box(tape: Tape, trace: Trace, rows: Tensor) -> dict[str, Tensor] | None:
+def _box(tape: Tape, trace: Trace, rows: Tensor) -> tuple[Tensor, Tensor] | None:
     """Least and largest values (M, C, 1, 1) of the pixels that the first convolution reads; None if they are unknown.
 
     These are black and white in normalized space, or what the image has where it goes beyond them.
     """
     spec, x = trace.spec, trace.x[rows]
-    first = next((call for call in tape.calls if call.weighted), None)
+    first = next(iter(tape.weighted), None)
     if spec.mean is None or spec.std is None or first is None or first.shape[1:2] != x.shape[1:2] or x.ndim != 4:
         return None
     mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    return {"low": torch.minimum(-mean / std, low), "high": torch.maximum((1 - mean) / std, high)}
+    return torch.minimum(-mean / std, low), torch.maximum((1 - mean) / std, high)
 
 
 @explainers.register("lrp")
@@ -149,7 +120,7 @@ class LRP(_Propagation):
     is refused. Relevance of the channels is added.
 
     Args:
-        composite: rules by kind of layer, as zennit names them: epsilon in linear layers; z+, gamma or alpha-beta in
+        composite: rules by kind of layer: epsilon in linear layers; z+, gamma or alpha-beta in
             convolutions; the z-box or the flat rule in the first layer. `"auto"` is `"epsilon-plus-flat"` for networks
             with residual sums or concatenations, and `"epsilon-gamma-box"` for chains of layers such as VGG (Montavon
             et al. 2019) and where a layer reads what no activation has passed (linear bottlenecks of MobileNet): there
@@ -163,33 +134,29 @@ class LRP(_Propagation):
         "Bach et al. 2015, doi:10.1371/journal.pone.0130140; Kohlbrenner et al. 2020, arXiv:1910.09840"
     )
     composite: Composite = "auto"
-    epsilon: float = 1e-6
-    gamma: float = 0.25
+    epsilon: Annotated[float, Range(0, 1000)] = 1e-6
+    gamma: Annotated[float, Range(0, 1000)] = 0.25
 
     def __post_init__(self) -> None:
-        if self.composite not in get_args(Composite):
-            known = ", ".join(get_args(Composite))
-            raise ParameterError(f"lrp: composite must be one of {known} but is '{self.composite}'.")
-        if self.epsilon < 0 or self.gamma < 0:
-            raise ParameterError(
-                f"lrp: epsilon and gamma must not be negative but are {self.epsilon} and {self.gamma}."
-            )
+        check_fields(self, self.name)
 
-    def rules(self, tape: Tape, trace: Trace, rows: Tensor) -> Any:
-        composites = zennit(self.name, "composites")
-        box = _box(tape, trace, rows)
-        name = self.composite
+    def assign(self, tape: Tape, trace: Trace, rows: Tensor) -> None:
+        box, name = _box(tape, trace, rows), self.composite
         if name == "auto":
             boxed = box is not None and (tape.bare or not tape.joins)
             name = "epsilon-gamma-box" if boxed else "epsilon-plus-flat"
-        if name != "epsilon-gamma-box":
-            return composites.COMPOSITES[name.replace("-", "_")](epsilon=self.epsilon)
-        if box is None:
+        if name == "epsilon-gamma-box" and box is None:
             raise NotApplicableError(
                 "lrp: epsilon-gamma-box needs the range of the pixels, but the model's mean and std are unknown or its "
                 "first convolution reads something else; use composite=epsilon-plus-flat."
             )
-        return composites.EpsilonGammaBox(**box, epsilon=self.epsilon, gamma=self.gamma)
+        first: rules.Composite = {}
+        if name == "epsilon-gamma-box" and box is not None:
+            conv, first = rules.gamma(self.gamma), {Kind.CONV: rules.box(*box)}
+        else:
+            conv = rules.plus() if "plus" in name else rules.alpha_beta(2, 1)
+            first = dict.fromkeys((Kind.CONV, Kind.LINEAR), rules.FLAT) if name.endswith("-flat") else {}
+        rules.assign(tape.layers, rules.composite(conv, rules.epsilon(self.epsilon)), first)
 
 
 @explainers.register("deep-taylor", "dtd")
@@ -207,16 +174,16 @@ class DeepTaylor(_Propagation):
     name: ClassVar[str] = "deep-taylor"
     paper: ClassVar[str] = "Montavon et al. 2017, arXiv:1512.02479"
 
-    def rules(self, tape: Tape, trace: Trace, rows: Tensor) -> Any:
-        rules, box = zennit(self.name, "rules"), _box(tape, trace, rows)
-        pixels = rules.WSquare(zero_params=["bias"]) if box is None else rules.ZBox(**box)
-        return _excitation(self.name, [(zennit(self.name, "types").Linear, pixels)])
+    def assign(self, tape: Tape, trace: Trace, rows: Tensor) -> None:
+        box = _box(tape, trace, rows)
+        pixels = rules.SQUARE if box is None else rules.box(*box)
+        rules.assign(tape.layers, _EXCITATION, {Kind.CONV: pixels, Kind.LINEAR: pixels})
 
 
 @explainers.register("excitation-backprop", "ebp")
 @dataclass(frozen=True)
 class ExcitationBackprop(_Propagation):
-    """Excitation backprop: chance that a cell excites the class, winner takes all (Zhang 2016, arXiv:1608.00507).
+    """Excitation backprop: probability that a cell excites the class, winner takes all (Zhang 2016, arXiv:1608.00507).
 
     P(a_j) = sum_i a_j w+_ji / (sum_j a_j w+_ji) P(a_i), without biases, from 1 at the class (in general: from the
     gradient of the score by the logits) to the cells of a layer, whose channels are added: the map sums to 1, less
@@ -239,16 +206,15 @@ class ExcitationBackprop(_Propagation):
     def stop(self, spec: ModelSpec) -> str:
         return spec.feature_layer if self.layer is None else self.layer
 
-    def rules(self, tape: Tape, trace: Trace, rows: Tensor) -> Any:
+    def assign(self, tape: Tape, trace: Trace, rows: Tensor) -> None:
+        rules.assign(tape.layers, _EXCITATION)
         if self.contrastive:
-            weighted = [call for call in tape.calls if call.weighted]
-            if not weighted:
+            if not tape.weighted:
                 raise NotApplicableError(
                     f"{self.name}: there are no weights between layer '{self.stop(trace.spec)}' and the logits whose "
                     "opposite could be taken; choose an earlier layer, or contrastive=false."
                 )
-            weighted[-1].contrast = True
-        return _excitation(self.name, [])
+            tape.weighted[-1].contrast = True
 
     def attribute(self, trace: Trace) -> Tensor:
         maps = super().attribute(trace)
