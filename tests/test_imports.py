@@ -25,7 +25,7 @@ ORDER = (
     ("calls",),
     ("attention_taps",),
     ("trace",),
-    ("explanation", "inspection", "shared"),
+    ("explanation", "inspection"),
     ("explainer", "metric"),
     ("data", "explainers", "metrics", "models"),
     ("explaining", "storage"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, UnknownNameError
+from xattn.functional.baselines import baselines
 from xattn.spec import ModelSpec, TokenGrid
 from xattn.trace import INPUT, record, unwrap
 
@@ -194,13 +196,37 @@ def test_gradient_needs_a_graph(model: Small, x: Tensor) -> None:
         trace.activation("relu")
 
 
-def test_rerun_counts_and_repeats(model: Small, x: Tensor) -> None:
+def test_again_counts_and_repeats(model: Small, x: Tensor) -> None:
     trace = record(model, x, spec=SPEC, layers=("conv",))
-    again = trace.rerun()
+    again = trace.again(layers=(INPUT,))
     assert again.target.equal(trace.target)
+    again.gradient(INPUT)
     assert (trace.forwards, trace.backwards) == (2, 1)
     torch.testing.assert_close(trace.score(x, trace.target), trace.logits.gather(1, trace.target[:, None])[:, 0])
     assert trace.forwards == 3
+
+
+def test_again_changes_what_is_said_and_keeps_the_rest(model: Small, x: Tensor) -> None:
+    trace = record(model, x, [0, 1, 2], spec=SPEC, scoring=model)
+    rows = torch.tensor([2, 0])
+    again = trace.again(x[rows] + 1, rows=rows, grad=False)
+    assert again.target.tolist() == [2, 0]
+    assert [again.seed(i) for i in range(2)] == [trace.seed(2), trace.seed(0)]
+    assert again.scoring is trace.scoring
+    assert trace.again(model=Small(), grad=False).scoring is None
+    deeper = again.again(grad=False)
+    assert [deeper.seed(i) for i in range(2)] == [trace.seed(2), trace.seed(0)]
+    assert (trace.forwards, again.forwards) == (4, 2)
+
+
+def test_once_is_made_once_and_goes_with_the_trace(model: Small, x: Tensor) -> None:
+    trace = record(model, x, spec=SPEC, grad=False)
+    made = [trace.once("key", lambda: torch.rand(2)) for _ in range(2)]
+    assert made[0] is made[1]
+    trace.replacement(baselines.parse("noise"))
+    gone = weakref.ref(trace)
+    del trace
+    assert gone() is None  # no circle keeps it
 
 
 def test_random_numbers_belong_to_image_and_method(model: Small, x: Tensor) -> None:

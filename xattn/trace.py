@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from xattn.attention_taps import AttentionTaps, attention_of, layer_of
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, unknown
+from xattn.functional.baselines import Baseline, Replace
 from xattn.score import ScoreFn, apply_score, find_score
 from xattn.spec import ModelSpec
+
+T = TypeVar("T")
 
 INPUT = ""
 """Name of the input itself among the layers."""
@@ -226,6 +230,9 @@ class Trace:
         self._kept = kept
         self._gradients: dict[str, Tensor] | None = None
         self._seeds = seeds
+        self._made: dict[Hashable, Any] = {}
+        self._parent: Trace | None = None  # of a pass recorded again
+        self._rows: Tensor | None = None
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -290,14 +297,14 @@ class Trace:
             grads: Sequence[Tensor | None] = torch.autograd.grad(
                 self._scores.sum(), list(self._kept.values()), allow_unused=True
             )
-        self.backwards += 1
+        self.count(backwards=1)
         self._scores = self._scores.detach()  # frees the graph
         self._kept = {layer: tensor.detach() for layer, tensor in self._kept.items()}
         return {layer: grad for layer, grad in zip(self._kept, grads, strict=True) if grad is not None}
 
     def predict(self, x: Tensor) -> Tensor:
         """Logits (M, K) of other images (M, C, H, W), without a graph; for methods and metrics of many passes."""
-        self.forwards += 1
+        self.count(forwards=1)
         model = self.model if self.scoring is None else self.scoring
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):
             return promote(logits_of(model(_as_model_input(model, x)), model))
@@ -311,25 +318,80 @@ class Trace:
         with torch.inference_mode(False), torch.no_grad():
             return apply_score(self.score_fn if score is None else score, logits, target)
 
-    def rerun(self, layers: Sequence[str] = (INPUT,), grad: bool = True) -> Trace:
-        """Record the same images and targets again, with a backward pass where `grad`; its passes count here too."""
-        again = record(
-            self.model, self.x, self.target, spec=self.spec, layers=layers, grad=grad, score=self.score_fn,
-            seeds=self._seeds, scoring=self.scoring,
-        )  # fmt: skip
-        if grad:
-            again._gradients = again._backward()
-        self.forwards += again.forwards
-        self.backwards += again.backwards
-        return again
+    def count(self, forwards: int = 0, backwards: int = 0) -> None:
+        """Count passes that a method runs by itself; those of a trace recorded again count in the first one too."""
+        self.forwards += forwards
+        self.backwards += backwards
+        if self._parent is not None:
+            self._parent.count(forwards, backwards)
+
+    def again(
+        self,
+        x: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        target: Tensor | None = None,
+        model: nn.Module | None = None,
+        spec: ModelSpec | None = None,
+        layers: Sequence[str] = (),
+        grad: bool = True,
+        score: ScoreFn | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Trace:
+        """Record again with something changed; what is None stays as it was, and all passes count here too.
+
+        Random numbers stay those of the image, so that they do not count as a change.
+
+        Args:
+            x: other images (M, C, H, W).
+            rows: the image of this trace that each of `x` is made from (M,); None is one of each, in order.
+            target: other classes (M,); None is that of the image it is made from.
+            model: another model; it is scored as it is, without `scoring`.
+            spec: other facts.
+            layers: names of the layers to tap.
+            grad: keep the graph.
+            score: another scalar.
+            seeds: other random numbers, one for each image.
+        """
+        if target is None:
+            target = self.target if rows is None else self.target.index_select(0, rows)
+        result = record(
+            self.model if model is None else model,
+            self.x if x is None else x,
+            target,
+            spec=self.spec if spec is None else spec,
+            layers=layers,
+            grad=grad,
+            score=self.score_fn if score is None else score,
+            seeds=seeds,
+            scoring=self.scoring if model is None else None,
+        )
+        result._parent, result._rows = self, rows
+        self.count(result.forwards)
+        return result
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made at the first request for `key` and kept as long as the trace lives."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+    def replacement(self, baseline: Baseline) -> Replace:
+        """A baseline bound to the images of the pass; all metrics and methods share it."""
+        spec = self.spec
+        return self.once(
+            ("baseline", baseline),
+            lambda: baseline.prepare(self.x, spec.mean, spec.std, lambda i: self.generator(i, repr(baseline))),
+        )
 
     def seed(self, i: int) -> int:
         """The number that the random numbers of image `i` start from: the one given, or one made of the image."""
-        if self._seeds is None:
-            return zlib.crc32(
-                self.x[i].float().contiguous().cpu().numpy().tobytes()
-            )  # the same image, the same numbers
-        return int(self._seeds[i])
+        if self._seeds is not None:
+            return int(self._seeds[i])
+        if self._parent is not None:
+            return self._parent.seed(i if self._rows is None else int(self._rows[i]))
+        return zlib.crc32(self.x[i].float().contiguous().cpu().numpy().tobytes())  # the same image, the same numbers
 
     def generator(self, i: int, method: str) -> torch.Generator:
         """Random numbers (on the CPU) for image `i` and a method: they depend on these alone, never on the batch."""

@@ -18,7 +18,6 @@ from xattn.explainers.integrated import PixelExplainer, drawn_baselines
 from xattn.explainers.passes import Halving, at_least, completeness_error, owners, tiles
 from xattn.functional.baselines import baselines
 from xattn.score import apply_score
-from xattn.shared import once
 from xattn.trace import INPUT, Trace, record
 
 _UNARY = frozenset(
@@ -312,13 +311,13 @@ class DeepLift(PixelExplainer):
         return total / count, torch.cat(scores).view(-1, count).mean(1)
 
     def channels(self, trace: Trace) -> Tensor:
-        return once(trace, self, lambda: self._explained(trace))[0]
+        return trace.once(self, lambda: self._explained(trace))[0]
 
     def conservation(self, trace: Trace, maps: Tensor) -> Tensor | None:
         """Relative error (N,) of sum of the map = f(x) - f(baseline)."""
         if self.reduce != "sum":
             return None
-        start = once(trace, self, lambda: self._explained(trace))[1]
+        start = trace.once(self, lambda: self._explained(trace))[1]
         return completeness_error(trace, maps.sum((1, 2, 3)), start, maps.abs().sum((1, 2, 3)))
 
 

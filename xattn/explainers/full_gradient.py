@@ -16,7 +16,7 @@ from xattn.explainers import explainers
 from xattn.functional.resize import normalize, resize
 from xattn.score import apply_score
 from xattn.spec import ModelSpec
-from xattn.trace import INPUT, Trace, promote, record
+from xattn.trace import INPUT, Trace, promote
 
 _AFFINE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -84,11 +84,9 @@ def full_gradient(trace: Trace, visit: Visit) -> Tensor:
         visit(term)
 
     with _bias_terms(trace.model, count):
-        again = record(trace.model, trace.x, trace.target, spec=trace.spec, layers=(INPUT,), score=trace.score_fn)
+        again = trace.again(layers=(INPUT,))
         gradient = again.gradient(INPUT)
     count(again.activation(INPUT) * gradient, again.dtype(INPUT))
-    trace.forwards += again.forwards
-    trace.backwards += again.backwards
     with torch.inference_mode(False), torch.enable_grad():
         logits = again.logits.clone().requires_grad_()
         score = apply_score(trace.score_fn, logits, trace.target)

@@ -15,7 +15,7 @@ from xattn.explainers.intervention import fold, replaced_output
 from xattn.explainers.passes import at_least
 from xattn.functional import cam as formulas
 from xattn.score import apply_score
-from xattn.trace import Trace, promote, record
+from xattn.trace import Trace, promote
 
 
 @explainers.register("gradcam-elementwise")
@@ -71,10 +71,7 @@ class FinerCAM(LayerExplainer):
             compared = torch.stack([score(logits, other) for other in others.T]).mean(0)
             return score(logits, target) - self.strength * compared
 
-        again = record(trace.model, trace.x, trace.target, spec=trace.spec, layers=(layer,), score=difference)
-        gradient = again.gradient(layer)
-        trace.forwards += again.forwards
-        trace.backwards += again.backwards
+        gradient = trace.again(layers=(layer,), score=difference).gradient(layer)
         return formulas.grad_cam(trace.activation(layer), gradient)
 
     def similar(self, trace: Trace) -> Tensor:
@@ -123,7 +120,7 @@ class ShapleyCAM(LayerExplainer):
 
         plain = sdpa_kernel(SDPBackend.MATH)  # the fused kernels of attention have no second derivative
         with replaced_output(trace.model, layer, cut), plain:
-            again = record(trace.model, trace.x, trace.target, spec=trace.spec, score=keep)
+            trace.again(score=keep)
         features = kept["features"]
         with torch.inference_mode(False), torch.enable_grad():
             (gradient,) = torch.autograd.grad(kept["utility"].sum(), features, create_graph=True)
@@ -133,8 +130,7 @@ class ShapleyCAM(LayerExplainer):
         weights = promote(gradient.detach())
         if curvature is not None:
             weights = weights - promote(curvature) / 2
-        trace.forwards += again.forwards
-        trace.backwards += 2
+        trace.count(backwards=2)
         return formulas.grad_cam(trace.activation(layer), fold(trace, weights))
 
 
@@ -178,8 +174,6 @@ class SmoothGradCAMPlusPlus(LayerExplainer):
         for _ in range(self.samples):
             drawn = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators])
             noisy = x + deviation * drawn.to(x)
-            again = record(trace.model, noisy, trace.target, spec=trace.spec, layers=(layer,), score=trace.score_fn)
+            again = trace.again(noisy, layers=(layer,))
             gradients.append(again.gradient(layer))
-            trace.forwards += again.forwards
-            trace.backwards += again.backwards
         return formulas.smooth_grad_cam_plus_plus(trace.activation(layer), gradients)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import ParameterError
-from xattn.explainer import Explainer, Family
+from xattn.explainer import Explainer, Family, needs_of
 from xattn.explainers import explainers
 from xattn.explainers.gradient import InputXGradient, Saliency
 from xattn.explainers.guided import GuidedBackprop, guided_gradient
@@ -30,9 +30,8 @@ from xattn.explainers.passes import (
 from xattn.functional.baselines import baselines
 from xattn.functional.gradient import ChannelReduction, reduce_channels
 from xattn.functional.path import Rule, blur_matrix, blurred, guided_step, quadrature
-from xattn.shared import once
 from xattn.spec import ModelSpec
-from xattn.trace import INPUT, Trace, record
+from xattn.trace import INPUT, Trace
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ class BlurIG(PathExplainer):
             sigmas = [self.sigma * min(trace.input_size) * (i / self.steps) ** 2 for i in range(self.steps + 1)]
             return [torch.stack([blur_matrix(size, s) for s in sigmas]).to(trace.x) for size in trace.input_size]
 
-        return once(trace, self, make)
+        return trace.once(self, make)
 
     def start(self, trace: Trace) -> Tensor:
         return blurred(trace.x, *(blur[-1:] for blur in self._blurs(trace)))[:, 0]
@@ -344,9 +343,8 @@ class NoiseTunnel(Explainer):
     def attribute(self, trace: Trace) -> Tensor:
         inner = explainers.parse(self.of)
         channels = getattr(inner, "channels", None) or _CHANNELS.get(type(inner))
-        mean, variance = once(
-            trace, ("noise", inner, self.samples, self.noise), lambda: self._moments(trace, inner, channels)
-        )
+        key = ("noise", inner, self.samples, self.noise)
+        mean, variance = trace.once(key, lambda: self._moments(trace, inner, channels))
         found = self.statistic(mean, variance)
         return found if channels is None else reduce_channels(found, inner.reduce)  # type: ignore[attr-defined]
 
@@ -392,15 +390,8 @@ class NoiseTunnel(Explainer):
         own: Tensor,
         seed: Tensor,
     ) -> Tensor:
-        again = record(
-            trace.model, laid_out(images), trace.target.index_select(0, own), spec=trace.spec,
-            layers=inner.layers(trace.spec), grad=inner.grad, score=trace.score_fn, seeds=seed.tolist(),
-        )  # fmt: skip
-        again.scoring = trace.scoring
-        found = inner.explanation(again).maps if channels is None else channels(again)
-        trace.forwards += again.forwards
-        trace.backwards += again.backwards
-        return found
+        again = trace.again(laid_out(images), rows=own, seeds=seed.tolist(), **needs_of([inner], trace.spec))
+        return inner.explanation(again).maps if channels is None else channels(again)
 
 
 @explainers.register("smoothgrad")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xattn.errors import ShapeError
 from xattn.score import apply_score
-from xattn.trace import Trace, record
+from xattn.trace import Trace
 
 
 @contextmanager
@@ -69,11 +69,10 @@ def scores_without(trace: Trace, layer: str, i: int, channels: Tensor) -> Tensor
     image = trace.x[i : i + 1]
     with replaced_output(trace.model, layer, ablate):
         try:
-            again = record(trace.model, image, target, spec=trace.spec, grad=False)
+            again = trace.again(image, target=target, grad=False)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ShapeError):
             copies = image.expand(len(channels), -1, -1, -1)
-            again = record(trace.model, copies, target, spec=trace.spec, grad=False)
-    trace.forwards += again.forwards
+            again = trace.again(copies, target=target, grad=False)
     return apply_score(trace.score_fn, again.logits, target)

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from xattn import shared
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.functional.baselines import Replace, baselines
 from xattn.functional.perturb import ImageScore
 from xattn.score import apply_score
-from xattn.trace import INPUT, Trace, place_of, promote, record
+from xattn.trace import INPUT, Trace, place_of, promote
 
 
 def at_least(who: str, least: int = 1, **values: float) -> None:
@@ -66,14 +65,7 @@ def gradient_again(trace: Trace) -> ImageScore:
     """Gradients (B, C, H, W) of the score by the pixels of changed images; one forward and one backward a batch."""
 
     def run(images: Tensor, own: Tensor) -> Tensor:
-        again = record(
-            trace.model, laid_out(images), trace.target.index_select(0, own), spec=trace.spec, layers=(INPUT,),
-            score=trace.score_fn,
-        )  # fmt: skip
-        found = again.gradient(INPUT)
-        trace.forwards += again.forwards
-        trace.backwards += again.backwards
-        return found
+        return trace.again(laid_out(images), rows=own, layers=(INPUT,)).gradient(INPUT)
 
     return Halving(run)
 
@@ -114,7 +106,7 @@ def replacement(trace: Trace, baseline: str) -> Replace:
     Raises:
         UnknownNameError: with the nearest name.
     """
-    return shared.replacement(trace, baselines.parse(baseline))
+    return trace.replacement(baselines.parse(baseline))
 
 
 def as_image(replace: Replace, who: str, baseline: str) -> Tensor:

@@ -29,7 +29,6 @@ from xattn.functional.perturb import packed_scores, removal, segment_means
 from xattn.functional.pixels import denormalize_pixels
 from xattn.functional.sampling import Segments
 from xattn.score import apply_score
-from xattn.shared import once
 from xattn.trace import Trace, promote
 
 
@@ -214,7 +213,7 @@ class SegmentExplainer(HidingExplainer):
             except NotApplicableError as reason:
                 raise NotApplicableError(f"{self.name}: {reason}") from None
 
-        return once(trace, ("segments", self.segments, self.count), make)
+        return trace.once(("segments", self.segments, self.count), make)
 
     def hidden_scores(self, trace: Trace) -> Tensor:
         """Scores (N,) of the images hidden altogether."""
@@ -224,7 +223,7 @@ class SegmentExplainer(HidingExplainer):
             own = torch.arange(len(trace.x), device=trace.x.device)
             return scores_of(trace, replacement(trace, self.baseline)(trace.x, everything, own), self.chunk)
 
-        return once(trace, ("hidden", self.baseline), make)
+        return trace.once(("hidden", self.baseline), make)
 
     def attribute(self, trace: Trace) -> Tensor:
         labels, clean = self.labels(trace), clean_scores(trace)

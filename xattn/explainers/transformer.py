@@ -17,9 +17,8 @@ from xattn.explainers import explainers
 from xattn.explainers.token_relevance import token_relevance
 from xattn.functional import transformer as formulas
 from xattn.score import apply_score
-from xattn.shared import once
 from xattn.spec import ModelSpec
-from xattn.trace import Trace, logits_of, place_of, promote, record
+from xattn.trace import Trace, logits_of, place_of, promote
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ class TransformerAttribution(_LaterLayers):
             blocks = _blocks(names)
             return token_relevance(trace, [*(layer_of(name, PROBABILITIES) for name in names), *blocks], blocks[0])
 
-        return once(trace, "token relevance", run)
+        return trace.once("token relevance", run)
 
     def attribute(self, trace: Trace) -> Tensor:
         gradients = self.gradients(trace)
@@ -248,7 +247,7 @@ class AGCAM(AttentionExplainer):
         names = self.attention_layers(trace.spec)
         if self.detach:
             with _detached(trace.model, names):
-                trace = trace.rerun(self._both(trace.spec))
+                trace = trace.again(layers=self._both(trace.spec))
         scores = [trace.activation(layer_of(name, SCORES)) for name in names]
         return self.read(trace, formulas.agcam(scores, self.gradients(trace)))
 
@@ -292,15 +291,12 @@ class LeGrad(AttentionExplainer):
         with _detached(trace.model, blocks):
             handles = [trace.model.get_submodule(name).register_forward_hook(keep) for name in blocks]
             try:
-                again = record(
-                    trace.model, trace.x, trace.target, spec=trace.spec, layers=super().layers(trace.spec), score=score
-                )
+                again = trace.again(layers=super().layers(trace.spec), score=score)
             finally:
                 for handle in handles:
                     handle.remove()
         gradients = self.gradients(again)
-        trace.forwards += again.forwards + 1
-        trace.backwards += again.backwards
+        trace.count(forwards=1)  # of `_end`
         everywhere = formulas.legrad(gradients).mean(dim=1, keepdim=True)
         return self.read(trace, everywhere.expand(-1, everywhere.shape[2], -1))
 

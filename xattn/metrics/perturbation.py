@@ -27,7 +27,6 @@ from xattn.functional.perturb import (
 )
 from xattn.metric import Metric
 from xattn.score import SCORES, apply_score, find_score
-from xattn.shared import once, replacement
 from xattn.trace import Trace
 
 _PIXELS = 16 * 224 * 224  # in a batch on a CPU
@@ -94,7 +93,7 @@ def scorer(trace: Trace, score: str) -> ImageScore:
 
 def clean_scores(trace: Trace, score: str) -> Tensor:
     """Scores (N,) of the untouched images, from the recorded pass."""
-    return once(trace, ("clean", score), lambda: apply_score(find_score(score), trace.logits, trace.target))
+    return trace.once(("clean", score), lambda: apply_score(find_score(score), trace.logits, trace.target))
 
 
 def all_scores(trace: Trace) -> ImageScore:
@@ -110,10 +109,10 @@ def all_scores(trace: Trace) -> ImageScore:
 def all_end_scores(trace: Trace, baseline: Baseline, chunk: int) -> tuple[Tensor, Tensor]:
     """All of `SCORES` (N, scores) of the untouched and of the fully replaced images."""
     clean = torch.stack([clean_scores(trace, name) for name in SCORES], dim=1)
-    replaced = once(
-        trace, ("all replaced", baseline),
-        lambda: replaced_scores(all_scores(trace), trace.x, replacement(trace, baseline), chunk),
-    )  # fmt: skip
+    replaced = trace.once(
+        ("all replaced", baseline),
+        lambda: replaced_scores(all_scores(trace), trace.x, trace.replacement(baseline), chunk),
+    )
     return clean, replaced
 
 
@@ -129,7 +128,7 @@ def tie_breakers(trace: Trace, cells: int) -> Tensor:
     def make() -> Tensor:
         return tie_orders(cells, [trace.generator(i, f"ties/{cells}") for i in range(len(trace.x))]).to(trace.x.device)
 
-    return once(trace, ("ties", cells), make)
+    return trace.once(("ties", cells), make)
 
 
 def find_baseline(name: str) -> Baseline:
@@ -198,10 +197,10 @@ def draw_curves(
         chunk: images a batch.
     """
     protocol = (baseline, steps, pixels, order)
-    kept: dict[Hashable, tuple[Tensor, dict[str, Curve]]] = once(trace, "curves", dict)
+    kept: dict[Hashable, dict[str, Curve]] = trace.once("curves", dict)
 
     def key(explanation: Explanation) -> Hashable:
-        return id(explanation.maps), *protocol  # the maps are kept beside the curve, so the id is not used again
+        return explanation.maps, *protocol  # a tensor is a key by identity
 
     missing = {key(e): e for e in explanations if key(e) not in kept}
     size = trace.input_size
@@ -210,8 +209,8 @@ def draw_curves(
     for start in range(0, len(todo), at_once):
         group = todo[start : start + at_once]
         drawn = _draw(group, trace, baseline=baseline, steps=steps, pixels=pixels, order=order, chunk=chunk)
-        kept.update({key(e): (e.maps, curves) for e, curves in zip(group, drawn, strict=True)})
-    return [kept[key(e)][1][score] for e in explanations]
+        kept.update({key(e): curves for e, curves in zip(group, drawn, strict=True)})
+    return [kept[key(e)][score] for e in explanations]
 
 
 def _draw(
@@ -245,7 +244,7 @@ def _draw(
     scores = curve_scores(
         all_scores(trace),
         trace.x,
-        replacement(trace, baseline),
+        trace.replacement(baseline),
         by_image,
         torch.arange(n).repeat_interleave(len(group)),
         filled.repeat(n, 1),

@@ -19,7 +19,6 @@ from xattn.functional.sampling import slic_segments
 from xattn.metric import HIGHER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import PerturbationMetric, end_scores, find_baseline, scorer, tie_breakers
-from xattn.shared import once, replacement
 from xattn.trace import Trace
 
 
@@ -34,7 +33,7 @@ def superpixels(trace: Trace, segments: int) -> Tensor:
         pixels = denormalize_pixels(trace.x.float(), trace.spec.mean, trace.spec.std).clamp(0, 1)
         return slic_segments(pixels, segments).flatten(1).to(trace.x.device)
 
-    return once(trace, ("slic", segments), make)
+    return trace.once(("slic", segments), make)
 
 
 def blocks(size: tuple[int, int], side: int) -> Tensor:
@@ -95,7 +94,7 @@ def region_curves(
     scores = curve_scores(
         scorer(trace, score),
         trace.x,
-        replacement(trace, baseline),
+        trace.replacement(baseline),
         torch.stack(here, dim=1).flatten(0, 1),
         torch.arange(n).repeat_interleave(len(here)),
         filled.repeat_interleave(len(here), dim=0),

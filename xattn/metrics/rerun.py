@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from xattn.explainer import needs_of
 from xattn.explanation import Explanation
 from xattn.functional.ranking import spearman
 from xattn.functional.resize import normalize, resize
 from xattn.functional.similarity import ssim
-from xattn.trace import Trace, record
+from xattn.trace import Trace
 
 _LEVELS = 1 << 20  # of a map, for its ranks
 _WINDOW = 7  # pixels on each side of the window of SSIM
@@ -41,17 +42,7 @@ def maps_again(
         Maps (N, 1, h, w) for each explanation.
     """
     methods = [explanation.method for explanation in explanations]
-    again = record(
-        trace.model if model is None else model,
-        trace.x if x is None else x,
-        trace.target if target is None else target,
-        spec=trace.spec,
-        layers=[layer for method in methods for layer in method.layers(trace.spec)],
-        grad=any(method.grad for method in methods),
-        score=trace.score_fn,
-        seeds=[trace.seed(i) for i in range(len(trace.x))],
-    )
-    again.scoring = trace.scoring if model is None else None
+    again = trace.again(x, model=model, target=target, **needs_of(methods, trace.spec))
     return [method.explanation(again).maps for method in methods]
 
 

@@ -17,7 +17,6 @@ from xattn.functional.resize import normalize, resize
 from xattn.metric import HIGHER, LOWER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import PerturbationMetric, clean_scores, find_baseline, scorer
-from xattn.shared import replacement
 from xattn.trace import Trace
 
 
@@ -34,7 +33,7 @@ def shown_and_hidden(
     n, count = len(trace.x), len(explanations)
     masks = torch.stack([resize(normalize(e.maps.to(trace.x)), trace.input_size, mode) for e in explanations], dim=1)
     masks = torch.cat([masks, 1 - masks], dim=1).flatten(0, 1).to(trace.x.dtype)
-    build = seen_through(masks, replacement(trace, baseline))
+    build = seen_through(masks, trace.replacement(baseline))
     owner = torch.arange(n).repeat_interleave(2 * count)
     scores = packed_scores(scorer(trace, score), trace.x, build, owner, chunk).double().view(n, 2, count)
     clean = clean_scores(trace, score).double()

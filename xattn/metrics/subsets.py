@@ -20,7 +20,6 @@ from xattn.functional.perturb import cell_of_pixel, packed_scores, removal, segm
 from xattn.metric import HIGHER, LOWER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import PerturbationMetric, clean_scores, find_baseline, scorer
-from xattn.shared import once, replacement
 from xattn.trace import Trace
 
 
@@ -43,7 +42,7 @@ def subset_masks(trace: Trace, cells: int, sizes: Sequence[int], samples: int) -
             drawn.append(noise.argsort(dim=1).argsort(dim=1) < size)
         return torch.stack(drawn).to(trace.x.device)
 
-    return once(trace, key, make)
+    return trace.once(key, make)
 
 
 def subset_drops(trace: Trace, masks: Tensor, cells: int, baseline: Baseline, score: str, chunk: int) -> Tensor:
@@ -55,13 +54,13 @@ def subset_drops(trace: Trace, masks: Tensor, cells: int, baseline: Baseline, sc
         pixel = cell_of_pixel(grid_of(size, cells), size).to(masks.device)
         flat = masks.flatten(0, 1)
         build = removal(
-            replacement(trace, baseline), lambda index: flat[index].index_select(1, pixel).view(-1, 1, *size)
+            trace.replacement(baseline), lambda index: flat[index].index_select(1, pixel).view(-1, 1, *size)
         )
         owner = torch.arange(n).repeat_interleave(subsets)
         scores = packed_scores(scorer(trace, score), trace.x, build, owner, chunk)
         return clean_scores(trace, score).double()[:, None] - scores.double().view(n, subsets)
 
-    return once(trace, ("subset drops", id(masks), baseline, score), make)
+    return trace.once(("subset drops", masks, baseline, score), make)
 
 
 def block_means(maps: Tensor, size: tuple[int, int], cells: int) -> Tensor:
@@ -246,7 +245,7 @@ class Infidelity(PerturbationMetric):
                 drawn.append(torch.stack([top, left, top + side, left + side], dim=1))
             return torch.stack(drawn).to(trace.x.device)
 
-        return once(trace, ("squares", self.samples, self.smallest, self.largest), make)
+        return trace.once(("squares", self.samples, self.smallest, self.largest), make)
 
     def drops(self, trace: Trace) -> Tensor:
         """Fall of the score without each square, float64 (N, samples); made once for all methods."""
@@ -262,12 +261,12 @@ class Infidelity(PerturbationMetric):
                 return (rows & (column >= left[index]) & (column < right[index]))[:, None]
 
             owner = torch.arange(len(trace.x)).repeat_interleave(self.samples)
-            build = removal(replacement(trace, baseline), removed)
+            build = removal(trace.replacement(baseline), removed)
             scores = packed_scores(scorer(trace, self.score), trace.x, build, owner, chunk).double()
             return clean_scores(trace, self.score).double()[:, None] - scores.view(-1, self.samples)
 
         key = ("square drops", baseline, self.score, self.samples, self.smallest, self.largest)
-        return once(trace, key, make)
+        return trace.once(key, make)
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
         top, left, bottom, right = self.squares(trace).unbind(2)
