@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xattn.errors import ShapeError
 from xattn.explanation import NON_CONSERVING, OK, Explanation, status_of
+from xattn.schema import check_fields
 from xattn.score import prob
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, promote, record
@@ -33,8 +34,10 @@ class Family(Enum):
 class Explainer(ABC):
     """A formula with its parameters, bound to no model. Subclasses are frozen dataclasses.
 
+    Parameters are checked by their annotations: `Annotated[int, Range(1, 1000)]`, `Literal["sum", "mean"]`.
+
     Attributes:
-        name: how tables and the command line call it.
+        name: how tables and the command line call it; registering sets it.
         title: its name in pictures, where the docstring begins with another one.
         family: kind of method.
         grad: it needs `Trace.gradient`.
@@ -58,6 +61,9 @@ class Explainer(ABC):
     computed_by: ClassVar[str] = "xattn"
     rank_colors: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-2
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.name)
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:
         """Names of the layers to tap; a shared pass taps those of all its methods."""

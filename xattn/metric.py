@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from xattn.explanation import Explanation
+from xattn.schema import check_fields
 from xattn.trace import Trace
 
 
@@ -27,10 +28,12 @@ HIGHER, LOWER, NEITHER = Direction.HIGHER, Direction.LOWER, Direction.NEITHER
 class Metric(ABC):
     """A score of explanations; subclasses are frozen dataclasses whose fields are its parameters.
 
+    Parameters are checked by their annotations: `Annotated[int, Range(1, 1000)]`, `Literal["sum", "mean"]`.
+
     A value is float64 (N,), one per image, from that image alone. Undefined is NaN, never zero.
 
     Attributes:
-        name: how tables and the command line call it.
+        name: how tables and the command line call it; registering sets it.
         family: `"perturbation"`, `"localization"`, `"complexity"`, `"robustness"` or `"sanity"`.
         columns: name of each value and which way it is better.
         needs: what the data must have, of `"masks"` (boxes do too), `"boxes"` and `"mosaic"`.
@@ -44,6 +47,9 @@ class Metric(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     pooled: ClassVar[Mapping[str, Direction]] = {}
     paper: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.name)
 
     @abstractmethod
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:

@@ -67,12 +67,14 @@ class Registry(Generic[T]):
         kind: what an entry is, in the singular, for messages ("method").
         package: package whose modules register entries; imported at the first look-up.
         group: group of entry points that other distributions use.
+        named: a class that is registered gets its name as its attribute `name`, unless it has one of its own.
     """
 
-    def __init__(self, kind: str, package: str, group: str) -> None:
+    def __init__(self, kind: str, package: str, group: str, *, named: bool = False) -> None:
         self.kind = kind
         self.package = package
         self.group = group
+        self.named = named
         self._factories: dict[str, Callable[..., T]] = {}
         self._display: dict[str, str] = {}
         self._discovered = False
@@ -86,6 +88,8 @@ class Registry(Generic[T]):
                     raise ParameterError(f"{self.kind} '{name}' is registered twice; choose another name.")
                 self._factories[key] = factory
             self._display[canonical(name)] = name
+            if self.named and isinstance(factory, type) and "name" not in vars(factory):
+                factory.name = name  # type: ignore[attr-defined]
             return factory
 
         return enter

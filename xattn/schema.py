@@ -1,7 +1,8 @@
 """Values from outside (parameters, headers of files, JSON) checked against annotations before anything is made of them.
 
 A dataclass is the schema: its annotations name the types, `Annotated[int, Range(1, 1000)]` the limits, `Literal` the
-choices. What does not fit is one line that says what was expected and what came.
+choices; a function in `Annotated` is called with the value and raises if it cannot read it. What does not fit is one
+line that says what was expected and what came.
 """
 
 from __future__ import annotations
@@ -109,10 +110,14 @@ def expected(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         limits = [str(limit) for limit in arguments[1:] if isinstance(limit, (Range, Length))]
-        kind = expected(arguments[0])
-        numeric = kind in _NUMBERS and all(isinstance(a, Range) for a in arguments[1:])
+        kind, text = expected(arguments[0]), " and ".join(limits)
         # "at least 1" says of itself that a number is meant; the kind is told only where it decides.
-        return " and ".join(limits) if numeric and limits else f"{kind} {' and '.join(limits)}".strip()
+        if limits and all(isinstance(a, Range) for a in arguments[1:]):
+            if kind in _NUMBERS:
+                return text
+            if kind in (f"{number} or none" for number in _NUMBERS):
+                return f"none or {text}"
+        return f"{kind} {text}".strip()
     if origin is Literal:
         return f"one of {', '.join(str(a) for a in arguments)}"
     if origin in (Union, types.UnionType):
@@ -152,6 +157,8 @@ def _fit(value: Any, hint: Any, what: str, error: type[XattnError]) -> Any:
                 concerns = isinstance(fitted, (str, list, tuple, Mapping))
             if isinstance(limit, (Range, Length)) and concerns and not limit.holds(fitted):
                 return _MISSING
+            if callable(limit) and fitted is not None:
+                limit(fitted)
         return fitted
     if origin is Literal:
         return value if any(value == a and type(value) is type(a) for a in arguments) else _MISSING

@@ -123,7 +123,7 @@ def test_specs_that_do_not_fit() -> None:
 
 
 def test_parameters_that_do_not_fit() -> None:
-    with pytest.raises(ParameterError, match="at least one part but got parts=0"):
+    with pytest.raises(ParameterError, match="parts must be none or at least 1 and at most 1,000 but is 0"):
         BRNPA(parts=0)
     with pytest.raises(ParameterError, match="saliency must be one of first, mean, max"):
         explain(tiny.tiny_cnn(), tiny.images(1), BRNPA(saliency="last"))  # type: ignore[arg-type]

@@ -104,7 +104,7 @@ def test_edges_do_not_change_with_the_normalization() -> None:
 
 
 def test_parameters_that_do_not_fit() -> None:
-    with pytest.raises(ParameterError, match="grid must be at least 1 but is 0"):
+    with pytest.raises(ParameterError, match="grid must be none or at least 1 and at most 4,096 but is 0"):
         Random(grid=0)
-    with pytest.raises(ParameterError, match="sigma must be positive"):
+    with pytest.raises(ParameterError, match="center: sigma must be more than 0"):
         Center(sigma=-1)

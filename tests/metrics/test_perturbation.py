@@ -645,14 +645,14 @@ def test_chunk_is_no_part_of_the_provenance() -> None:
         ("deletion:steps=0", "steps must be at least 1"),
         ("deletion:grid=cells", "must be one of pixels, map"),
         ("deletion:score=loss", "unknown score"),
-        ("deletion:chunk=0", "chunk must be at least 1"),
+        ("deletion:chunk=0", "chunk must be none or at least 1"),
         ("average_drop:score=logit", "share"),
-        ("irof:segments=1", "at least 2 segments"),
-        ("region_perturbation:side=0", "side and steps"),
-        ("faithfulness_correlation:share=1", "between 0 and 1"),
-        ("faithfulness_correlation:samples=1", "2 samples"),
-        ("sensitivity_n:smallest=0.9", "smallest <= largest"),
-        ("infidelity:largest=2", "smallest <= largest"),
+        ("irof:segments=1", "segments must be at least 2"),
+        ("region_perturbation:side=0", "side must be at least 1"),
+        ("faithfulness_correlation:share=1", "more than 0 and less than 1"),
+        ("faithfulness_correlation:samples=1", "samples must be at least 2"),
+        ("sensitivity_n:smallest=0.9", "smallest must not be more than largest"),
+        ("infidelity:largest=2", "largest must be more than 0 and at most 1"),
     ],
 )
 def test_parameters_are_checked(text: str, message: str) -> None:
@@ -667,7 +667,7 @@ def test_maps_of_another_batch_are_refused() -> None:
 
 
 def test_grid_must_be_known() -> None:
-    with pytest.raises(ParameterError, match="grid must be pixels or map"):
+    with pytest.raises(ParameterError, match="grid must be one of pixels, map"):
         metrics.create("deletion", grid="cells")
 
 

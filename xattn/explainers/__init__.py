@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from xattn.explainer import Explainer
     from xattn.spec import ModelSpec
 
-explainers: Registry[Explainer] = Registry("method", "xattn.explainers", "xattn.explainers")
+explainers: Registry[Explainer] = Registry("method", "xattn.explainers", "xattn.explainers", named=True)
 
 
 def resolve(methods: str | Explainer | Iterable[str | Explainer]) -> list[Explainer]:

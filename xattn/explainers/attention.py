@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from xattn.explainers.linearity import classifier_of, conservation_error, target
 from xattn.functional.attention import class_map
 from xattn.functional.br_npa import br_npa_maps
 from xattn.functional.cam import activation_map
+from xattn.schema import Range
 from xattn.spec import ModelSpec
 from xattn.trace import Trace
 
@@ -59,7 +60,6 @@ class BCNN(Explainer):
         saliency: the map of all parts is their `"mean"` (as published), their `"max"`, or the `"first"`.
     """
 
-    name: ClassVar[str] = "bcnn"
     family: ClassVar[Family] = Family.ATTENTION
     class_specific: ClassVar[bool] = False
     serves: ClassVar[str] = "B-CNN heads"
@@ -102,20 +102,15 @@ class BRNPA(LayerExplainer):
         refine: False shows the seeds alone.
     """
 
-    name: ClassVar[str] = "brnpa"
     family: ClassVar[Family] = Family.ATTENTION
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2106.02566, eqs. 1-4"
     rank_colors: ClassVar[bool] = True
-    parts: int | None = None
+    parts: Annotated[int | None, Range(1, 1000)] = None
     saliency: SaliencyOf = "first"
     activation: Literal["norm", "squared_norm"] = "norm"
     suppress: Literal["similarity", "weight"] = "similarity"
     refine: bool = True
-
-    def __post_init__(self) -> None:
-        if self.parts is not None and self.parts < 1:
-            raise ParameterError(f"brnpa: expected at least one part but got parts={self.parts}.")
 
     def trained(self, spec: ModelSpec) -> bool:
         """Whether the maps are those of a trained head rather than computed post hoc."""
@@ -157,7 +152,6 @@ class PartCAM(Explainer):
     two heads. It explains the logit whatever the score and proves itself: the map sums to the logit less the bias.
     """
 
-    name: ClassVar[str] = "part-cam"
     title: ClassVar[str] = "Part CAM"
     family: ClassVar[Family] = Family.ATTENTION
     serves: ClassVar[str] = "B-CNN and BR-NPA heads"

@@ -31,7 +31,6 @@ class Activation(LayerExplainer):
         reduce: `"norm"`, `"squared_norm"` or `"mean"` over the channels; all three are in use.
     """
 
-    name: ClassVar[str] = "activation"
     title: ClassVar[str] = "Activation"
     family: ClassVar[Family] = Family.ACTIVATION
     class_specific: ClassVar[bool] = False
@@ -54,7 +53,6 @@ class CAM(LayerExplainer):
     refused.
     """
 
-    name: ClassVar[str] = "cam"
     family: ClassVar[Family] = Family.CAM
     serves: ClassVar[str] = "pooling and a linear layer at the end"
     paper: ClassVar[str] = "Zhou et al. 2016, arXiv:1512.04150, eq. 2"
@@ -122,7 +120,6 @@ class GradCAM(LayerExplainer):
         relu: False keeps the evidence against the class, as captum does by default.
     """
 
-    name: ClassVar[str] = "gradcam"
     family: ClassVar[Family] = Family.CAM
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = SHARED
@@ -143,7 +140,6 @@ class GradCAMPlusPlus(LayerExplainer):
     exponential scales each map as a whole and is left out. There is no epsilon in the denominator.
     """
 
-    name: ClassVar[str] = "gradcam++"
     family: ClassVar[Family] = Family.CAM
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = SHARED
@@ -166,7 +162,6 @@ class HiResCAM(LayerExplainer):
         relu: drop the evidence against the class, as pytorch-grad-cam does; the formula has no ReLU.
     """
 
-    name: ClassVar[str] = "hirescam"
     title: ClassVar[str] = "HiRes-CAM"
     family: ClassVar[Family] = Family.CAM
     grad: ClassVar[bool] = True
@@ -191,7 +186,6 @@ class XGradCAM(LayerExplainer):
         relu: False keeps the evidence against the class.
     """
 
-    name: ClassVar[str] = "xgradcam"
     family: ClassVar[Family] = Family.CAM
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = SHARED
@@ -211,7 +205,6 @@ class LayerCAM(LayerExplainer):
     Made to work at earlier, finer layers too.
     """
 
-    name: ClassVar[str] = "layercam"
     family: ClassVar[Family] = Family.CAM
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = SHARED
@@ -234,7 +227,6 @@ class EigenCAM(LayerExplainer):
         center: subtract the mean over the cells first, as pytorch-grad-cam does; the paper does not.
     """
 
-    name: ClassVar[str] = "eigencam"
     family: ClassVar[Family] = Family.CAM
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "Muhammad, Yeasin 2020, arXiv:2008.00299"

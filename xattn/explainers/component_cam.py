@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from xattn.errors import ParameterError
 from xattn.explainer import Family, LayerExplainer
 from xattn.explainers import explainers
-from xattn.explainers.passes import at_least
 from xattn.functional import components
 from xattn.functional.components import Kernel
+from xattn.schema import Range
 from xattn.trace import Trace
 
 
@@ -28,7 +27,6 @@ class EigenGradCAM(LayerExplainer):
         center: subtract the mean over the cells first, as pytorch-grad-cam does.
     """
 
-    name: ClassVar[str] = "eigengradcam"
     family: ClassVar[Family] = Family.CAM
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward"
@@ -54,16 +52,11 @@ class KPCACAM(LayerExplainer):
         gamma: scale of the kernel; None is 1 / number of channels.
     """
 
-    name: ClassVar[str] = "kpca-cam"
     family: ClassVar[Family] = Family.CAM
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "Karmani et al. 2024, arXiv:2410.00267"
     kernel: Kernel = "sigmoid"
-    gamma: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.gamma is not None and not self.gamma > 0:
-            raise ParameterError(f"kpca-cam: gamma must be positive but is {self.gamma}.")
+    gamma: Annotated[float | None, Range(0, 1e6, open_low=True)] = None
 
     def attribute(self, trace: Trace) -> Tensor:
         (layer,) = self.layers(trace.spec)
@@ -83,11 +76,10 @@ class FEM(LayerExplainer):
         k: how many standard deviations above its mean a response is strong.
     """
 
-    name: ClassVar[str] = "fem"
     family: ClassVar[Family] = Family.ACTIVATION
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "Fuad et al. 2020, 10.1109/IPTA50016.2020.9286629"
-    k: float = 2.0
+    k: Annotated[float, Range(-100, 100)] = 2.0
 
     def attribute(self, trace: Trace) -> Tensor:
         (layer,) = self.layers(trace.spec)
@@ -110,16 +102,12 @@ class DFF(LayerExplainer):
         iterations: updates of all factors.
     """
 
-    name: ClassVar[str] = "dff"
     family: ClassVar[Family] = Family.ACTIVATION
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "Collins et al. 2018, arXiv:1806.10206"
     rank_colors: ClassVar[bool] = True
-    parts: int = 3
-    iterations: int = 30
-
-    def __post_init__(self) -> None:
-        at_least(self.name, parts=self.parts, iterations=self.iterations)
+    parts: Annotated[int, Range(1, 1000)] = 3
+    iterations: Annotated[int, Range(1, 10_000)] = 30
 
     def attribute(self, trace: Trace) -> Tensor:
         (layer,) = self.layers(trace.spec)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from xattn.errors import ParameterError
 from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
 from xattn.functional.control import center_map, sobel_map
 from xattn.functional.pixels import denormalize_pixels
+from xattn.schema import Range
 from xattn.spec import ModelSpec
 from xattn.trace import Trace
 
@@ -26,16 +26,11 @@ class Random(Explainer):
         grid: cells on each side; None is the grid of the model's feature layer, so that it compares with CAMs.
     """
 
-    name: ClassVar[str] = "random"
     title: ClassVar[str] = "Random"
     family: ClassVar[Family] = Family.CONTROL
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "control"
-    grid: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.grid is not None and self.grid < 1:
-            raise ParameterError(f"random: grid must be at least 1 but is {self.grid}.")
+    grid: Annotated[int | None, Range(1, 4096)] = None
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:
         return (spec.feature_layer,) if self.grid is None else ()
@@ -58,16 +53,11 @@ class Center(Explainer):
         sigma: standard deviation as a share of the image's height and width.
     """
 
-    name: ClassVar[str] = "center"
     title: ClassVar[str] = "Centre"
     family: ClassVar[Family] = Family.CONTROL
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "control"
-    sigma: float = 0.25
-
-    def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ParameterError(f"center: sigma must be positive but is {self.sigma}.")
+    sigma: Annotated[float, Range(0, 1000, open_low=True)] = 0.25
 
     def attribute(self, trace: Trace) -> Tensor:
         return center_map(trace.input_size, self.sigma).expand(len(trace.x), -1, -1, -1).to(trace.x)
@@ -81,7 +71,6 @@ class Edges(Explainer):
     The image is taken back to pixel space first, where the model's mean and deviation are known.
     """
 
-    name: ClassVar[str] = "edges"
     title: ClassVar[str] = "Edges"
     family: ClassVar[Family] = Family.CONTROL
     class_specific: ClassVar[bool] = False

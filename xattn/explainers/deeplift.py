@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from xattn.attention_taps import AttentionTaps
 from xattn.errors import NotApplicableError
 from xattn.explainers import explainers
 from xattn.explainers.integrated import PixelExplainer, drawn_baselines
-from xattn.explainers.passes import Halving, at_least, completeness_error, owners, tiles
-from xattn.functional.baselines import baselines
+from xattn.explainers.passes import BaselineName, Halving, completeness_error, owners, tiles
+from xattn.schema import Range
 from xattn.score import apply_score
 from xattn.trace import INPUT, Trace, record
 
@@ -278,11 +278,7 @@ class DeepLift(PixelExplainer):
     name: ClassVar[str] = "deeplift"
     passes: ClassVar[str] = "2 forward, 1 backward"
     paper: ClassVar[str] = "Shrikumar et al. 2017, arXiv:1704.02685"
-    baseline: str = "black"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        baselines.parse(self.baseline)
+    baseline: BaselineName = "black"
 
     def draws(self) -> int:
         """Number of baselines."""
@@ -339,12 +335,8 @@ class DeepLiftShap(DeepLift):
     name: ClassVar[str] = "deeplift-shap"
     passes: ClassVar[str] = "20 forward, 10 backward"
     paper: ClassVar[str] = "Lundberg and Lee 2017, arXiv:1705.07874"
-    baseline: str = "noise"
-    samples: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self.name, samples=self.samples)
+    baseline: BaselineName = "noise"
+    samples: Annotated[int, Range(1, 10_000)] = 10
 
     def draws(self) -> int:
         return self.samples

@@ -110,7 +110,6 @@ class FullGrad(Explainer):
     attention, is refused.
     """
 
-    name: ClassVar[str] = "fullgrad"
     family: ClassVar[Family] = Family.GRADIENT
     passes: ClassVar[str] = "1 forward, 1 backward"
     serves: ClassVar[str] = "ReLU networks without attention"

@@ -24,7 +24,6 @@ class Saliency(Explainer):
             or `"norm"`.
     """
 
-    name: ClassVar[str] = "saliency"
     family: ClassVar[Family] = Family.GRADIENT
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward, down to the input"
@@ -49,7 +48,6 @@ class InputXGradient(Explainer):
         reduce: over the channels: `"sum"` with signs, `"max"` of the absolute values, `"mean_abs"` or `"norm"`.
     """
 
-    name: ClassVar[str] = "input-x-gradient"
     family: ClassVar[Family] = Family.GRADIENT
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward, down to the input"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xattn.explainer import Family, LayerExplainer
 from xattn.explainers import explainers
 from xattn.explainers.intervention import fold, replaced_output
-from xattn.explainers.passes import at_least
 from xattn.functional import cam as formulas
+from xattn.schema import Range
 from xattn.score import apply_score
 from xattn.trace import Trace, promote
 
@@ -26,7 +26,6 @@ class GradCAMElementWise(LayerExplainer):
     As pytorch-grad-cam computes it. Where no feature is negative, as behind a ReLU, this is LayerCAM.
     """
 
-    name: ClassVar[str] = "gradcam-elementwise"
     family: ClassVar[Family] = Family.CAM
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward"
@@ -52,15 +51,11 @@ class FinerCAM(LayerExplainer):
         classes: number of classes to compare with, at most all others.
     """
 
-    name: ClassVar[str] = "finercam"
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "1 forward, 1 backward to the layer"
     paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2501.11309"
-    strength: float = 0.6
-    classes: int = 3
-
-    def __post_init__(self) -> None:
-        at_least(self.name, classes=self.classes)
+    strength: Annotated[float, Range(-1000, 1000)] = 0.6
+    classes: Annotated[int, Range(1, 10_000)] = 3
 
     def attribute(self, trace: Trace) -> Tensor:
         (layer,) = self.layers(trace.spec)
@@ -98,7 +93,6 @@ class ShapleyCAM(LayerExplainer):
             with one output z is taken as one with the logits -z and z. `"score"` is the score.
     """
 
-    name: ClassVar[str] = "shapleycam"
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "1 forward, 2 backward to the layer"
     paper: ClassVar[str] = "Cai 2025, arXiv:2501.06261"
@@ -154,16 +148,11 @@ class SmoothGradCAMPlusPlus(LayerExplainer):
         noise: standard deviation of the Gaussian noise as a share of the image's range, max - min.
     """
 
-    name: ClassVar[str] = "smoothgradcam++"
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "8 forward, 8 backward to the layer"
     paper: ClassVar[str] = "Omeiza et al. 2019, arXiv:1908.01224"
-    samples: int = 8
-    noise: float = 0.15
-
-    def __post_init__(self) -> None:
-        at_least(self.name, samples=self.samples)
-        at_least(self.name, 0, noise=self.noise)
+    samples: Annotated[int, Range(1, 10_000)] = 8
+    noise: Annotated[float, Range(0, 100)] = 0.15
 
     def attribute(self, trace: Trace) -> Tensor:
         (layer,) = self.layers(trace.spec)

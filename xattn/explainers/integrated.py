@@ -5,20 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from xattn.errors import ParameterError
 from xattn.explainer import Explainer, Family, needs_of
 from xattn.explainers import explainers
 from xattn.explainers.gradient import InputXGradient, Saliency
 from xattn.explainers.guided import GuidedBackprop, guided_gradient
 from xattn.explainers.passes import (
+    BaselineName,
+    Chunk,
     Halving,
     as_image,
-    at_least,
     baseline_image,
     completeness_error,
     gradient_again,
@@ -30,6 +30,7 @@ from xattn.explainers.passes import (
 from xattn.functional.baselines import baselines
 from xattn.functional.gradient import ChannelReduction, reduce_channels
 from xattn.functional.path import Rule, blur_matrix, blurred, guided_step, quadrature
+from xattn.schema import Range
 from xattn.spec import ModelSpec
 from xattn.trace import INPUT, Trace
 
@@ -45,10 +46,7 @@ class PixelExplainer(Explainer):
 
     family: ClassVar[Family] = Family.GRADIENT
     reduce: ChannelReduction = field(default="sum", kw_only=True)
-    chunk: int = field(default=64, kw_only=True, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        at_least(self.name, chunk=self.chunk)
+    chunk: Chunk = field(default=64, kw_only=True, repr=False, compare=False)
 
     @abstractmethod
     def channels(self, trace: Trace) -> Tensor:
@@ -98,18 +96,11 @@ class IntegratedGradients(PathExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "integrated-gradients"
     passes: ClassVar[str] = "51 forward, 50 backward"
     paper: ClassVar[str] = "Sundararajan et al. 2017, arXiv:1703.01365, eq. 1"
-    baseline: str = "black"
-    steps: int = 50
+    baseline: BaselineName = "black"
+    steps: Annotated[int, Range(1, 2000)] = 50
     rule: Rule = "midpoint"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        baselines.parse(self.baseline)
-        at_least(self.name, steps=self.steps)
-        quadrature(self.rule, 1)
 
     def start(self, trace: Trace) -> Tensor:
         return baseline_image(trace, self.name, self.baseline)
@@ -143,17 +134,10 @@ class BlurIG(PathExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "blur-ig"
     passes: ClassVar[str] = "52 forward, 51 backward"
     paper: ClassVar[str] = "Xu et al. 2020, arXiv:2004.03383"
-    sigma: float = 50 / 224
-    steps: int = 50
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self.name, steps=self.steps)
-        if not self.sigma > 0:
-            raise ParameterError(f"{self.name}: sigma must be positive but is {self.sigma}.")
+    sigma: Annotated[float, Range(0, 10, open_low=True)] = 50 / 224
+    steps: Annotated[int, Range(1, 500)] = 50
 
     def _blurs(self, trace: Trace) -> list[Tensor]:
         """Filters of all steps along the height (S + 1, H, H) and the width (S + 1, W, W), from the sharp image on."""
@@ -200,22 +184,12 @@ class GuidedIG(PixelExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "guided-ig"
     passes: ClassVar[str] = "101 forward, 101 backward, one after the other"
     paper: ClassVar[str] = "Kapishnikov et al. 2021, arXiv:2106.09788"
-    baseline: str = "black"
-    steps: int = 100
-    fraction: float = 0.25
-    reach: float = 0.02
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        baselines.parse(self.baseline)
-        at_least(self.name, steps=self.steps)
-        if not (0 < self.fraction <= 1 and 0 <= self.reach <= 1):
-            raise ParameterError(
-                f"{self.name}: need 0 < fraction <= 1 and 0 <= reach <= 1 but got {self.fraction} and {self.reach}."
-            )
+    baseline: BaselineName = "black"
+    steps: Annotated[int, Range(1, 10_000)] = 100
+    fraction: Annotated[float, Range(0, 1, open_low=True)] = 0.25
+    reach: Annotated[float, Range(0, 1)] = 0.02
 
     def channels(self, trace: Trace) -> Tensor:
         gradient, start = gradient_again(trace), baseline_image(trace, self.name, self.baseline)
@@ -253,16 +227,10 @@ class GradientShap(PixelExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "gradient-shap"
     passes: ClassVar[str] = "50 forward, 50 backward"
     paper: ClassVar[str] = "Erion et al. 2019, arXiv:1906.10670; Lundberg and Lee 2017, arXiv:1705.07874"
-    baseline: str = "noise"
-    samples: int = 50
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        baselines.parse(self.baseline)
-        at_least(self.name, samples=self.samples)
+    baseline: BaselineName = "noise"
+    samples: Annotated[int, Range(1, 10_000)] = 50
 
     def channels(self, trace: Trace) -> Tensor:
         x, gradient = trace.x, gradient_again(trace)
@@ -322,16 +290,10 @@ class NoiseTunnel(Explainer):
 
     family: ClassVar[Family] = Family.GRADIENT
     passes: ClassVar[str] = "50 forward, 50 backward, shared by the three of the noise tunnel"
-    of: str = "saliency"
-    samples: int = 50
-    noise: float = 0.15
-    chunk: int = field(default=64, kw_only=True, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        at_least(self.name, samples=self.samples, chunk=self.chunk)
-        if not self.noise > 0:
-            raise ParameterError(f"{self.name}: noise must be positive but is {self.noise}.")
-        explainers.parse(self.of)
+    of: Annotated[str, explainers.parse] = "saliency"
+    samples: Annotated[int, Range(1, 10_000)] = 50
+    noise: Annotated[float, Range(0, 100, open_low=True)] = 0.15
+    chunk: Chunk = field(default=64, kw_only=True, repr=False, compare=False)
 
     def check(self, spec: ModelSpec) -> None:
         explainers.parse(self.of).check(spec)
@@ -409,7 +371,6 @@ class SmoothGrad(NoiseTunnel):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "smoothgrad"
     paper: ClassVar[str] = "Smilkov et al. 2017, arXiv:1706.03825"
 
     def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
@@ -428,7 +389,6 @@ class SmoothGradSquared(NoiseTunnel):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "smoothgrad-squared"
     paper: ClassVar[str] = "Hooker et al. 2019, ROAR, arXiv:1806.10758"
 
     def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
@@ -447,12 +407,8 @@ class VarGrad(NoiseTunnel):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "vargrad"
     paper: ClassVar[str] = "Adebayo et al. 2018, arXiv:1810.03292"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self.name, 2, samples=self.samples)
+    samples: Annotated[int, Range(2, 10_000)] = 50
 
     def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         return variance

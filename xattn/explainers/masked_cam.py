@@ -8,11 +8,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from xattn.errors import ParameterError
 from xattn.explainer import Family, LayerExplainer
 from xattn.explainers import explainers
 from xattn.explainers.intervention import scores_without
-from xattn.explainers.passes import Halving, at_least, score_again
+from xattn.explainers.passes import Chunk, Halving, score_again
 from xattn.functional.cam import weighted_channels
 from xattn.functional.perturb import packed_scores
 from xattn.functional.resize import resize
@@ -37,17 +36,11 @@ class ScoreCAM(LayerExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "scorecam"
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "1 forward per channel"
     paper: ClassVar[str] = "Wang et al. 2020, arXiv:1910.01279, alg. 1"
     weights: Literal["softmax", "increase"] = "softmax"
-    chunk: int = field(default=64, kw_only=True, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.weights not in ("softmax", "increase"):
-            raise ParameterError(f"scorecam: weights must be softmax or increase but is '{self.weights}'.")
-        at_least(self.name, chunk=self.chunk)
+    chunk: Chunk = field(default=64, kw_only=True, repr=False, compare=False)
 
     def attribute(self, trace: Trace) -> Tensor:
         (layer,) = self.layers(trace.spec)
@@ -95,15 +88,11 @@ class AblationCAM(LayerExplainer):
         chunk: images a batch, or as many changed features as take the same memory; no part of the result.
     """
 
-    name: ClassVar[str] = "ablationcam"
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "1 forward from the layer on per channel"
     paper: ClassVar[str] = "Desai, Ramaswamy 2020, 10.1109/WACV45572.2020.9093360"
     relative: bool = False
-    chunk: int = field(default=64, kw_only=True, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        at_least(self.name, chunk=self.chunk)
+    chunk: Chunk = field(default=64, kw_only=True, repr=False, compare=False)
 
     def attribute(self, trace: Trace) -> Tensor:
         (layer,) = self.layers(trace.spec)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from xattn.errors import NotApplicableError, ParameterError
+from xattn.errors import NotApplicableError
 from xattn.functional.baselines import Replace, baselines
 from xattn.functional.perturb import ImageScore
+from xattn.schema import Range
 from xattn.score import apply_score
 from xattn.trace import INPUT, Trace, place_of, promote
 
+Chunk = Annotated[int, Range(1, 100_000)]
+"""Images a batch; no part of the result."""
 
-def at_least(who: str, least: int = 1, **values: float) -> None:
-    """Check numbers that have a smallest value.
-
-    Raises:
-        ParameterError: naming the first that is less.
-    """
-    for name, value in values.items():
-        if not value >= least:
-            raise ParameterError(f"{who}: {name} must be at least {least} but is {value}.")
+BaselineName = Annotated[str, baselines.parse]
+"""A baseline and its parameters, such as `"black"` or `"blur:sigma=0.1"`; defined on pixels and then normalized."""
 
 
 class Halving:

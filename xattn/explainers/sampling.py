@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from xattn.errors import NotApplicableError, ParameterError
+from xattn.errors import NotApplicableError
 from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
 from xattn.explainers.passes import (
-    at_least,
+    BaselineName,
+    Chunk,
     baseline_image,
     completeness_error,
     owners,
@@ -24,10 +25,10 @@ from xattn.explainers.passes import (
     tiles,
 )
 from xattn.functional import sampling as F
-from xattn.functional.baselines import baselines
 from xattn.functional.perturb import packed_scores, removal, segment_means
 from xattn.functional.pixels import denormalize_pixels
 from xattn.functional.sampling import Segments
+from xattn.schema import Range
 from xattn.score import apply_score
 from xattn.trace import Trace, promote
 
@@ -43,12 +44,8 @@ class HidingExplainer(Explainer):
     """
 
     family: ClassVar[Family] = Family.PERTURBATION
-    baseline: str = field(default="mean", kw_only=True)
-    chunk: int = field(default=64, kw_only=True, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        baselines.parse(self.baseline)
-        at_least(self.name, chunk=self.chunk)
+    baseline: BaselineName = field(default="mean", kw_only=True)
+    chunk: Chunk = field(default=64, kw_only=True, repr=False, compare=False)
 
 
 def clean_scores(trace: Trace) -> Tensor:
@@ -72,17 +69,10 @@ class Occlusion(HidingExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "occlusion"
     passes: ClassVar[str] = "169 forward for a square image"
     paper: ClassVar[str] = "Zeiler and Fergus 2013, arXiv:1311.2901, sec. 4.2"
-    window: float = 0.15
-    stride: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("window", "stride"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ParameterError(f"occlusion: {name} must be in (0, 1] but is {getattr(self, name)}.")
+    window: Annotated[float, Range(0, 1, open_low=True)] = 0.15
+    stride: Annotated[float, Range(0, 1, open_low=True)] = 0.5
 
     def attribute(self, trace: Trace) -> Tensor:
         x, size = trace.x, trace.input_size
@@ -123,21 +113,12 @@ class RISE(HidingExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "rise"
     passes: ClassVar[str] = "1000 forward"
     paper: ClassVar[str] = "Petsiuk et al. 2018, arXiv:1806.07421, eq. 6"
-    samples: int = 1000
-    cells: int = 7
-    keep: float = 0.5
+    samples: Annotated[int, Range(1, 20_000)] = 1000
+    cells: Annotated[int, Range(1, 64)] = 7
+    keep: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.5
     normalize: Literal["sum", "expected"] = "sum"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self.name, samples=self.samples, cells=self.cells)
-        if not 0 < self.keep < 1:
-            raise ParameterError(f"rise: keep must be between 0 and 1 but is {self.keep}.")
-        if self.normalize not in ("sum", "expected"):
-            raise ParameterError(f"rise: normalize must be sum or expected but is '{self.normalize}'.")
 
     def attribute(self, trace: Trace) -> Tensor:
         x, score = trace.x, score_again(trace)
@@ -178,14 +159,7 @@ class SegmentExplainer(HidingExplainer):
 
     whole: ClassVar[bool] = False
     segments: Segments = field(default="slic", kw_only=True)
-    count: int = field(default=50, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self.name, count=self.count)
-        if self.segments not in get_args(Segments):
-            known = ", ".join(get_args(Segments))
-            raise ParameterError(f"{self.name}: segments must be one of {known} but is '{self.segments}'.")
+    count: Annotated[int, Range(1, 1000)] = field(default=50, kw_only=True)
 
     @abstractmethod
     def coalitions(self, segments: int, generator: torch.Generator) -> Tensor:
@@ -285,7 +259,6 @@ class FeatureAblation(SegmentExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "feature-ablation"
     passes: ClassVar[str] = "50 forward"
     paper: ClassVar[str] = "Kokhlikyan et al. 2020, arXiv:2009.07896"
 
@@ -314,14 +287,9 @@ class ShapleySampling(ShapleyExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "shapley-sampling"
     passes: ClassVar[str] = "491 forward"
     paper: ClassVar[str] = "Castro et al. 2009; Mitchell et al. 2021, arXiv:2104.12199"
-    samples: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self.name, samples=self.samples)
+    samples: Annotated[int, Range(1, 500)] = 10
 
     def coalitions(self, segments: int, generator: torch.Generator) -> Tensor:
         place = F.orders(segments, self.samples, generator)
@@ -355,14 +323,9 @@ class KernelShap(ShapleyExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "kernel-shap"
     passes: ClassVar[str] = "501 forward"
     paper: ClassVar[str] = "Lundberg and Lee 2017, arXiv:1705.07874, th. 2"
-    samples: int = 500
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self.name, 2, samples=self.samples)
+    samples: Annotated[int, Range(2, 20_000)] = 500
 
     def coalitions(self, segments: int, generator: torch.Generator) -> Tensor:
         return F.shapley_coalitions(segments, self.samples, generator)
@@ -392,18 +355,11 @@ class LIME(SegmentExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "lime"
     passes: ClassVar[str] = "500 forward"
     paper: ClassVar[str] = "Ribeiro et al. 2016, arXiv:1602.04938, sec. 3.4"
-    samples: int = 500
-    width: float = 0.25
-    penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        at_least(self.name, 2, samples=self.samples)
-        if not (self.width > 0 and self.penalty > 0):
-            raise ParameterError(f"lime: width and penalty must be positive but are {self.width} and {self.penalty}.")
+    samples: Annotated[int, Range(2, 20_000)] = 500
+    width: Annotated[float, Range(0, 1000, open_low=True)] = 0.25
+    penalty: Annotated[float, Range(0, 1e6, open_low=True)] = 1.0
 
     def coalitions(self, segments: int, generator: torch.Generator) -> Tensor:
         drawn = torch.rand(self.samples - 1, segments, generator=generator) < 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
 from xattn.explainers.token_relevance import token_relevance
 from xattn.functional import transformer as formulas
+from xattn.schema import Range
 from xattn.score import apply_score
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, logits_of, place_of, promote
@@ -61,11 +62,7 @@ class AttentionExplainer(Explainer):
 
 @dataclass(frozen=True)
 class _LaterLayers(AttentionExplainer):
-    start_layer: int = 0
-
-    def __post_init__(self) -> None:
-        if self.start_layer < 0:
-            raise ParameterError(f"{self.name}: start_layer must be at least 0 but is {self.start_layer}.")
+    start_layer: Annotated[int, Range(0, 10_000)] = 0
 
     def attention_layers(self, spec: ModelSpec) -> tuple[str, ...]:
         """Names of the attention modules that are read."""

@@ -9,4 +9,4 @@ from xattn.registry import Registry
 if TYPE_CHECKING:
     from xattn.metric import Metric
 
-metrics: Registry[Metric] = Registry("metric", "xattn.metrics", "xattn.metrics")
+metrics: Registry[Metric] = Registry("metric", "xattn.metrics", "xattn.metrics", named=True)

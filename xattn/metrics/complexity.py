@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from xattn.errors import ParameterError, UnknownNameError
+from xattn.errors import UnknownNameError
 from xattn.explainer import Family
 from xattn.explanation import Explanation
 from xattn.functional import complexity as F
 from xattn.functional.sparsity import attention_density, map_density
 from xattn.metric import NEITHER, Direction, Metric
 from xattn.metrics import metrics
+from xattn.schema import Range
 from xattn.trace import Trace
 
 
@@ -30,7 +31,6 @@ class Sparsity(Metric):
     one over the mean of x; the paper prints the former.
     """
 
-    name: ClassVar[str] = "sparsity"
     family: ClassVar[str] = "complexity"
     columns: ClassVar[Mapping[str, Direction]] = {"density": NEITHER, "sparsity": NEITHER}
     paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2106.02566"
@@ -87,7 +87,6 @@ class Gini(_OfValues):
         resized: measure the map enlarged to the image, so that methods on different grids compare.
     """
 
-    name: ClassVar[str] = "gini"
     columns: ClassVar[Mapping[str, Direction]] = {"gini": NEITHER}
     paper: ClassVar[str] = "Chalasani et al. 2020, arXiv:1810.06583"
 
@@ -106,7 +105,6 @@ class Entropy(_OfValues):
         resized: measure the map enlarged to the image, so that methods on different grids compare.
     """
 
-    name: ClassVar[str] = "entropy"
     columns: ClassVar[Mapping[str, Direction]] = {"entropy": NEITHER, "entropy_share": NEITHER}
     paper: ClassVar[str] = "Bhatt et al. 2020, arXiv:2005.00631"
 
@@ -127,14 +125,9 @@ class EffectiveComplexity(_OfValues):
         epsilon: a cell counts above this share of the largest absolute value.
     """
 
-    name: ClassVar[str] = "effective_complexity"
     columns: ClassVar[Mapping[str, Direction]] = {"effective_complexity": NEITHER}
     paper: ClassVar[str] = "Nguyen, Martinez 2020, arXiv:2007.07584"
-    epsilon: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.epsilon < 1:
-            raise ParameterError(f"effective_complexity: epsilon must be in [0, 1) but is {self.epsilon}.")
+    epsilon: Annotated[float, Range(0, 1, open_high=True)] = 0.05
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
         return {"effective_complexity": F.effective_complexity(self.maps(explanation), self.epsilon)}

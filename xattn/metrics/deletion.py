@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from xattn.metric import HIGHER, LOWER, NEITHER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import Curve, PerturbationMetric, draw_curves, find_baseline
 from xattn.metrics.single_step import shown_and_hidden, single_step_values
+from xattn.schema import Range
 from xattn.trace import Trace
 
 
@@ -30,17 +31,9 @@ class CurveMetric(PerturbationMetric):
         grid: `"pixels"` of the map interpolated (bilinear) to the image, or cells of the method's own grid (`"map"`).
     """
 
-    baseline: str = "blur"
-    steps: int = 196
+    baseline: Annotated[str, find_baseline] = "blur"
+    steps: Annotated[int, Range(1, 100_000)] = 196
     grid: Literal["pixels", "map"] = "pixels"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        find_baseline(self.baseline)
-        if self.steps < 1:
-            raise ParameterError(f"{self.name}: steps must be at least 1 but is {self.steps}.")
-        if self.grid not in ("pixels", "map"):
-            raise ParameterError(f"{self.name}: grid must be pixels or map but is '{self.grid}'.")
 
     def curves(self, explanations: Sequence[Explanation], trace: Trace, order: Order) -> list[Curve]:
         """The curves that the values are read off, one for each method."""
@@ -69,7 +62,6 @@ class Deletion(CurveMetric):
     counts are by rank and ties in random order. The presets are those of the papers.
     """
 
-    name: ClassVar[str] = "deletion"
     paper: ClassVar[str] = "Petsiuk et al. 2018, arXiv:1806.07421"
     columns: ClassVar[Mapping[str, Direction]] = {
         "deletion": LOWER,
@@ -99,7 +91,6 @@ class Insertion(CurveMetric):
     2022, arXiv:2201.13291). Read backwards it is the curve of deletion with the least important first.
     """
 
-    name: ClassVar[str] = "insertion"
     paper: ClassVar[str] = "Petsiuk et al. 2018, arXiv:1806.07421"
     columns: ClassVar[Mapping[str, Direction]] = {"insertion": HIGHER, "ic": HIGHER}
 
@@ -124,7 +115,6 @@ class Curves(CurveMetric):
     They are those of the metrics `deletion` and `insertion` with the same parameters, and cost nothing beside them.
     """
 
-    name: ClassVar[str] = "curves"
     paper: ClassVar[str] = "Petsiuk et al. 2018, arXiv:1806.07421"
     columns: ClassVar[Mapping[str, Direction]] = {
         f"{kind}_at_{tenth:03d}": NEITHER for kind in ("deletion", "insertion") for tenth in _TENTHS
@@ -148,12 +138,11 @@ class ABPC(CurveMetric):
     the class is the one explained rather than the label, so that it needs none.
     """
 
-    name: ClassVar[str] = "abpc"
     paper: ClassVar[str] = "Leem and Seo 2024, AAAI"
     columns: ClassVar[Mapping[str, Direction]] = {"abpc": HIGHER, "morf": LOWER, "lerf": HIGHER}
 
-    baseline: str = "mean"
-    steps: int = 10
+    baseline: Annotated[str, find_baseline] = "mean"
+    steps: Annotated[int, Range(1, 100_000)] = 10
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
         found = []
@@ -206,7 +195,6 @@ class BRNPA2021(_Preset):
     overruns, here the steps are as even as they can be.
     """
 
-    name: ClassVar[str] = "brnpa2021"
     paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2106.02566"
     columns: ClassVar[Mapping[str, Direction]] = {"dauc_brnpa2021": LOWER, "iauc_brnpa2021": HIGHER}
     start: ClassVar[Baseline] = BoxBlur()
@@ -233,7 +221,6 @@ class Gomez2023(_Preset):
     cells.
     """
 
-    name: ClassVar[str] = "gomez2023"
     paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2201.13291"
     columns: ClassVar[Mapping[str, Direction]] = {
         "dauc_gomez2023": LOWER,
@@ -283,7 +270,6 @@ class RISE2018(_Preset):
     pixels and deviation 5; both ends are part of the curve. Ties are in random order rather than what a sort leaves.
     """
 
-    name: ClassVar[str] = "rise2018"
     paper: ClassVar[str] = "Petsiuk et al. 2018, arXiv:1806.07421"
     columns: ClassVar[Mapping[str, Direction]] = {"dauc_rise2018": LOWER, "iauc_rise2018": HIGHER}
     steps: ClassVar[int] = 224

@@ -10,16 +10,17 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.errors import DataError, ShapeError
 from xattn.explanation import Explanation
 from xattn.functional import localization as F
 from xattn.metric import HIGHER, NEITHER, Direction, Metric
 from xattn.metrics import metrics
+from xattn.schema import Range
 from xattn.trace import Trace
 
 THRESHOLDS = tuple(i / 20 for i in range(20))
@@ -100,14 +101,9 @@ class PointingGame(_OnMasks):
         tolerance_px: a point so far off the object still hits; 15 as in TorchRay, which suits images of 224 pixels.
     """
 
-    name: ClassVar[str] = "pointing_game"
     columns: ClassVar[Mapping[str, Direction]] = {"hit": HIGHER, "hit_exact": HIGHER}
     paper: ClassVar[str] = "Zhang et al. 2018, IJCV 126"
-    tolerance_px: int = 15
-
-    def __post_init__(self) -> None:
-        if self.tolerance_px < 0:
-            raise ParameterError(f"pointing_game: tolerance_px must not be negative but is {self.tolerance_px}.")
+    tolerance_px: Annotated[int, Range(0, 10_000)] = 15
 
     def compare(self, maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
         return {
@@ -124,7 +120,6 @@ class EnergyPointingGame(_OnMasks):
     Random: the share of the box.
     """
 
-    name: ClassVar[str] = "energy_pointing_game"
     columns: ClassVar[Mapping[str, Direction]] = {"energy": HIGHER}
     paper: ClassVar[str] = "Wang et al. 2020, Score-CAM, arXiv:1910.01279"
     boxes: ClassVar[bool] = True
@@ -141,7 +136,6 @@ class RelevanceMass(_OnMasks):
     The zero of the map counts: nothing is rescaled. Random (uniform, positive): the share of the mask.
     """
 
-    name: ClassVar[str] = "relevance_mass"
     columns: ClassVar[Mapping[str, Direction]] = {"mass": HIGHER}
     paper: ClassVar[str] = "Arras et al. 2022, arXiv:2003.07258"
 
@@ -157,7 +151,6 @@ class RelevanceRank(_OnMasks):
     Random: the share of the mask.
     """
 
-    name: ClassVar[str] = "relevance_rank"
     columns: ClassVar[Mapping[str, Direction]] = {"rank": HIGHER}
     paper: ClassVar[str] = "Arras et al. 2022, arXiv:2003.07258"
 
@@ -176,14 +169,9 @@ class TopKIntersection(_OnMasks):
         share: of the image's pixels that are taken, at least one pixel. 0.02 is k = 1000 at 224 x 224.
     """
 
-    name: ClassVar[str] = "top_k_intersection"
     columns: ClassVar[Mapping[str, Direction]] = {"intersection": HIGHER}
     paper: ClassVar[str] = "Theiner et al. 2021, arXiv:2104.14995"
-    share: float = 0.02
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ParameterError(f"top_k_intersection: share must be in (0, 1] but is {self.share}.")
+    share: Annotated[float, Range(0, 1, open_low=True)] = 0.02
 
     def compare(self, maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
         k = max(1, round(self.share * maps.shape[-2] * maps.shape[-1]))
@@ -198,7 +186,6 @@ class PixelAUC(_OnMasks):
     Random: 0.5 and the share of the mask.
     """
 
-    name: ClassVar[str] = "pixel_auc"
     columns: ClassVar[Mapping[str, Direction]] = {"roc_auc": HIGHER, "average_precision": HIGHER}
     paper: ClassVar[str] = "Fawcett 2006, Pattern Recognition Letters 27(8)"
 
@@ -221,17 +208,12 @@ class ThresholdOverlap(_OnMasks):
             the regions themselves with the outline.
     """
 
-    name: ClassVar[str] = "threshold_overlap"
     columns: ClassVar[Mapping[str, Direction]] = {
         "iou": HIGHER, "dice": HIGHER, "precision": NEITHER, "recall": NEITHER, "pixel_accuracy": NEITHER,
     }  # fmt: skip
     paper: ClassVar[str] = "Leem, Seo 2024, AGCAM, AAAI"
-    threshold: float = 0.5
+    threshold: Annotated[float, Range(0, 1, open_high=True)] = 0.5
     rectangles: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 1:
-            raise ParameterError(f"threshold_overlap: threshold must be in [0, 1) but is {self.threshold}.")
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
         return self.compare(explanation.resized(), object_masks(self, batch, explanation, boxes=self.rectangles))
@@ -253,7 +235,6 @@ class MaxBoxAccuracy(Metric):
         largest: only the largest region gives a box (MaxBoxAcc, the first version).
     """
 
-    name: ClassVar[str] = "max_box_accuracy"
     family: ClassVar[str] = "localization"
     columns: ClassVar[Mapping[str, Direction]] = {f"iou_{name}": NEITHER for name in _NAMES}
     pooled: ClassVar[Mapping[str, Direction]] = {
@@ -281,7 +262,6 @@ class PxAP(_OnMasks):
     off the object; `pool` adds them up over the data set. The paper has 1000 thresholds.
     """
 
-    name: ClassVar[str] = "pxap"
     columns: ClassVar[Mapping[str, Direction]] = {f"{kind}_{name}": NEITHER for kind in ("tp", "fp") for name in _NAMES}
     pooled: ClassVar[Mapping[str, Direction]] = {"pxap": HIGHER}
     paper: ClassVar[str] = "Choe et al. 2020, arXiv:2001.07437"
@@ -306,7 +286,6 @@ class GridPointingGame(Metric):
     the label, not the prediction. Random: one over the number of cells.
     """
 
-    name: ClassVar[str] = "grid_pointing_game"
     family: ClassVar[str] = "localization"
     columns: ClassVar[Mapping[str, Direction]] = {"cell": HIGHER}
     needs: ClassVar[frozenset[str]] = frozenset({"mosaic"})
@@ -329,9 +308,8 @@ class ObjectSize(_OnMasks):
         below: objects that cover less are small.
     """
 
-    name: ClassVar[str] = "object_size"
     columns: ClassVar[Mapping[str, Direction]] = {"mask_share": NEITHER, "small": NEITHER}
-    below: float = 0.25
+    below: Annotated[float, Range(0, 1)] = 0.25
 
     def compare(self, maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
         share = F.mask_share(masks)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from xattn.errors import ParameterError, ShapeError
+from xattn.errors import ShapeError
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline, baselines
 from xattn.functional.curves import step_counts, step_means
@@ -26,6 +26,7 @@ from xattn.functional.perturb import (
     undefined,
 )
 from xattn.metric import Metric
+from xattn.schema import Range
 from xattn.score import SCORES, apply_score, find_score
 from xattn.trace import Trace
 
@@ -46,13 +47,8 @@ class PerturbationMetric(Metric):
 
     family: ClassVar[str] = "perturbation"
 
-    score: str = field(default="prob", kw_only=True)
-    chunk: int | None = field(default=None, kw_only=True, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        find_score(self.score)
-        if self.chunk is not None and self.chunk < 1:
-            raise ParameterError(f"{self.name}: chunk must be at least 1 but is {self.chunk}.")
+    score: Annotated[str, find_score] = field(default="prob", kw_only=True)
+    chunk: Annotated[int | None, Range(1, 100_000)] = field(default=None, kw_only=True, repr=False, compare=False)
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
         """See `Metric.measure`."""

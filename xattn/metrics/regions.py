@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from xattn.errors import ParameterError
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline
 from xattn.functional.curves import area_over, step_counts, trapezoid_auc
@@ -19,6 +18,7 @@ from xattn.functional.sampling import slic_segments
 from xattn.metric import HIGHER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import PerturbationMetric, end_scores, find_baseline, scorer, tie_breakers
+from xattn.schema import Range
 from xattn.trace import Trace
 
 
@@ -124,19 +124,12 @@ class IROF(PerturbationMetric):
         steps: points of the curve at most; None is one superpixel a step.
     """
 
-    name: ClassVar[str] = "irof"
     paper: ClassVar[str] = "Rieger and Hansen 2020, arXiv:2003.08747"
     columns: ClassVar[Mapping[str, Direction]] = {"irof": HIGHER}
 
-    baseline: str = "mean"
-    segments: int = 300
-    steps: int | None = 50
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        find_baseline(self.baseline)
-        if self.segments < 2 or (self.steps is not None and self.steps < 1):
-            raise ParameterError(f"irof: need at least 2 segments and 1 step but got {self.segments} and {self.steps}.")
+    baseline: Annotated[str, find_baseline] = "mean"
+    segments: Annotated[int, Range(2, 2000)] = 300
+    steps: Annotated[int | None, Range(1, 2000)] = 50
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
         drawn = region_curves(
@@ -170,21 +163,12 @@ class RegionPerturbation(PerturbationMetric):
         steps: blocks to replace; fewer if there are fewer.
     """
 
-    name: ClassVar[str] = "region_perturbation"
     paper: ClassVar[str] = "Samek et al. 2017, arXiv:1509.06321"
     columns: ClassVar[Mapping[str, Direction]] = {"region_perturbation": HIGHER}
 
-    baseline: str = "noise"
-    side: int = 9
-    steps: int = 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        find_baseline(self.baseline)
-        if self.side < 1 or self.steps < 1:
-            raise ParameterError(
-                f"region_perturbation: side and steps must be at least 1 but are {self.side} and {self.steps}."
-            )
+    baseline: Annotated[str, find_baseline] = "noise"
+    side: Annotated[int, Range(1, 10_000)] = 9
+    steps: Annotated[int, Range(1, 100_000)] = 100
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
         drawn = region_curves(

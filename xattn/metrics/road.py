@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -12,6 +12,8 @@ from xattn.explanation import Explanation
 from xattn.metric import HIGHER, LOWER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.deletion import CurveMetric
+from xattn.metrics.perturbation import find_baseline
+from xattn.schema import Range
 from xattn.trace import Trace
 
 
@@ -33,12 +35,11 @@ class ROAD(CurveMetric):
         grid: as for deletion.
     """
 
-    name: ClassVar[str] = "road"
     paper: ClassVar[str] = "Rong et al. 2022, arXiv:2202.00449"
     columns: ClassVar[Mapping[str, Direction]] = {"road": HIGHER, "road_morf": LOWER, "road_lerf": HIGHER}
 
-    baseline: str = "linear"
-    steps: int = 10
+    baseline: Annotated[str, find_baseline] = "linear"
+    steps: Annotated[int, Range(1, 100_000)] = 10
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
         found = []

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from xattn.errors import ParameterError
 from xattn.explanation import Explanation
 from xattn.metric import LOWER, Direction, Metric
 from xattn.metrics import metrics
 from xattn.metrics.rerun import maps_again
+from xattn.schema import Range
 from xattn.trace import Trace
 
 
@@ -33,18 +33,11 @@ class MaxSensitivity(Metric):
         samples: number of changed images.
     """
 
-    name: ClassVar[str] = "max_sensitivity"
     family: ClassVar[str] = "robustness"
     columns: ClassVar[Mapping[str, Direction]] = {"max_sensitivity": LOWER, "avg_sensitivity": LOWER}
     paper: ClassVar[str] = "Yeh et al. 2019, arXiv:1901.09392"
-    radius: float = 0.02
-    samples: int = 10
-
-    def __post_init__(self) -> None:
-        if not self.radius > 0:
-            raise ParameterError(f"max_sensitivity: radius must be positive but is {self.radius}.")
-        if self.samples < 1:
-            raise ParameterError(f"max_sensitivity: samples must be at least 1 but is {self.samples}.")
+    radius: Annotated[float, Range(0, 100, open_low=True)] = 0.02
+    samples: Annotated[int, Range(1, 10_000)] = 10
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
         return self.measure_many([explanation], trace, batch)[0]

@@ -9,17 +9,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from xattn.errors import ParameterError
 from xattn.explanation import Explanation
 from xattn.metric import LOWER, Direction, Metric
 from xattn.metrics import metrics
 from xattn.metrics.randomization import randomized
 from xattn.metrics.rerun import maps_again, similarity
+from xattn.schema import Range
 from xattn.trace import Trace
 
 
@@ -42,7 +42,6 @@ class ParameterRandomization(Metric):
         seed: of all random numbers.
     """
 
-    name: ClassVar[str] = "parameter_randomization"
     family: ClassVar[str] = "sanity"
     columns: ClassVar[Mapping[str, Direction]] = {
         "spearman": LOWER, "spearman_first": LOWER, "spearman_last": LOWER,
@@ -51,17 +50,9 @@ class ParameterRandomization(Metric):
     paper: ClassVar[str] = "Adebayo et al. 2018, arXiv:1810.03292"
     order: Literal["cascading", "independent"] = "cascading"
     how: Literal["reset", "permute"] = "reset"
-    stages: int = 5
+    stages: Annotated[int, Range(1, 1000)] = 5
     absolute: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.order not in ("cascading", "independent"):
-            raise ParameterError(f"{self.name}: order must be cascading or independent but is '{self.order}'.")
-        if self.how not in ("reset", "permute"):
-            raise ParameterError(f"{self.name}: how must be reset or permute but is '{self.how}'.")
-        if self.stages < 1:
-            raise ParameterError(f"{self.name}: stages must be at least 1 but is {self.stages}.")
+    seed: Annotated[int, Range(0, 2**62)] = 0
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
         return self.measure_many([explanation], trace, batch)[0]
@@ -117,7 +108,6 @@ class RandomLogit(_OtherClass):
     The class is drawn from the image's own seed. A map that is the same for every class scores 1.
     """
 
-    name: ClassVar[str] = "random_logit"
     paper: ClassVar[str] = "Sixt et al. 2020, arXiv:1912.09818"
 
     def other(self, trace: Trace) -> Tensor:
@@ -137,13 +127,8 @@ class ClassSensitivity(_OtherClass):
         other_class: `"least"` likely, or the `"next"` most likely, which looks most like the one explained.
     """
 
-    name: ClassVar[str] = "class_sensitivity"
     paper: ClassVar[str] = "Li et al. 2021, arXiv:2012.15616"
     other_class: Literal["least", "next"] = "least"
-
-    def __post_init__(self) -> None:
-        if self.other_class not in ("least", "next"):
-            raise ParameterError(f"class_sensitivity: other_class must be least or next but is '{self.other_class}'.")
 
     def other(self, trace: Trace) -> Tensor:
         logits = trace.logits if trace.logits.shape[1] > 1 else torch.cat([-trace.logits, trace.logits], 1)

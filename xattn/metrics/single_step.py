@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -87,7 +87,6 @@ class AverageDrop(PerturbationMetric):
         mode: interpolation of the map, `"bilinear"`, `"nearest"` or `"bicubic"`.
     """
 
-    name: ClassVar[str] = "average_drop"
     paper: ClassVar[str] = "Chattopadhay et al. 2018, arXiv:1710.11063"
     columns: ClassVar[Mapping[str, Direction]] = {
         "average_drop": LOWER,
@@ -96,12 +95,11 @@ class AverageDrop(PerturbationMetric):
         "average_drop_in_deletion": HIGHER,
     }
 
-    baseline: str = "black"
+    baseline: Annotated[str, find_baseline] = "black"
     mode: Literal["bilinear", "nearest", "bicubic"] = "bilinear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        find_baseline(self.baseline)
         if self.score not in ("prob", "sigmoid"):
             raise ParameterError(f"{self.name}: drops are shares of a probability; score must be prob or sigmoid.")
 

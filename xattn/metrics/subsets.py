@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,10 @@ from xattn.functional.perturb import cell_of_pixel, packed_scores, removal, segm
 from xattn.metric import HIGHER, LOWER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import PerturbationMetric, clean_scores, find_baseline, scorer
+from xattn.schema import Range
 from xattn.trace import Trace
+
+_LARGEST = 50_000_000  # cells of all subsets of an image
 
 
 def grid_of(size: tuple[int, int], cells: int) -> tuple[int, int]:
@@ -36,6 +39,10 @@ def subset_masks(trace: Trace, cells: int, sizes: Sequence[int], samples: int) -
 
     def make() -> Tensor:
         size = torch.tensor(sizes).repeat_interleave(samples)[:, None]
+        if len(size) * total > _LARGEST:
+            raise ParameterError(
+                f"{len(size):,} subsets of {total:,} cells would not fit in memory; ask for fewer samples or cells."
+            )
         drawn = []
         for i in range(len(trace.x)):
             noise = torch.rand(len(size), total, generator=trace.generator(i, repr(key)))
@@ -43,6 +50,12 @@ def subset_masks(trace: Trace, cells: int, sizes: Sequence[int], samples: int) -
         return torch.stack(drawn).to(trace.x.device)
 
     return trace.once(key, make)
+
+
+def check_order(name: str, smallest: float, largest: float) -> None:
+    """Refuse a range whose ends are the wrong way round."""
+    if smallest > largest:
+        raise ParameterError(f"{name}: smallest must not be more than largest but they are {smallest} and {largest}.")
 
 
 def subset_drops(trace: Trace, masks: Tensor, cells: int, baseline: Baseline, score: str, chunk: int) -> Tensor:
@@ -80,17 +93,9 @@ class SubsetMetric(PerturbationMetric):
         samples: subsets of each size.
     """
 
-    baseline: str = "mean"
-    cells: int = 16
-    samples: int = 50
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        find_baseline(self.baseline)
-        if self.cells < 1 or self.samples < 2:
-            raise ParameterError(
-                f"{self.name}: need at least 1 cell and 2 samples but got {self.cells} and {self.samples}."
-            )
+    baseline: Annotated[str, find_baseline] = "mean"
+    cells: Annotated[int, Range(1, 64)] = 16
+    samples: Annotated[int, Range(2, 5000)] = 50
 
     def _agreement(self, explanations: Sequence[Explanation], trace: Trace, sizes: Sequence[int]) -> list[Tensor]:
         """Correlation (N, sizes) of the importance of a subset with the fall of the score without it."""
@@ -125,17 +130,11 @@ class FaithfulnessCorrelation(SubsetMetric):
         share: of the blocks that a subset takes.
     """
 
-    name: ClassVar[str] = "faithfulness_correlation"
     paper: ClassVar[str] = "Bhatt et al. 2020, arXiv:2005.00631"
     columns: ClassVar[Mapping[str, Direction]] = {"faithfulness_correlation": HIGHER}
 
-    samples: int = 100
-    share: float = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.share < 1:
-            raise ParameterError(f"faithfulness_correlation: share must be between 0 and 1 but is {self.share}.")
+    samples: Annotated[int, Range(2, 5000)] = 100
+    share: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.2
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
         rows, columns = grid_of(trace.input_size, self.cells)
@@ -161,21 +160,16 @@ class SensitivityN(SubsetMetric):
         largest: share in the largest one.
     """
 
-    name: ClassVar[str] = "sensitivity_n"
     paper: ClassVar[str] = "Ancona et al. 2018, arXiv:1711.06104"
     columns: ClassVar[Mapping[str, Direction]] = {"sensitivity_n": HIGHER}
 
-    sizes: int = 5
-    smallest: float = 0.01
-    largest: float = 0.8
+    sizes: Annotated[int, Range(1, 100)] = 5
+    smallest: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.01
+    largest: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sizes < 1 or not 0 < self.smallest <= self.largest < 1:
-            raise ParameterError(
-                "sensitivity_n: need at least one size and 0 < smallest <= largest < 1 but got "
-                f"{self.sizes}, {self.smallest} and {self.largest}."
-            )
+        check_order(self.name, self.smallest, self.largest)
 
     def numbers(self, blocks: int) -> list[int]:
         """The sizes n of the subsets, without repeats."""
@@ -213,23 +207,17 @@ class Infidelity(PerturbationMetric):
         largest: greatest side likewise.
     """
 
-    name: ClassVar[str] = "infidelity"
     paper: ClassVar[str] = "Yeh et al. 2019, arXiv:1901.09392"
     columns: ClassVar[Mapping[str, Direction]] = {"infidelity": LOWER}
 
-    baseline: str = "black"
-    samples: int = 100
-    smallest: float = 0.1
-    largest: float = 0.5
+    baseline: Annotated[str, find_baseline] = "black"
+    samples: Annotated[int, Range(2, 100_000)] = 100
+    smallest: Annotated[float, Range(0, 1, open_low=True)] = 0.1
+    largest: Annotated[float, Range(0, 1, open_low=True)] = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        find_baseline(self.baseline)
-        if self.samples < 2 or not 0 < self.smallest <= self.largest <= 1:
-            raise ParameterError(
-                "infidelity: need at least 2 samples and 0 < smallest <= largest <= 1 but got "
-                f"{self.samples}, {self.smallest} and {self.largest}."
-            )
+        check_order(self.name, self.smallest, self.largest)
 
     def squares(self, trace: Trace) -> Tensor:
         """Top, left, bottom and right (exclusive) of the squares of each image: int64 (N, samples, 4)."""
