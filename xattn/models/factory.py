@@ -23,9 +23,11 @@ from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state
 from xattn.models.header import Architecture, Resolution, read_header
 from xattn.models.heads import Classifier, checked_options, create_head, heads
 from xattn.models.resolution import remove_strides, use_circular_padding
-from xattn.models.trunk import cut
+from xattn.models.trunk import cut, noise
 from xattn.schema import check_fields
 from xattn.spec import ModelSpec
+
+_SMALL = 50_000_000  # weights of a network that any machine can hold
 
 
 def create_model(
@@ -209,6 +211,7 @@ def _from_file(path: str, asked: Architecture, *, trusted: bool = False) -> nn.M
         checked_options(wanted.head, wanted.options)  # before anything is built
     changed = wanted != saved
     state = read_state(path)
+    _refuse_giants(path, wanted, sum(t.numel() for t in state.values()))
     if wanted.backbone in models and _takes_head(models.get(wanted.backbone)):
         given = wanted.to_dict()
         model = create_model(given.pop("backbone"), num_classes=given.pop("classes"), **given)
@@ -218,7 +221,7 @@ def _from_file(path: str, asked: Architecture, *, trusted: bool = False) -> nn.M
     if header.spec is not None and not changed:
         model.spec = _facts(model, header.spec, path)  # type: ignore[assignment]
     elif header.spec is not None and isinstance(model, Classifier) and not asked.classes:
-        model.spec = model.facts_of(header.spec)
+        model.spec = _facts(model, header.spec, path)
     return model
 
 
@@ -232,6 +235,17 @@ def _refuse_code(path: str, backbone: str) -> None:
     raise CheckpointError(f"'{path}': {unknown('network', backbone, names)}")
 
 
+def _refuse_giants(path: str, wanted: Architecture, held: int) -> None:
+    """Build no network that is far larger than its file: a trunk without its classifier has a 25th at the least."""
+    name = wanted.backbone
+    if name in models or ":" in name:
+        return
+    library = timm_models if name.startswith(timm_models.PREFIX) else torchvision_models
+    number = library.count_parameters(name) + (0 if wanted.head else 4096 * (wanted.classes or 0))
+    if number > 32 * held + _SMALL:
+        raise CheckpointError(f"'{path}': {name} has {number:,} weights but the file holds {held:,}.")
+
+
 def _is_factory(name: str) -> bool:
     """Whether a name has the form `package.module:factory`."""
     module, colon, attribute = name.partition(":")
@@ -239,7 +253,10 @@ def _is_factory(name: str) -> bool:
 
 
 def _facts(model: nn.Module, written: ModelSpec, path: str) -> ModelSpec:
-    """Facts from a file, if the layers that they name exist."""
+    """Facts from a file, if the layers that they name exist and the channels are those of the network."""
+    channels = noise(model, (1, 1)).shape[1]
+    if written.mean is not None and len(written.mean) != channels:
+        raise CheckpointError(f"'{path}': mean has {len(written.mean)} channels but the network reads {channels}.")
     if isinstance(model, Classifier):
         return model.facts_of(written)
     layers = dict(model.named_modules())

@@ -17,6 +17,7 @@ from xattn.spec import MOST_CLASSES, ModelSpec
 Resolution = Literal["low", "high"]
 
 MOST_PARTS = 64
+SMALLEST_SIDE = 8  # pixels of an input
 MOST_TENSORS = 50_000  # the largest networks have some thousands
 _HEADER_BYTES = 2**25
 
@@ -137,6 +138,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 def _agree(header: Header, what: str) -> None:
     """Numbers of the header fit each other and the tensors, so that nothing larger than the file is allocated."""
+    if header.spec is not None and min(header.spec.input_size) < SMALLEST_SIDE:
+        raise CheckpointError(f"{what}: spec: input_size must be at least {SMALLEST_SIDE} pixels each way.")
     classes = header.architecture.classes if header.architecture else None
     if classes is None:
         return

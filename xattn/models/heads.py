@@ -16,7 +16,7 @@ from xattn.registry import Registry
 from xattn.schema import Range, check
 from xattn.spec import ModelSpec
 
-LARGEST_CLASSIFIER = 2**28  # weights of a classifier, 1 GB; more is a mistake in a number
+LARGEST_CLASSIFIER = 2**27  # weights of a classifier, 0.5 GB; more is a mistake in a number
 
 heads: Registry[Head] = Registry("head", "xattn.models", "xattn.heads")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
 from xattn.errors import CheckpointError, unknown
@@ -30,6 +31,12 @@ def knows(name: str) -> bool:
     short, _, tag = name.removeprefix(PREFIX).partition(".")
     plain = re.fullmatch(r"[A-Za-z0-9_]+", short) and re.fullmatch(r"[A-Za-z0-9_]*", tag)
     return name.startswith(PREFIX) and plain is not None and bool(timm.is_model(short))
+
+
+def count_parameters(name: str) -> int:
+    """Number of weights of `timm/NAME`, without allocating them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build(name).parameters())
 
 
 def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn.Module:

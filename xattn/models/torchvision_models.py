@@ -28,6 +28,13 @@ def weights_of(name: str) -> list[str]:
     return [*published, "DEFAULT"] if published else []
 
 
+def count_parameters(name: str) -> int:
+    """Number of weights of a model with 1000 classes, as torchvision publishes it."""
+    from torchvision import models
+
+    return max(int(member.meta["num_params"]) for member in models.get_model_weights(name))
+
+
 def build(name: str, weights: str | None = None, classes: int | None = None) -> nn.Module:
     """A classifier of torchvision, with random weights or with published ones.
 
