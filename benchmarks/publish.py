@@ -1,6 +1,6 @@
 """Take what a repository can carry of the report of a run: tables, the figures that are read first, the manifest.
 
-    xattn report runs/embedded && python benchmarks/publish.py runs/embedded
+    xattn report runs/embedded --panels 0 && python benchmarks/publish.py runs/embedded
 
 They go to `benchmarks/results/<name of the run>/`; `report.html`, the panels and the other figures stay behind.
 """

@@ -12,9 +12,12 @@ from PIL import Image
 
 from tests.benchmark.runs import METHODS, made_up
 from xattn.benchmark import figures, tables
+from xattn.benchmark import panels as compared
+from xattn.benchmark.panels import Panel, panels, rank_of
 from xattn.benchmark.report import write_report
+from xattn.benchmark.scores import Scores
 from xattn.benchmark.store import Row, Store
-from xattn.benchmark.tables import Panel, Scores, Table, panels, rank_of, text_of
+from xattn.benchmark.tables import Table, text_of
 from xattn.errors import DataError
 
 
@@ -64,9 +67,9 @@ def test_a_method_no_better_than_a_control_is_marked() -> None:
     base = rng.normal(0.5, 0.1, 60)
     values = np.stack([base + 0.2, base + rng.normal(0, 0.1, 60), base, base - 0.2], axis=1)
     for sign in (1, -1):
-        found = tables._unproven(sign * values, values.mean(0), [False, False, True, True])
+        found = compared._unproven(sign * values, values.mean(0), [False, False, True, True])
         assert found.tolist() == [False, True, False, False]
-    assert not tables._unproven(values, values.mean(0), [False] * 4).any()
+    assert not compared._unproven(values, values.mean(0), [False] * 4).any()
 
 
 def test_ranks_share_ties_and_leave_nan() -> None:
@@ -96,7 +99,7 @@ def test_pooled_values_are_those_of_the_metric(run: Path, panel: Panel) -> None:
 def test_sizes_of_objects_split_the_images(run: Path, panel: Panel) -> None:
     scores = Scores(run)
     s = panel.summaries["energy_pointing_game", "energy"]
-    names, means, counts = tables.by_size(panel, scores, s)
+    names, means, counts = compared.by_size(panel, scores, s)
     assert sum(counts) == 40
     assert len(names) == len(means) == len(counts)
     assert means[-1].mean() > means[0].mean()  # made up so
@@ -127,14 +130,14 @@ def test_protocols_tell_who_wins(panel: Panel) -> None:
     by_name = {str(row[0]): row for row in table.rows}
     assert by_name["insertion ↑"][1] == "brnpa"
     assert by_name["deletion ↓"][4] == "none"
-    tau = tables.agreement(panel.directed)
+    tau = compared.agreement(panel.directed)
     np.testing.assert_allclose(np.diag(tau), 1)
     np.testing.assert_allclose(tau, tau.T)
 
 
 def test_report_writes_everything(tmp_path: Path, run: Path) -> None:
     scores = Scores(run)
-    path = write_report(scores, tables.panels(scores, resamples=20), tmp_path / "out")
+    path = write_report(scores, compared.panels(scores, resamples=20), tmp_path / "out")
     text = path.read_text()
     assert path.name == "report.md"
     home = tmp_path / "out" / "shapes-cnn"
@@ -170,7 +173,7 @@ def test_a_run_with_little_in_it(tmp_path: Path) -> None:
     rows += [Row("d", "m", "#1", -1, "", "reading", "error", math.nan, "a.png: is damaged")]
     Store(tmp_path).write("d", "m", 0, rows, {("gradcam", "gini"): 1})
     scores = Scores(tmp_path)
-    text = write_report(scores, tables.panels(scores, resamples=5), tmp_path / "report").read_text()
+    text = write_report(scores, compared.panels(scores, resamples=5), tmp_path / "report").read_text()
     assert "1 images could not be read" in text
     assert "a.png: is damaged" in text
     assert "gradcam" in text
@@ -178,7 +181,7 @@ def test_a_run_with_little_in_it(tmp_path: Path) -> None:
 
 def test_no_scores(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no scores; run `xattn benchmark`"):
-        tables.panels(Scores(tmp_path), resamples=5)
+        compared.panels(Scores(tmp_path), resamples=5)
 
 
 def test_tables_as_files(tmp_path: Path) -> None:

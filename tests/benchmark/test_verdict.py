@@ -9,7 +9,8 @@ import pytest
 
 from tests.benchmark.runs import made_up
 from xattn.benchmark import verdict
-from xattn.benchmark.tables import Column, Entry, Panel, Scores, panels, summarize
+from xattn.benchmark.panels import Panel, panels, summarize
+from xattn.benchmark.scores import Column, Entry, Scores
 from xattn.benchmark.verdict import Verdict, judge
 from xattn.metric import HIGHER, LOWER
 
@@ -69,7 +70,7 @@ def test_sentences() -> None:
         "5 of 6 pairs of methods differ on 120 images.",
     ]
     assert verdict.costs(judged)[0] == "gradcam is the cheapest with 2 ms an image."
-    assert verdict.costs(judged)[-1] == "eigencam is the dearest: 128 ms, 64 times as long."
+    assert verdict.costs(judged)[-1] == "eigencam is the most expensive: 128 ms, 64 times as long."
     assert verdict.cautions(judged) == []
 
 

@@ -17,13 +17,13 @@ from tests.benchmark.runs import made_up, rows, small
 from tests.pages.browser import Tab
 from tests.pages.conftest import Open
 from xattn.benchmark import run as runs
+from xattn.benchmark.panels import Panel, panels
+from xattn.benchmark.scores import Scores
 from xattn.benchmark.store import Row, Store
-from xattn.benchmark.tables import Panel, Scores, panels
 from xattn.benchmark.verdict import judge
 from xattn.data.sample import collate
 from xattn.metrics import metrics
-from xattn.pages import panels as pictures
-from xattn.pages import report
+from xattn.pages import pictures, report
 from xattn.pages.report import full_report
 from xattn.trace import record
 
@@ -41,14 +41,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return full_report(run, resamples=20)
 
 
+CHOSEN: dict[str, Any] = {
+    "metrics": ["sparsity", "deletion:steps=4", "insertion:steps=4"],
+    "methods": ["gradcam", "saliency", "brnpa"],
+}
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose data and model can be opened again."""
+    """A run whose data and model can be opened again by `small(**CHOSEN)`."""
     folder = tmp_path_factory.mktemp("ran")
-    config = small(
-        metrics=["sparsity", "deletion:steps=4", "insertion:steps=4"], methods=["gradcam", "saliency", "brnpa"]
-    )
-    runs.run(config, folder)
+    runs.run(small(**CHOSEN), folder)
     return folder
 
 
@@ -134,7 +137,7 @@ def test_images_are_explained_as_in_the_run(ran: Path, tmp_path: Path) -> None:
     scores = Scores(ran)
     (panel,) = panels(scores, resamples=10)
     judged = judge(panel)
-    shown, notes = pictures.draw(scores, judged, 2, tmp_path, "p")
+    shown, notes = pictures.draw(scores, small(**CHOSEN), judged, 2, tmp_path, "p")
     assert notes == []
     assert [p.kind for p in shown] == ["disputed"] * 2 + ["best"] * 2 + ["worst"] * 2
     for p in shown:
@@ -143,7 +146,7 @@ def test_images_are_explained_as_in_the_run(ran: Path, tmp_path: Path) -> None:
             assert min(picture.size) > 100
         assert p.path.parent == tmp_path
     # The same maps have the same score.
-    cell, config = pictures._reopen(scores, "shapes", "cnn")
+    cell, config = pictures._reopen(scores, small(**CHOSEN), "shapes", "cnn")
     model, spec = cell.load("cpu")
     (sample,) = pictures._find(cell, config, scores, [shown[0].image]).values()
     maps = pictures._explain(cell, config, model, spec, sample, dict(enumerate(cell.methods.values())))
@@ -168,34 +171,33 @@ def changed(ran: Path, folder: Path, **values: Any) -> Scores:
     return Scores(folder)
 
 
-CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "no configuration": ({"config": None}, "does not say how it was made"),
-    "data are gone": ({"config": {"data": [{"source": "/nowhere", "label": "shapes"}]}}, "/nowhere"),
-    "model is gone": ({"config": {"models": [{"name": "nowhere.models:net", "label": "cnn"}]}}, "nowhere"),
-    "model of another name": ({"config": {"models": [{"name": "tests.cli.models:cnn"}]}}, "has no 'cnn' any more"),
-    "other weights": ({"identity": {"models": {"cnn": {"weights": "0"}}}}, "weights of cnn have changed"),
-    "other images": ({"config": {"data": [{"source": "synthetic:length=3", "label": "shapes"}]}}, "has no image"),
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "data are gone": ({"data": {"source": "/nowhere"}}, {}, "/nowhere"),
+    "model is gone": ({"models": {"name": "nowhere.models:net"}}, {}, "nowhere"),
+    "model of another name": ({"models": {"label": ""}}, {}, "has no 'cnn'"),
+    "other weights": ({}, {"identity": {"models": {"cnn": {"weights": "0"}}}}, "weights of cnn have changed"),
+    "other images": ({"data": {"source": "synthetic:length=3"}}, {}, "has no image"),
 }
 
 
-@pytest.mark.parametrize(("values", "reason"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(("values", "manifest", "reason"), CHANGES.values(), ids=CHANGES)
 def test_what_cannot_be_opened_is_told_in_one_line(
-    ran: Path, tmp_path: Path, values: dict[str, Any], reason: str
+    ran: Path, tmp_path: Path, values: dict[str, Any], manifest: dict[str, Any], reason: str
 ) -> None:
-    scores = changed(ran, tmp_path / "run", **values)
+    scores = changed(ran, tmp_path / "run", **manifest)
     (panel,) = panels(scores, resamples=10)
-    shown, (note,) = pictures.draw(scores, judge(panel), 1, tmp_path, "p")
+    shown, (note,) = pictures.draw(scores, small(**CHOSEN, **values), judge(panel), 1, tmp_path, "p")
     assert shown == []
     assert note.startswith("The images cannot be shown again: ")
     assert reason in note
     assert "\n" not in note
 
 
-def test_dear_methods_are_left_out(ran: Path, tmp_path: Path) -> None:
+def test_expensive_methods_are_left_out(ran: Path, tmp_path: Path) -> None:
     scores = Scores(ran)
     (panel,) = panels(scores, resamples=10)
     panel.costs[panel.labels.index("brnpa")] = {"seconds": 30.0}
-    shown, notes = pictures.draw(scores, judge(panel), 1, tmp_path, "p")
+    shown, notes = pictures.draw(scores, small(**CHOSEN), judge(panel), 1, tmp_path, "p")
     assert shown
     assert notes == ["Not shown, for their cost: brnpa (30 s an image)."]
 
@@ -214,7 +216,7 @@ def test_a_report_of_little(tmp_path: Path) -> None:
 
 
 def test_everything_at_once(ran: Path, tmp_path: Path) -> None:
-    page = full_report(ran, tmp_path / "out", resamples=10, count=1)
+    page = full_report(ran, tmp_path / "out", resamples=10, count=1, config=small(**CHOSEN))
     text = page.read_text()
     links = re.findall(r'href="([^"#:]+)"', text)
     assert links
@@ -324,7 +326,7 @@ def test_it_fits_the_window(made: Path, open_page: Open, width: int, dark: bool)
 
 def test_the_images_are_there(ran: Path, tmp_path: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "write_report", lambda *_, **__: None)
-    with open_page(full_report(ran, tmp_path, resamples=5, count=1)) as tab:
+    with open_page(full_report(ran, tmp_path, resamples=5, count=1, config=small(**CHOSEN))) as tab:
         page = tab.page
         page.click("[data-goto=images]")
         assert page.is_visible(".shots[data-kind=disputed] img")

@@ -1,10 +1,12 @@
-"""Figures of a run; the colours of Okabe and Ito, which the colour-blind can tell apart, with a shape for each."""
+"""Figures of a run; families of methods differ in colour and in shape."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +17,40 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
-from numpy.typing import NDArray
 
+from xattn.benchmark.panels import Panel, Summary, agreement, by_size, protocols
+from xattn.benchmark.scores import Scores
 from xattn.benchmark.statistics import critical_difference, pairwise
-from xattn.benchmark.tables import ALPHA, Panel, Scores, Summary, agreement, by_size, protocols
-from xattn.explainer import Family
 from xattn.files import whole_file
+from xattn.functional.statistics import ALPHA, INTERVAL, Array
+from xattn.labels import Label
+from xattn.looks import FAMILIES
 from xattn.metric import LOWER
 
-Array = NDArray[np.float64]
 FORMATS = ("png", "svg", "pdf")
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False,
     "axes.spines.right": False, "axes.axisbelow": True, "figure.dpi": 150,
-    "svg.fonttype": "none", "svg.hashsalt": "xattn", "legend.frameon": False,
+    "svg.fonttype": "none", "svg.hashsalt": "xattn", "legend.frameon": False, "text.parse_math": False,
 }  # fmt: skip
-COLOURS: dict[Family | None, tuple[str, str]] = {
-    Family.CAM: ("#0072B2", "o"),
-    Family.ACTIVATION: ("#56B4E9", "s"),
-    Family.GRADIENT: ("#E69F00", "^"),
-    Family.PROPAGATION: ("#009E73", "v"),
-    Family.ATTENTION: ("#D55E00", "D"),
-    Family.PERTURBATION: ("#CC79A7", "P"),
-    Family.CONTROL: ("#777777", "X"),
-    None: ("#000000", "*"),
-}
 _MOST = 6  # plots in one figure
 _LETTER = 0.07  # inches that a letter takes
 _INSIDE: Any = {"ha": "center", "va": "center", "fontsize": 6, "in_layout": False}  # texts of cells, which fit
+
+
+@contextmanager
+def _style_of_figures() -> Iterator[None]:
+    """The style, without warnings about letters that the font lacks and names that leave little room."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
     """Write a figure in all formats; the same figure gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     dates: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with mpl.rc_context(STYLE):
+    with _style_of_figures():
         figure.draw_without_rendering()
         figure.set_layout_engine(None)  # it is placed and measured now; each format would do it again
         around = figure.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])
@@ -62,13 +63,13 @@ def draw_all(panel: Panel, scores: Scores) -> dict[str, tuple[str, Figure]]:
     """Every figure that the panel's scores allow, by name, with a caption."""
     makers: dict[str, tuple[str, Callable[[], Figure | None]]] = {
         "leaderboard": (
-            "Mean of each method with its 95 % bootstrap interval. The line is the best control, hollow marks are not "
-            "better than it (paired Wilcoxon test with Holm's correction).",
+            f"Mean of each method with its {INTERVAL} bootstrap interval. The line is the best control, hollow marks "
+            "are not better than it (paired Wilcoxon test with Holm's correction).",
             lambda: leaderboard(panel),
         ),
         "curves": (
             "Score of the explained class as the most important pixels are replaced (deletion, low is better) or put "
-            "back (insertion, high is better), with 95 % bootstrap bands: the best methods and the controls.",
+            f"back (insertion, high is better), with {INTERVAL} bootstrap bands: the best methods and the controls.",
             lambda: curves(panel),
         ),
         "ranks": (
@@ -94,7 +95,7 @@ def draw_all(panel: Panel, scores: Scores) -> dict[str, tuple[str, Figure]]:
             lambda: protocol_matrix(panel),
         ),
         "reliability": (
-            "Krippendorff's alpha: whether images agree on the order of methods, with 95 % bootstrap intervals.",
+            f"Krippendorff's alpha: whether images agree on the order of methods, with {INTERVAL} bootstrap intervals.",
             lambda: reliabilities(panel),
         ),
         "sparsity": ("Sparsity of the maps and how faithful they are.", lambda: against(panel, "sparsity")),
@@ -105,7 +106,7 @@ def draw_all(panel: Panel, scores: Scores) -> dict[str, tuple[str, Figure]]:
         ),
     }
     found = {}
-    with mpl.rc_context(STYLE):
+    with _style_of_figures():
         for name, (caption, make) in makers.items():
             figure = make()
             if figure is not None:
@@ -114,16 +115,23 @@ def draw_all(panel: Panel, scores: Scores) -> dict[str, tuple[str, Figure]]:
 
 
 def _style(panel: Panel, j: int) -> tuple[str, str]:
-    return COLOURS.get(panel.entries[j].family, COLOURS[None])
+    look = FAMILIES[family_of(panel, j)]
+    return look.color, look.marker
+
+
+def family_of(panel: Panel, j: int) -> str:
+    """Name of the family of an entry; `other` for a method that is not known here."""
+    family = panel.entries[j].family
+    return "other" if family is None else family.value
 
 
 def _families(panel: Panel, entries: Sequence[int]) -> list[Line2D]:
     """Legend of the families that occur."""
-    there = list(dict.fromkeys(panel.entries[j].family for j in entries))
+    there = {family_of(panel, j) for j in entries}
     return [
-        Line2D([], [], linestyle="", color=COLOURS[f][0], marker=COLOURS[f][1], label=f.value if f else "other")
-        for f in COLOURS
-        if f in there
+        Line2D([], [], linestyle="", color=look.color, marker=look.marker, label=name)
+        for name, look in FAMILIES.items()
+        if name in there
     ]
 
 
@@ -396,7 +404,7 @@ def against(panel: Panel, what: str) -> Figure | None:
         xs = known.spread.mean if known is not None else np.full(len(panel.entries), np.nan)
         name = "sparsity 1/x (log scale, right is sparser)"
     else:
-        xs = np.array([cost.get("seconds", math.nan) for cost in panel.costs]) * 1e3
+        xs = np.array([cost.get("seconds") or math.nan for cost in panel.costs]) * 1e3
         name = "milliseconds per image (log scale, left is cheaper)"
     there = [j for j in panel.order if xs[j] > 0]
     if not faithful or not there:
@@ -478,8 +486,9 @@ def curve_points(panel: Panel) -> dict[str, list[tuple[float, Summary]]]:
     found: dict[str, list[tuple[float, Summary]]] = {}
     for (metric, name), s in panel.summaries.items():
         kind, at, percent = name.partition("_at_")
-        if metric.split(":")[0] == "curves" and at:
-            found.setdefault(f"{kind} {metric.partition(':')[2]}".strip(), []).append((int(percent) / 100, s))
+        label = Label.parse(metric)
+        if label.name == "curves" and at and percent.isdecimal():
+            found.setdefault(f"{kind} {label.settings}".strip(), []).append((int(percent) / 100, s))
     return {title: sorted(points, key=lambda point: point[0]) for title, points in found.items()}
 
 

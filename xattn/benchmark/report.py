@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from xattn.benchmark import figures, tables, verdict
-from xattn.benchmark.tables import Panel, Scores, Table
+from xattn.benchmark.panels import Panel, agreement, protocols
+from xattn.benchmark.scores import Scores
+from xattn.benchmark.tables import Table, in_markdown
+from xattn.errors import DataError
 from xattn.files import whole_file
+from xattn.labels import slug
 
+PICTURES = "panels"
+"""Folder of the images with the maps of all methods."""
 _WITH_TABLE = ("leaderboard", "columns", "protocols", "cost", "box_size")
 
 
-def slug(name: str) -> str:
-    """A name as part of a path.
+def folder_names(panels: Sequence[Panel]) -> list[str]:
+    """A folder for each panel, no two the same."""
+    names: list[str] = []
+    for panel in panels:
+        plain = slug(panel.name)
+        candidates = (plain if n == 1 else f"{plain}-{n}" for n in itertools.count(1))
+        names.append(next(c for c in candidates if c.lower() not in {PICTURES, *map(str.lower, names)}))
+    return names
 
-    >>> slug("tiny-imagenet, across models")
-    'tiny-imagenet-across-models'
+
+def own_folder(folder: Path) -> Path:
+    """A folder to write to, inside one that anybody may have made: no link to another place.
+
+    Raises:
+        DataError: if there is a link in its place.
     """
-    return "-".join("".join(c if c.isalnum() or c in "-_." else " " for c in name).split())
+    if folder.is_symlink():
+        raise DataError(f"'{folder}' is a link to another place; remove it, or write elsewhere with --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def write_report(
@@ -28,7 +48,7 @@ def write_report(
 
     Args:
         scores: of the run.
-        panels: their statistics, as from `tables.panels`.
+        panels: their statistics, as from `panels.panels`.
         home: folder to write to.
         progress: called with the name of each part.
 
@@ -37,10 +57,10 @@ def write_report(
     """
     home.mkdir(parents=True, exist_ok=True)
     lines = ["# Benchmark report", "", *_about(scores), ""]
-    for panel in panels:
+    for panel, name in zip(panels, folder_names(panels), strict=True):
         if progress is not None:
             progress(panel.name)
-        lines += _section(panel, scores, home)
+        lines += _section(panel, scores, own_folder(home / name))
     path = home / "report.md"
     with whole_file(path) as temporary:
         temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
@@ -49,21 +69,20 @@ def write_report(
 
 def _about(scores: Scores) -> list[str]:
     lines = [f"{scores.rows:,} scores of {scores.images:,} images."]
-    for where in scores.manifest.get("environments", ()):
-        versions = ", ".join(f"{name} {v}" for name, v in where["versions"].items() if v)
-        commit = f", commit {where['commit']}" if where.get("commit") else ""
-        lines += ["", f"Made with {versions}{commit} on {where['device']} ({where['threads']} threads)."]
+    for where in scores.manifest.environments:
+        versions = ", ".join(f"{name} {v}" for name, v in where.versions.items() if v)
+        commit = f", commit {where.commit}" if where.commit else ""
+        lines += ["", in_markdown(f"Made with {versions}{commit} on {where.device} ({where.threads} threads).")]
     bad = scores.unreadable()
     if bad:
         lines += ["", f"{len(bad)} images could not be read:", ""]
-        lines += [f"- {dataset} {image}: {note}" for (dataset, image), note in sorted(bad.items())]
+        lines += [f"- {in_markdown(f'{dataset} {image}: {note}')}" for (dataset, image), note in sorted(bad.items())]
     return lines
 
 
-def _section(panel: Panel, scores: Scores, home: Path) -> list[str]:
-    name = slug(panel.name)
-    folder = home / name
-    lines = [f"## {panel.name}", "", *_said(panel), ""]
+def _section(panel: Panel, scores: Scores, folder: Path) -> list[str]:
+    name = folder.name
+    lines = [f"## {in_markdown(panel.name)}", "", *_said(panel), ""]
     drawn = figures.draw_all(panel, scores)
     for key, (_, figure) in drawn.items():
         figures.save(figure, folder, key)
@@ -71,10 +90,10 @@ def _section(panel: Panel, scores: Scores, home: Path) -> list[str]:
     for key, table in written.items():
         table.write(folder, key)
     for method, reason in panel.left_out.items():
-        lines += [f"Left out: {method}: {reason}", ""]
+        lines += [in_markdown(f"Left out: {method}: {reason}"), ""]
     for key in _WITH_TABLE:
         if key in written:
-            lines += [f"### {written[key].title.split(':')[0]}", "", written[key].markdown(), ""]
+            lines += [f"### {written[key].kind}", "", written[key].markdown(), ""]
         if key in drawn:
             lines += _picture(name, key, drawn[key][0])
     for key, (caption, _) in drawn.items():
@@ -87,7 +106,7 @@ def _section(panel: Panel, scores: Scores, home: Path) -> list[str]:
 def _said(panel: Panel) -> list[str]:
     """The answer in bold, then what else can be said."""
     first, *others = verdict.summary(panel)
-    return [f"**{first}** {' '.join(others)}"]
+    return [in_markdown(f"**{first}** {' '.join(others)}", 10_000)]
 
 
 def _picture(folder: str, key: str, caption: str) -> list[str]:
@@ -95,16 +114,16 @@ def _picture(folder: str, key: str, caption: str) -> list[str]:
 
 
 def _tables(panel: Panel, scores: Scores) -> dict[str, Table]:
-    found = {"leaderboard": tables.leaderboard(panel), "scores": tables.full_table(panel)}
+    written = {"leaderboard": tables.leaderboard(panel), "scores": tables.full_table(panel)}
     if panel.directed:
         names = [s.column.arrow for s in panel.directed]
-        found["columns"] = tables.column_table(panel)
-        found["agreement"] = tables.matrix_table(f"Kendall's τ: {panel.name}", names, tables.agreement(panel.directed))
-    if len(tables.protocols(panel)) > 1:
-        found["protocols"] = tables.protocol_table(panel)
+        written["columns"] = tables.column_table(panel)
+        written["agreement"] = tables.matrix_table(f"Kendall's τ: {panel.name}", names, agreement(panel.directed))
+    if len(protocols(panel)) > 1:
+        written["protocols"] = tables.protocol_table(panel)
     if any(panel.costs):
-        found["cost"] = tables.cost_table(panel)
+        written["cost"] = tables.cost_table(panel)
     by_size = tables.size_table(panel, scores, [s for s in panel.headline(8) if len(s.images)])
     if by_size.rows:
-        found["box_size"] = by_size
-    return found
+        written["box_size"] = by_size
+    return written

@@ -19,10 +19,13 @@ from torch import Tensor
 
 from xattn.errors import DataError, ParameterError
 from xattn.functional.statistics import (
+    ALPHA,
+    LEVEL,
     Array,
     Level,
     bootstrap_means,
     cliques,
+    exact_signed_rank,
     holm,
     krippendorff_alpha,
     ranks_of_methods,
@@ -31,26 +34,7 @@ from xattn.functional.statistics import (
 
 Kind = Literal["bca", "percentile"]
 Test = Literal["wilcoxon", "welch"]
-
-__all__ = [
-    "AgainstBest",
-    "Friedman",
-    "Intervals",
-    "Pairwise",
-    "Reliability",
-    "against_best",
-    "critical_difference",
-    "friedman",
-    "holm",
-    "intervals",
-    "kendall",
-    "krippendorff_alpha",
-    "nemenyi",
-    "pairwise",
-    "pooled_intervals",
-    "reliability",
-    "wilcoxon",
-]
+_FEW, _EXACT = 13, 50  # images up to which the test is exact with and without ties, as in SciPy
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +57,7 @@ class Intervals:
 
 
 def intervals(
-    values: ArrayLike, *, level: float = 0.95, kind: Kind = "bca", resamples: int = 5000, seed: int = 0
+    values: ArrayLike, *, level: float = LEVEL, kind: Kind = "bca", resamples: int = 5000, seed: int = 0
 ) -> Intervals:
     """Bootstrap intervals of the means over images (Efron 1987, JASA 82, for BCa).
 
@@ -109,11 +93,11 @@ def intervals(
     low, high = mean.copy(), mean.copy()
     for m in range(x.shape[1]):
         column = x[there[:, m], m]
-        found = drawn[:, m][~np.isnan(drawn[:, m])]
-        if len(found) == 0 or np.ptp(column) == 0:
+        means = drawn[:, m][~np.isnan(drawn[:, m])]
+        if len(means) == 0 or np.ptp(column) == 0:
             continue
-        at = _bca(column, float(mean[m]), found, tails) if kind == "bca" else tails
-        low[m], high[m] = np.quantile(found, at)
+        at = _bca(column, float(mean[m]), means, tails) if kind == "bca" else tails
+        low[m], high[m] = np.quantile(means, at)
     return Intervals(mean, low, high, n, len(x) - n)
 
 
@@ -162,7 +146,7 @@ class AgainstBest:
 
 
 def against_best(
-    values: ArrayLike, *, higher: bool = True, level: float = 0.95, resamples: int = 5000, seed: int = 0
+    values: ArrayLike, *, higher: bool = True, level: float = LEVEL, resamples: int = 5000, seed: int = 0
 ) -> AgainstBest:
     """Test each method against the best: paired Wilcoxon tests with Holm's correction (Demšar 2006, JMLR 7).
 
@@ -202,16 +186,20 @@ def wilcoxon(differences: ArrayLike) -> Array:
     """
     d = table(differences, "wilcoxon")
     there = ~np.isnan(d)
-    zeros = (d == 0).any(0)
     p = np.where(there.any(0), 1.0, np.nan)
-    some = np.nan_to_num(d).any(0)
-    whole = some & there.all(0)
-    # Whether p is exact depends on zeros, and scipy decides that once for all columns that it is given.
-    for columns in (whole & zeros, whole & ~zeros):
-        if columns.any():
-            p[columns] = stats.wilcoxon(d[:, columns], zero_method="pratt").pvalue
-    for t in np.flatnonzero(some & ~whole):
-        p[t] = stats.wilcoxon(d[there[:, t], t], zero_method="pratt").pvalue
+    alike: dict[tuple[int, str], list[int]] = {}  # columns that one call of SciPy can test
+    for t in np.flatnonzero(np.nan_to_num(d).any(0)).tolist():
+        own = d[there[:, t], t]
+        ties = len(np.unique(np.abs(own))) < len(own) or bool((own == 0).any())
+        if ties and len(own) <= _FEW:
+            p[t] = exact_signed_rank(own)
+        else:
+            # SciPy decides for all columns together, and by permutations that take minutes where images are few.
+            method = "exact" if not ties and len(own) <= _EXACT else "asymptotic"
+            alike.setdefault((len(own), method), []).append(t)
+    for (_, method), columns in alike.items():
+        values = np.stack([d[there[:, t], t] for t in columns], 1)
+        p[columns] = stats.wilcoxon(values, zero_method="pratt", method=method).pvalue
     return p
 
 
@@ -305,7 +293,7 @@ class Friedman:
     n: int
     missing: int
 
-    def groups(self, alpha: float = 0.05) -> list[tuple[int, ...]]:
+    def groups(self, alpha: float = ALPHA) -> list[tuple[int, ...]]:
         """Groups of methods that the Nemenyi test does not tell apart, from best to worst."""
         return cliques(self.mean_ranks, critical_difference(len(self.mean_ranks), self.n, alpha))
 
@@ -335,7 +323,7 @@ def friedman(values: ArrayLike, *, higher: bool = True) -> Friedman:
     return Friedman(statistic, float(special.chdtrc(m - 1, statistic)), mean, n, missing)
 
 
-def critical_difference(methods: int, images: int, alpha: float = 0.05) -> float:
+def critical_difference(methods: int, images: int, alpha: float = ALPHA) -> float:
     """Mean ranks that differ by more than this differ (Nemenyi 1963; Demšar 2006, JMLR 7, sec. 3.2.2).
 
     q sqrt(M (M + 1) / (6 N)), q the quantile of the studentized range over sqrt(2).
@@ -343,7 +331,7 @@ def critical_difference(methods: int, images: int, alpha: float = 0.05) -> float
     Args:
         methods: M, at least 2.
         images: N, at least 1.
-        alpha: chance of any false difference.
+        alpha: probability of any false difference.
 
     Raises:
         ParameterError: for a number out of range.
@@ -372,31 +360,6 @@ def nemenyi(mean_ranks: ArrayLike, images: int) -> Array:
     return p
 
 
-def kendall(scores: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
-    """Kendall's tau-b between rankings of the same methods (Kendall 1945).
-
-    Args:
-        scores: (A, M): in each of A protocols, images or metrics, the score of each of M methods. Turn the sign of
-            those where lower is better.
-
-    Returns:
-        Tau (A, A), NaN where fewer than two methods are shared or one of the two has all equal; and the number of
-        shared methods (A, A).
-
-    >>> kendall([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])[0].tolist()
-    [[1.0, -1.0], [-1.0, 1.0]]
-    """
-    x = table(scores, "kendall")
-    there = (~np.isnan(x)).astype(np.int64)
-    first, second = np.triu_indices(x.shape[1], 1)
-    both = (there[:, first] * there[:, second]).astype(np.float64)  # (A, pairs)
-    order = np.where(both > 0, np.sign(np.nan_to_num(x[:, first] - x[:, second])), 0.0)
-    untied = np.abs(order) @ both.T  # pairs that the row's protocol orders, of those that both have
-    with np.errstate(invalid="ignore"):
-        tau = (order @ order.T) / np.sqrt(untied * untied.T)
-    return tau, there @ there.T
-
-
 @dataclass(frozen=True, eq=False)
 class Reliability:
     """How far images agree on the order of methods.
@@ -415,7 +378,7 @@ class Reliability:
 
 
 def reliability(
-    values: ArrayLike, *, level: Level = "ordinal", interval: float = 0.95, resamples: int = 500, seed: int = 0
+    values: ArrayLike, *, level: Level = "ordinal", interval: float = LEVEL, resamples: int = 500, seed: int = 0
 ) -> Reliability:
     """Inter-rater reliability of a metric: images rate methods (Tomsett et al. 2020, arXiv:1912.01451).
 
@@ -440,15 +403,15 @@ def reliability(
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(x), (resamples, len(x))) + np.arange(resamples)[:, None] * len(x)
     weights = np.bincount(drawn.ravel(), minlength=resamples * len(x)).reshape(resamples, len(x))
-    found = (
+    alphas = (
         _alphas(x, weights.astype(np.float64))
         if level == "ordinal"
         else np.array([krippendorff_alpha(np.repeat(x, own, axis=0), level) for own in weights])
     )
-    found = found[~np.isnan(found)]
-    if len(found) == 0:
+    alphas = alphas[~np.isnan(alphas)]
+    if len(alphas) == 0:
         return Reliability(alpha, math.nan, math.nan, len(x))
-    low, high = np.quantile(found, [(1 - interval) / 2, (1 + interval) / 2])
+    low, high = np.quantile(alphas, [(1 - interval) / 2, (1 + interval) / 2])
     return Reliability(alpha, float(low), float(high), len(x))
 
 
@@ -473,15 +436,15 @@ def _alphas(ranks: Array, weights: Array) -> Array:
     observed = (2 * (n * squares - sums**2)).sum(1) / (n - 1)
     expected = 2 * (n * m * squares.sum(1) - sums.sum(1) ** 2) / (n * m - 1)
     with np.errstate(invalid="ignore"):
-        found: Array = np.where(expected > 0, 1 - observed / expected, np.nan)
-    return found
+        alphas: Array = np.where(expected > 0, 1 - observed / expected, np.nan)
+    return alphas
 
 
 def pooled_intervals(
     pool: Callable[[Mapping[str, Tensor]], dict[str, float]],
     columns: Mapping[str, ArrayLike],
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     resamples: int = 500,
     seed: int = 0,
 ) -> dict[str, tuple[float, float, float]]:
@@ -506,11 +469,11 @@ def pooled_intervals(
         return pool({name: torch.from_numpy(rows[:, i].copy()) for i, name in enumerate(names)})
 
     whole = values(x)
-    found: dict[str, tuple[float, float, float]] = {}
+    result: dict[str, tuple[float, float, float]] = {}
     rng = np.random.default_rng(seed)
     drawn = [values(x[rng.integers(0, len(x), len(x))]) for _ in range(resamples if len(x) > 1 else 0)]
     for name, value in whole.items():
         ends = np.array([d[name] for d in drawn if not math.isnan(d[name])])
         low, high = np.quantile(ends, [(1 - level) / 2, (1 + level) / 2]) if len(ends) else (math.nan, math.nan)
-        found[name] = value, float(low), float(high)
-    return found
+        result[name] = value, float(low), float(high)
+    return result

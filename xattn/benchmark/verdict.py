@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn.benchmark.statistics import holm, pairwise
-from xattn.benchmark.tables import ALPHA, Panel, Summary, protocols
-from xattn.benchmark.tables import agreement as tau_of
+from xattn.benchmark.panels import Panel, Summary, protocols
+from xattn.benchmark.panels import agreement as tau_of
+from xattn.benchmark.scores import shortened
+from xattn.benchmark.statistics import pairwise
+from xattn.functional.statistics import ALPHA, holm
 
 _QUESTIONS = 2  # the headline pair, insertion and deletion
 _NAMED = 5  # methods of a long list that are named
@@ -133,7 +135,7 @@ def _questions(panel: Panel) -> list[Summary]:
 
 def name_of(summary: Summary) -> str:
     """A column in a sentence, without its parameters."""
-    return summary.column.title.partition(" (")[0].replace("_", " ")
+    return shortened(summary.column.label.name).replace("_", " ")
 
 
 def listing(names: Sequence[str], most: int = _NAMED) -> str:
@@ -237,7 +239,8 @@ def costs(verdict: Verdict) -> list[str]:
     if best in known and best != first:
         said.append(f"{panel.labels[best]}, the first, takes {duration(seconds[best])}{_times(seconds, best, first)}.")
     if last not in (first, best):
-        said.append(f"{panel.labels[last]} is the dearest: {duration(seconds[last])}{_times(seconds, last, first)}.")
+        took = f"{duration(seconds[last])}{_times(seconds, last, first)}"
+        said.append(f"{panel.labels[last]} is the most expensive: {took}.")
     return said
 
 

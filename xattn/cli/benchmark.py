@@ -110,7 +110,7 @@ def _run(
     # A launcher stops the other processes when one ends with a status, so that only the words tell there.
     failed = rank == 0 and _tell(out, cells)
     if rank == 0:
-        console.say(f"next: xattn report {out}")
+        console.say(f"next: xattn report {out} --config {config}")
     return EXIT_SOME_FAILED if failed and not launched else 0
 
 

@@ -13,7 +13,8 @@ EPILOG = "\n\n".join(
     (
         "[bold]Examples[/bold]",
         "xattn report runs/x",
-        "xattn report runs/x --out paper/figures --panels 0",
+        "xattn report runs/x --config c.toml",
+        "xattn report runs/x --out paper/figures",
         "It may be run while the benchmark is: it reads what is there.",
     )
 )
@@ -29,17 +30,32 @@ def report(
         typer.Option(
             metavar="N",
             min=0,
+            max=100,
             help="Show N each of the most disputed, best and worst images of each model, with the maps of all methods; "
-            "0 for none. Data and models are opened again for them.",
+            "0 for none. They need --config.",
         ),
     ] = 3,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            "-c",
+            metavar="FILE",
+            help="The configuration of the run. Its data and models are opened again to show images; without it "
+            "nothing outside DIR is read, and nothing that a file in DIR names is opened.",
+        ),
+    ] = None,
     resamples: Annotated[int, typer.Option(metavar="N", min=1, help="Of the bootstrap intervals.")] = 1000,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the bootstrap.")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")] = False,
 ) -> None:
     """Turn scores into a page that says which methods to trust, with tables and figures beside it."""
+    from xattn.benchmark.config import Config
     from xattn.pages.report import full_report
 
+    trusted = None if config is None else Config.read(config)
     with console.working("reading", shown=not quiet) as tell:
-        path = full_report(run, out, resamples=resamples, seed=seed, count=panels, progress=tell)
+        path = full_report(run, out, resamples=resamples, seed=seed, count=panels, config=trusted, progress=tell)
     console.say(f"{path}: open it in a browser; tables and figures are beside it")
+    if panels and config is None and not quiet:
+        console.say("Images are not shown without --config FILE, the configuration of the run.", err=True)

@@ -11,18 +11,24 @@ from xattn.errors import ParameterError, ShapeError
 
 Array: TypeAlias = NDArray[np.float64]
 Level = Literal["nominal", "ordinal", "interval"]
+LEVEL = 0.95
+"""Share of the intervals that hold the true value."""
+INTERVAL = f"{100 * LEVEL:.0f} %"
+"""The same in words."""
+ALPHA = 0.05
+"""Probability of a false difference that tests allow."""
 
 
-def table(values: ArrayLike, who: str) -> Array:
+def table(values: ArrayLike, what: str) -> Array:
     """Values as a float64 table (N images, M methods).
 
     Raises:
         ShapeError: if it does not have two dimensions.
     """
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 2:
-        raise ShapeError(f"{who}: expected a table (images, methods) but got shape {found.shape}.")
-    return found
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 2:
+        raise ShapeError(f"{what}: expected a table (images, methods) but got shape {x.shape}.")
+    return x
 
 
 def ranks_of_methods(values: ArrayLike, *, higher: bool = True) -> Array:
@@ -49,7 +55,7 @@ def ranks_of_methods(values: ArrayLike, *, higher: bool = True) -> Array:
 
 
 def holm(p: ArrayLike) -> Array:
-    """P values corrected for their number, so that the chance of any false discovery is bounded (Holm 1979).
+    """P values corrected for their number, so that the probability of any false discovery is bounded (Holm 1979).
 
     Args:
         p: any shape; NaN are no tests: they stay, and do not count.
@@ -68,6 +74,50 @@ def holm(p: ArrayLike) -> Array:
     steps = flat[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(order) else steps
     return adjusted.reshape(raw.shape)
+
+
+def exact_signed_rank(differences: ArrayLike) -> float:
+    """Two-sided p value of Wilcoxon's signed-rank test by counting all signs, with ties and zeros (Pratt 1959).
+
+    Args:
+        differences: (N,), without NaN; equal sizes share the mean of their ranks, zeros are ranked, then left out.
+
+    >>> exact_signed_rank([1.0, 2.0, 3.0, -1.0])
+    0.5
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    size = np.abs(d)
+    twice = (size < size[:, None]).sum(1) * 2 + (size == size[:, None]).sum(1) + 1  # ranks with halves, as integers
+    observed = int(twice[d > 0].sum())
+    ways = np.ones(1)  # to reach each sum
+    for rank in twice[d != 0].tolist():
+        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+    return min(1.0, 2 * float(min(ways[: observed + 1].sum(), ways[observed:].sum()) / ways.sum()))
+
+
+def kendall(scores: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
+    """Kendall's tau-b between rankings of the same methods (Kendall 1945).
+
+    Args:
+        scores: (A, M): in each of A protocols, images or metrics, the score of each of M methods. Turn the sign of
+            those where lower is better.
+
+    Returns:
+        Tau (A, A), NaN where fewer than two methods are shared or one of the two has all equal; and the number of
+        shared methods (A, A).
+
+    >>> kendall([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])[0].tolist()
+    [[1.0, -1.0], [-1.0, 1.0]]
+    """
+    x = table(scores, "kendall")
+    there = (~np.isnan(x)).astype(np.int64)
+    first, second = np.triu_indices(x.shape[1], 1)
+    both = (there[:, first] * there[:, second]).astype(np.float64)  # (A, pairs)
+    order = np.where(both > 0, np.sign(np.nan_to_num(x[:, first] - x[:, second])), 0.0)
+    untied = np.abs(order) @ both.T  # pairs that the row's protocol orders, of those that both have
+    with np.errstate(invalid="ignore"):
+        tau = (order @ order.T) / np.sqrt(untied * untied.T)
+    return tau, there @ there.T
 
 
 def krippendorff_alpha(values: ArrayLike, level: Level = "ordinal") -> float:
@@ -136,14 +186,14 @@ def cliques(mean_ranks: ArrayLike, critical_difference: float) -> list[tuple[int
     ranks = np.asarray(mean_ranks, dtype=np.float64)
     order = np.argsort(ranks, kind="stable")
     ordered = ranks[order]
-    found: list[tuple[int, ...]] = []
+    groups: list[tuple[int, ...]] = []
     furthest = 0
     for start in range(len(order)):
         stop = int(np.searchsorted(ordered, ordered[start] + critical_difference + 1e-12, side="right"))
         if stop > furthest and stop - start > 1:
-            found.append(tuple(int(i) for i in order[start:stop]))
+            groups.append(tuple(int(i) for i in order[start:stop]))
             furthest = stop
-    return found
+    return groups
 
 
 def bootstrap_means(values: ArrayLike, resamples: int, seed: int = 0, *, chunk: int = 1 << 22) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn.benchmark import tables, verdict
-from xattn.benchmark.figures import curve_points
-from xattn.benchmark.report import slug, write_report
+from xattn.benchmark.config import Config
+from xattn.benchmark.figures import curve_points, family_of
+from xattn.benchmark.panels import Panel, Summary, agreement, by_size, panels, protocols
+from xattn.benchmark.report import PICTURES, folder_names, own_folder, write_report
+from xattn.benchmark.scores import ARROWS, Scores, shortened
 from xattn.benchmark.statistics import critical_difference, pairwise
-from xattn.benchmark.store import Store
-from xattn.benchmark.tables import ALPHA, ARROWS, Panel, Scores, Summary, Table, text_of
+from xattn.benchmark.tables import Table, text_of
 from xattn.benchmark.verdict import Verdict, duration
+from xattn.errors import ParameterError
+from xattn.functional.statistics import ALPHA, INTERVAL
 from xattn.metric import HIGHER, LOWER, NEITHER
-from xattn.pages import panels as pictures
+from xattn.pages import pictures
 from xattn.pages.html import picture_uri, write
 
 Array = NDArray[np.float64]
@@ -29,7 +32,13 @@ _COMPARED = 24  # columns whose rankings are compared
 _TESTED = 8  # columns whose pairs can be looked at
 _CHEAPEST = 3  # methods that are named
 _WIDE_PX = 1700  # width of the panels inside the page
+_MOST_RESAMPLES = 100_000
 _FILES = ("csv", "md", "tex", "png", "svg", "pdf")
+
+_NO_PICTURES = (
+    "The images that tell methods apart are not shown: for them data and models are opened again. Pass the "
+    "configuration of the run, xattn report DIR --config FILE, if you trust what it names."
+)
 
 
 def full_report(
@@ -39,9 +48,12 @@ def full_report(
     resamples: int = 1000,
     seed: int = 0,
     count: int = 3,
+    config: Config | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Everything about a run: tables and figures as files, panels of images, `report.md` and `report.html`.
+
+    Nothing outside the folder of the run is read, and nothing that it names is imported, unless `config` is given.
 
     Args:
         run: folder of the scores.
@@ -49,6 +61,7 @@ def full_report(
         resamples: of the bootstrap.
         seed: of the bootstrap.
         count: most disputed, best and worst images of each model whose maps are shown, so many of each; 0 for none.
+        config: the configuration of the run, by which its images are explained once more; without one none is shown.
         progress: called with the name of each part.
 
     Returns:
@@ -56,22 +69,28 @@ def full_report(
 
     Raises:
         DataError: if there are no scores, or the files cannot be written.
+        ParameterError: for more resamples than fit into memory.
     """
+    if not 1 <= resamples <= _MOST_RESAMPLES:
+        raise ParameterError(f"resamples must be at least 1 and at most {_MOST_RESAMPLES:,} but is {resamples}.")
     scores = Scores(run)
-    home = Store(run).report if out is None else Path(out)
-    found = tables.panels(scores, resamples=resamples, seed=seed)
-    write_report(scores, found, home, progress=progress)
+    home = own_folder(scores.store.report) if out is None else Path(out)
+    compared = panels(scores, resamples=resamples, seed=seed)
+    write_report(scores, compared, home, progress=progress)
     several = len(scores.datasets) > 1
     views = []
-    for panel in found:
+    for panel, name in zip(compared, folder_names(compared), strict=True):
         if progress is not None:
             progress(f"{panel.name}: page")
         judged = verdict.judge(panel)
         shown: list[pictures.Picture] = []
         notes: list[str] = []
-        if len({entry.model for entry in panel.entries}) == 1:
-            shown, notes = pictures.draw(scores, judged, count, home / "panels", slug(panel.name))
-        view = _view(panel, judged, scores, home, shown, notes)
+        if count and len({entry.model for entry in panel.entries}) == 1:
+            if config is None:
+                notes = [_NO_PICTURES]
+            else:
+                shown, notes = pictures.draw(scores, config, judged, count, own_folder(home / PICTURES), name)
+        view = _view(panel, judged, scores, home / name, shown, notes)
         views.append(view | {"tab": panel.name if several else panel.name.removeprefix(f"{panel.dataset}, ")})
     return write(
         home / "report.html",
@@ -80,7 +99,7 @@ def full_report(
         data=[view["data"] for view in views],
         facts=_facts(scores),
         details=_details(scores, resamples, seed),
-        manifest=json.dumps(scores.manifest, indent=1, ensure_ascii=False),
+        manifest=scores.manifest.model_dump_json(indent=1),
         unreadable=[(f"{dataset} {image}", note) for (dataset, image), note in sorted(scores.unreadable().items())],
         kinds=pictures.KINDS,
         alpha=ALPHA,
@@ -88,18 +107,17 @@ def full_report(
 
 
 def _view(
-    panel: Panel, judged: Verdict, scores: Scores, home: Path, shown: Sequence[pictures.Picture], notes: Sequence[str]
+    panel: Panel, judged: Verdict, scores: Scores, folder: Path, shown: Sequence[pictures.Picture], notes: Sequence[str]
 ) -> dict[str, Any]:
     """What the template shows of a panel."""
-    name = slug(panel.name)
     columns = [s for s in panel.headline(_COMPARED, directed=True) if not np.isnan(s.spread.mean).all()]
-    protocols = tables.protocols(panel)
+    asked = protocols(panel)
     sized = [s for s in panel.headline(len(panel.summaries)) if len(s.images)]
     sized.sort(key=lambda s: s.column.family != "localization")  # what depends on sizes most
-    sizes = [(s, *tables.by_size(panel, scores, s)) for s in sized]
+    sizes = [(s, *by_size(panel, scores, s)) for s in sized]
     sizes = [item for item in sizes if len(item[1]) > 1]
     return {
-        "id": name,
+        "id": folder.name,
         "name": panel.name,
         "headline": verdict.headline(judged),
         "cards": _cards(panel, judged),
@@ -108,7 +126,7 @@ def _view(
         "board": _board(panel, judged),
         "questions": judged.asked,
         "columns": _sortable(tables.column_table(panel)) if panel.directed else None,
-        "protocols": _sortable(tables.protocol_table(panel)) if len(protocols) > 1 else None,
+        "protocols": _sortable(tables.protocol_table(panel)) if len(asked) > 1 else None,
         "sensitivity": verdict.sensitivity(judged),
         "agreement": verdict.agreement(panel, columns),
         "cost": _sortable(tables.cost_table(panel)) if any(panel.costs) else None,
@@ -117,7 +135,7 @@ def _view(
             "curves": bool(curve_points(panel)),
             "ranks": bool(_rank_diagrams(panel)),
             "agreement": len(columns) > 1 and len(panel.entries) > 2,
-            "protocols": len(protocols) > 1,
+            "protocols": len(asked) > 1,
             "sizes": bool(sizes),
         },
         "pictures": [
@@ -126,7 +144,7 @@ def _view(
                 "image": p.image,
                 "predicted": p.predicted,
                 "spread": text_of(p.spread),
-                "file": f"panels/{p.path.name}",
+                "file": f"{PICTURES}/{p.path.name}",
                 "source": picture_uri(_smaller(p.picture), quality=78),
                 "width": p.picture.width,
                 "height": p.picture.height,
@@ -135,11 +153,11 @@ def _view(
         ],
         "notes": list(notes),
         "left_out": panel.left_out,
-        "files": _files(home / name),
+        "files": _files(folder),
         "data": {
-            "id": name,
+            "id": folder.name,
             "methods": [
-                {"label": label, "family": family_of(panel, j), "control": e.control}
+                {"label": label, "family": family_of(panel, j).lower(), "control": e.control}
                 for j, (label, e) in enumerate(zip(panel.labels, panel.entries, strict=True))
             ],
             "order": [j for j in _order(panel, judged) if not math.isnan(judged.mean_rank[j])],
@@ -151,7 +169,7 @@ def _view(
             "ranks": _rank_diagrams(panel),
             "curves": _curves(panel),
             "agreement": _agreement(columns),
-            "protocols": _agreement(protocols, panel),
+            "protocols": _agreement(asked, panel),
             "sizes": [
                 {"title": s.column.arrow, "names": names, "counts": counts, "means": _rounded(means.T)}
                 for s, names, means, counts in sizes
@@ -193,15 +211,9 @@ def _cards(panel: Panel, judged: Verdict) -> list[dict[str, Any]]:
     ]
 
 
-def family_of(panel: Panel, j: int) -> str:
-    """Family of an entry as styles call it."""
-    family = panel.entries[j].family
-    return "other" if family is None else family.value.lower()
-
-
 def _entries(panel: Panel) -> list[dict[str, Any]]:
     return [
-        {"label": label, "family": family_of(panel, j), "control": entry.control}
+        {"label": label, "family": family_of(panel, j).lower(), "control": entry.control}
         for j, (label, entry) in enumerate(zip(panel.labels, panel.entries, strict=True))
     ]
 
@@ -220,6 +232,7 @@ def _board(panel: Panel, judged: Verdict) -> dict[str, Any]:
     more = [s for s in panel.directed if s not in shown]
     columns = [*shown, *more]
     scales = [_scale(s) for s in columns]
+    seconds = [cost.get("seconds") or None for cost in panel.costs]
     rows = [
         {
             "j": j,
@@ -232,8 +245,8 @@ def _board(panel: Panel, judged: Verdict) -> dict[str, Any]:
             "rank": float(judged.mean_rank[j]),
             "same": judged.same(j),
             "ok": float(panel.coverage[j]),
-            "seconds": panel.costs[j].get("seconds"),
-            "time": duration(panel.costs[j]["seconds"]) if panel.costs[j].get("seconds") else "",
+            "seconds": seconds[j],
+            "time": duration(seconds[j] or 0) if seconds[j] else "",
             "passes": [panel.costs[j].get(name) for name in ("forwards", "backwards")],
             "cells": [_cell(s, j, scale, bar=s in shown) for s, scale in zip(columns, scales, strict=True)],
         }
@@ -243,8 +256,8 @@ def _board(panel: Panel, judged: Verdict) -> dict[str, Any]:
         "columns": [
             {
                 "title": s.column.title,
-                "name": s.column.title.partition(" (")[0],
-                "parameters": s.column.title.partition(" (")[2].removesuffix(")"),
+                "name": shortened(s.column.label.name),
+                "parameters": shortened(s.column.label.settings),
                 "arrow": ARROWS[s.column.direction],
                 "better": s.column.direction.value if s.column.direction is not NEITHER else "",
                 "extra": s not in shown,
@@ -306,7 +319,7 @@ def _sortable(table: Table) -> dict[str, Any]:
     """A table for the page: texts with the values to sort by."""
     numbers = [any(isinstance(row[i], (int, float)) for row in table.rows) for i in range(len(table.header))]
     return {
-        "title": table.title.partition(":")[0],
+        "title": table.kind,
         "header": [{"text": h, "num": n} for h, n in zip(table.header, numbers, strict=True)],
         "rows": [
             [{"text": text_of(c), "value": c if isinstance(c, (int, float)) else text_of(c)} for c in row]
@@ -392,7 +405,7 @@ def _agreement(shown: Sequence[Summary], panel: Panel | None = None) -> dict[str
     if len(shown) < 2:
         return {}
     winners = [int(np.nanargmin(s.rank)) for s in shown] if panel is not None else None
-    return {"names": [s.column.arrow for s in shown], "tau": _rounded(tables.agreement(shown)), "winners": winners}
+    return {"names": [s.column.arrow for s in shown], "tau": _rounded(agreement(shown)), "winners": winners}
 
 
 def _rounded(values: Array) -> Any:
@@ -424,34 +437,30 @@ def _many(count: int, what: str) -> str:
 
 def _details(scores: Scores, resamples: int, seed: int) -> list[tuple[str, list[str]]]:
     """The manifest for reading."""
-    config, identity = (scores.manifest.get(name) or {} for name in ("config", "identity"))
+    config, identity = scores.manifest.config, scores.manifest.identity
     found: list[tuple[str, list[str]]] = []
-    for where in scores.manifest.get("environments", ()):
-        versions = [f"{name} {v}" for name, v in where.get("versions", {}).items() if v]
-        device = f"{where.get('device')}, {_many(where.get('threads') or 0, 'thread')}"
-        extra = [f"{name} {where[name]}" for name in ("commit", "started") if where.get(name)]
-        found.append(("Made with", [device, *versions, *extra]))
-    run = {**config.get("run", {}), **identity.get("run", {})}
-    if run:
-        found.append(("Settings", [f"{name} {value}" for name, value in run.items()]))
-    for data in config.get("data", ()):
-        name = data.get("label") or data.get("source", "")
-        known = identity.get("data", {}).get(name, {})
-        said = [str(data.get("source", "")), f"split {data.get('split') or 'to test on'}", f"fit {data.get('fit')}"]
-        said.append(f"{data['limit']:,} of {known.get('images', 0):,} images" if data.get("limit") else "all images")
-        if data.get("mosaic"):
-            said.append(f"mosaics of {data['mosaic']} x {data['mosaic']}")
-        found.append((f"Data {name}", said))
-    for model in config.get("models", ()):
-        name = model.get("label") or model.get("name", "")
-        digest = identity.get("models", {}).get(name, {}).get("weights")
-        said = [str(model.get("name", "")), *([f"weights {digest}"] if digest else [])]
-        found.append((f"Model {name}", said))
+    for where in scores.manifest.environments:
+        versions = [f"{name} {v}" for name, v in where.versions.items() if v]
+        extra = [f"{name} {v}" for name, v in (("commit", where.commit), ("started", where.started)) if v]
+        found.append(("Made with", [f"{where.device}, {_many(where.threads, 'thread')}", *versions, *extra]))
+    settings = {**(config.run.model_dump() if config else {}), **(identity.run.model_dump() if identity else {})}
+    if settings:
+        found.append(("Settings", [f"{name} {value}" for name, value in settings.items()]))
+    for data in config.data if config else ():
+        known = identity.data.get(data.name) if identity else None
+        facts = [data.source, f"split {data.split or 'to test on'}", f"fit {data.fit}"]
+        facts.append(f"{data.limit:,} of {known.images if known else 0:,} images" if data.limit else "all images")
+        if data.mosaic:
+            facts.append(f"mosaics of {data.mosaic} x {data.mosaic}")
+        found.append((f"Data {data.name}", facts))
+    for model in config.models if config else ():
+        weights = identity.models.get(model.title) if identity else None
+        found.append((f"Model {model.title}", [model.name, *([f"weights {weights.weights}"] if weights else [])]))
     found.append(
         (
             "Statistics",
             [
-                f"95 % BCa bootstrap intervals, {resamples:,} resamples, seed {seed}",
+                f"{INTERVAL} BCa bootstrap intervals, {resamples:,} resamples, seed {seed}",
                 f"paired Wilcoxon tests with Holm's correction, p < {ALPHA}",
                 "Friedman and Nemenyi tests of ranks",
                 "Krippendorff's alpha of ranks",
@@ -465,7 +474,7 @@ def _files(folder: Path) -> list[dict[str, Any]]:
     """Tables and figures beside the page."""
     stems: dict[str, list[str]] = {}
     for path in sorted(folder.glob("*")) if folder.is_dir() else ():
-        if path.suffix[1:] in _FILES and not path.name.startswith("."):
+        if path.suffix[1:] in _FILES and not path.name.startswith(".") and path.is_file() and not path.is_symlink():
             stems.setdefault(path.stem, []).append(path.suffix[1:])
     return [
         {

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import nn
 
 from xattn.benchmark.config import Config, MetricEntry
+from xattn.benchmark.panels import rank_of
 from xattn.benchmark.plan import Cell as RunCell
 from xattn.benchmark.plan import plan
 from xattn.benchmark.run import seed_of
-from xattn.benchmark.store import Store
-from xattn.benchmark.tables import Scores, rank_of, text_of
+from xattn.benchmark.scores import Scores
+from xattn.benchmark.tables import text_of
 from xattn.benchmark.verdict import Verdict, duration, name_of
 from xattn.data.sample import Sample, collate
 from xattn.device import find_device
@@ -41,7 +42,7 @@ KINDS = {
 _ACROSS = 8  # pictures in a line
 _SIDE = 112  # points of a picture
 _SCALE = 2.0  # pixels of a point
-_DEAR_S = 2.0  # methods that take longer for an image are not run again
+_EXPENSIVE_S = 2.0  # methods that take longer for an image are not run again
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,13 @@ def choose(verdict: Verdict, count: int) -> dict[str, list[tuple[int, float]]]:
     there = ~np.isnan(scores)
     known = np.flatnonzero(there.sum(1) >= 2)
     mean, spread = _moments(scores[known], there[known])
-    found: dict[str, list[tuple[int, float]]] = {}
+    chosen: dict[str, list[tuple[int, float]]] = {}
     left = np.ones(len(known), np.bool_)
     for kind, key in (("disputed", -spread), ("best", -mean), ("worst", mean)):
         order = [i for i in np.argsort(key, kind="stable").tolist() if left[i]][:count]
         left[order] = False
-        found[kind] = [(shared[int(known[i])], float(spread[i])) for i in order]
-    return found
+        chosen[kind] = [(shared[int(known[i])], float(spread[i])) for i in order]
+    return chosen
 
 
 def _moments(x: NDArray[np.float64], there: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -103,11 +104,14 @@ def _moments(x: NDArray[np.float64], there: NDArray[np.bool_]) -> tuple[NDArray[
     return mean, np.sqrt(np.where(there, (x - mean[:, None]) ** 2, 0).sum(1) / count)
 
 
-def draw(scores: Scores, verdict: Verdict, count: int, folder: Path, name: str) -> tuple[list[Picture], list[str]]:
+def draw(
+    scores: Scores, config: Config, verdict: Verdict, count: int, folder: Path, name: str
+) -> tuple[list[Picture], list[str]]:
     """Make the maps of the chosen images once more and draw them.
 
     Args:
-        scores: the run, whose manifest says how to open data and model.
+        scores: the run.
+        config: how to open data and models; given by the person, since what a run's own folder names could be anything.
         verdict: of a panel of one model.
         count: images of each kind.
         folder: for the files.
@@ -121,7 +125,7 @@ def draw(scores: Scores, verdict: Verdict, count: int, folder: Path, name: str) 
         return [], []
     try:
         (title,) = {entry.model for entry in verdict.panel.entries}
-        cell, config = _reopen(scores, verdict.panel.dataset, title)
+        cell, config = _reopen(scores, config, verdict.panel.dataset, title)
         samples = _find(cell, config, scores, [scores.names[i] for some in chosen.values() for i, _ in some])
         methods, notes = _methods(verdict, cell)
         device = find_device(config.run.device, "run.device")
@@ -140,20 +144,16 @@ def draw(scores: Scores, verdict: Verdict, count: int, folder: Path, name: str) 
     return pictures, notes
 
 
-def _reopen(scores: Scores, dataset: str, model: str) -> tuple[RunCell, Config]:
-    """The data set and the model as they were.
+def _reopen(scores: Scores, config: Config, dataset: str, model: str) -> tuple[RunCell, Config]:
+    """The data set and the model as the configuration has them.
 
     Raises:
         XattnError: if one of them cannot be opened or is another one now.
     """
-    kept = scores.manifest.get("config")
-    if not isinstance(kept, dict) or not {"data", "models", "methods", "metrics"} <= kept.keys():
-        raise DataError("the manifest of the run does not say how it was made.")
-    config = Config.build(kept, "manifest")
     data = [d for d in config.data if d.name == dataset]
     models = [m for m in config.models if m.title == model]
     if not data or not models:
-        raise DataError(f"the configuration has no '{dataset if not data else model}' any more.")
+        raise DataError(f"the configuration has no '{dataset if not data else model}'.")
     one = config.model_copy(
         update={
             "data": (data[0].model_copy(update={"metrics": ()}),),
@@ -163,9 +163,8 @@ def _reopen(scores: Scores, dataset: str, model: str) -> tuple[RunCell, Config]:
         }
     )
     (cell,) = plan(one)
-    known = scores.manifest.get("identity", {}).get("models", {})
-    was = known.get(model, {}).get("weights", cell.digest)
-    if was != cell.digest:
+    identity = scores.manifest.identity
+    if identity and model in identity.models and identity.models[model].weights != cell.digest:
         raise DataError(f"the weights of {model} have changed since the run.")
     return cell, one
 
@@ -174,10 +173,10 @@ def _find(cell: RunCell, config: Config, scores: Scores, names: Sequence[str]) -
     """Samples by their names. The parts tell in which block of the sample an image is, so that few are read."""
     wanted = set(names)
     blocks = set()
-    for path in Store(scores.folder).parts(cell.data.name, cell.model.title):
+    for path in scores.store.parts(cell.data.name, cell.model.title):
         if wanted & set(pq.read_table(path, columns=["image"], partitioning=None)["image"].unique().to_pylist()):
             blocks.add(int(path.stem.split("-")[1]))
-    found: dict[str, Sample] = {}
+    samples: dict[str, Sample] = {}
     size = config.run.block
     for block in sorted(blocks):
         for index in cell.indices[block * size : (block + 1) * size]:
@@ -186,10 +185,10 @@ def _find(cell: RunCell, config: Config, scores: Scores, names: Sequence[str]) -
             except (DataError, OSError):
                 continue  # it was not readable then, either
             if sample.id in wanted:
-                found[sample.id] = sample
-            if len(found) == len(wanted):
-                return found
-    missing = sorted(wanted - found.keys())
+                samples[sample.id] = sample
+            if len(samples) == len(wanted):
+                return samples
+    missing = sorted(wanted - samples.keys())
     raise DataError(f"{cell.data.name} has no image '{missing[0]}' any more.")
 
 
@@ -198,9 +197,9 @@ def _methods(verdict: Verdict, cell: RunCell) -> tuple[dict[int, Explainer], lis
     panel = verdict.panel
     seconds = [cost.get("seconds") or 0.0 for cost in panel.costs]
     known = {j: cell.methods.get(entry.method) for j, entry in enumerate(panel.entries)}
-    methods = {j: method for j, method in known.items() if method is not None and seconds[j] <= _DEAR_S}
-    dear = [f"{panel.labels[j]} ({duration(s)} an image)" for j, s in enumerate(seconds) if s > _DEAR_S]
-    return methods, [f"Not shown, for their cost: {', '.join(dear)}."] if dear else []
+    methods = {j: method for j, method in known.items() if method is not None and seconds[j] <= _EXPENSIVE_S}
+    expensive = [f"{panel.labels[j]} ({duration(s)} an image)" for j, s in enumerate(seconds) if s > _EXPENSIVE_S]
+    return methods, [f"Not shown, for their cost: {', '.join(expensive)}."] if expensive else []
 
 
 def _explain(
@@ -210,7 +209,7 @@ def _explain(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batch = collate([sample], spec, fit=cell.data.fit).to(device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.run.precision)
-    found: dict[int, Explanation | str] = {}
+    maps: dict[int, Explanation | str] = {}
     with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
         trace = record_for(
             model,
@@ -223,10 +222,10 @@ def _explain(
         )
         for j, method in methods.items():
             try:
-                found[j] = method.explanation(trace)
+                maps[j] = method.explanation(trace)
             except XattnError as error:
-                found[j] = str(error)
-    return found
+                maps[j] = str(error)
+    return maps
 
 
 def _predicted(maps: Mapping[int, Explanation | str]) -> str:
@@ -235,8 +234,8 @@ def _predicted(maps: Mapping[int, Explanation | str]) -> str:
         if not isinstance(explanation, str):
             target = int(explanation.target[0])
             name = explanation.spec.class_name(target) if explanation.spec is not None else f"class {target}"
-            chance = explanation.probability
-            return name if chance is None else f"{name}, {percent(float(chance[0]))}"
+            probability = explanation.probability
+            return name if probability is None else f"{name}, {percent(float(probability[0]))}"
     return ""
 
 
@@ -253,8 +252,8 @@ def _panel(verdict: Verdict, number: int, maps: Mapping[int, Explanation | str])
     lines = math.ceil((1 + len(order)) / _ACROSS)
     across = math.ceil((1 + len(order)) / lines)  # equally long lines
     size = round(_SIDE * _SCALE)
-    said, _, chance = _predicted(maps).rpartition(", ")
-    cells = [Cell(image, said, chance, title="image")]
+    name, _, probability = _predicted(maps).rpartition(", ")
+    cells = [Cell(image, name, probability, title="image")]
     for j in order:
         explanation = maps[j]
         below = [f"{name_of(s)} {text_of(float(v[j]))}" for v, s in zip(values, verdict.questions, strict=True)]

@@ -1,0 +1,264 @@
+"""The scores of a run, read from its folder and nothing else: arrays of images by methods, or a data frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xattn.benchmark.schemas import Manifest
+from xattn.benchmark.store import PREDICTION, READING, REFUSED, STATUS, Store
+from xattn.errors import DataError, XattnError
+from xattn.explainer import Family
+from xattn.explainers import explainers
+from xattn.functional.statistics import Array
+from xattn.labels import Label
+from xattn.metric import HIGHER, LOWER, NEITHER, Direction
+from xattn.metrics import metrics as known_metrics
+
+ARROWS = {HIGHER: "↑", LOWER: "↓", NEITHER: ""}
+_LARGEST = 1e100  # of a score; what is larger overflows in its square or is infinite, and counts as undefined
+_LONGEST = 80  # characters of a name that is shown
+Cost = dict[str, float | None]
+"""Seconds, forward and backward passes and peak memory of a method for one image, by name."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method on a model."""
+
+    model: str
+    method: str
+
+    @property
+    def family(self) -> Family | None:
+        """Kind of the method; None for one that is not known here."""
+        try:
+            return explainers.parse(self.method).family
+        except XattnError:
+            return None
+
+    @property
+    def control(self) -> bool:
+        """It knows nothing of the model."""
+        return self.family is Family.CONTROL
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value that a metric gives."""
+
+    metric: str
+    name: str
+    direction: Direction
+    family: str = ""
+    pooled: bool = False
+    only: bool = False  # the metric gives no other
+    counted: bool = False  # says nothing by itself: the metric makes a value of it for a whole data set
+
+    @property
+    def label(self) -> Label:
+        """The metric's label, under the name that tables give the column."""
+        base, settings = Label.parse(self.metric).name, Label.parse(self.metric).settings
+        alone = self.name if self.pooled else base if self.only else ""
+        own = alone or (self.name if self.name.endswith(base) or self.name.startswith(base) else f"{base}.{self.name}")
+        return Label(own, settings)
+
+    @property
+    def base(self) -> str:
+        """Name of the metric, without its parameters."""
+        return Label.parse(self.metric).name
+
+    @property
+    def title(self) -> str:
+        """How tables call it: the metric, its parameters, and which of its columns."""
+        return shortened(self.label.short)
+
+    @property
+    def arrow(self) -> str:
+        """Title and which way is better."""
+        return f"{self.title} {ARROWS[self.direction]}".strip()
+
+    @property
+    def sign(self) -> int:
+        """Turns values so that higher is better."""
+        return -1 if self.direction is LOWER else 1
+
+
+class Scores:
+    """All scores of a run; `names` are those of the images, by their number.
+
+    Args:
+        folder: where the run is.
+
+    Raises:
+        DataError: if there are no scores.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.store = Store(folder)
+        for path in self.store.parts():
+            self._own(path)
+        table = self.store.table()
+        names = ("dataset", "model", "method", "metric", "column")
+        codes = {name: table[name].combine_chunks() for name in (*names, "image")}
+        indices = {name: _indices(array) for name, array in codes.items()}
+        texts = {name: _texts(array) for name, array in codes.items()}
+        changes = np.zeros(table.num_rows, bool)
+        changes[:1] = True
+        for name in names:
+            changes[1:] |= np.diff(indices[name]) != 0
+        starts = np.flatnonzero(changes)
+        ends = [*starts[1:].tolist(), table.num_rows]
+        values = table["value"].to_numpy()
+        values = np.where(np.abs(values) < _LARGEST, values, np.nan)
+        self._runs: dict[tuple[str, ...], tuple[NDArray[np.int64], Array]] = {}
+        for start, end in zip(starts.tolist(), ends, strict=True):
+            key = tuple(texts[name][indices[name][start]] for name in names)
+            self._runs[key] = (indices["image"][start:end], values[start:end])
+        self.table = table
+        self.rows = table.num_rows
+        self.names = texts["image"]
+        self.images = len(self.names)
+        self.datasets = list(dict.fromkeys(key[0] for key in self._runs))
+
+    def _own(self, path: Path) -> None:
+        """Refuse a link to another place.
+
+        Raises:
+            DataError: for one.
+        """
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise DataError(f"'{path}' is a link to another place; a report reads nothing outside '{self.folder}'.")
+
+    def frame(self) -> Any:
+        """All scores as a data frame, one row each: of pandas, or of polars where pandas is not installed.
+
+        Columns are `dataset`, `model`, `image`, `target`, `method`, `metric`, `column`, `value` and `note`.
+
+        Raises:
+            DataError: if neither is installed.
+        """
+        try:
+            return self.table.to_pandas()
+        except ImportError:
+            pass
+        try:
+            return import_module("polars").from_arrow(self.table)
+        except ImportError:
+            raise DataError("a data frame needs pandas or polars: pip install pandas") from None
+
+    def models(self, dataset: str) -> list[str]:
+        """Models that were scored on a data set, in the order of the configuration."""
+        models = list(dict.fromkeys(key[1] for key in self._runs if key[0] == dataset))
+        order = [entry.title for entry in self.manifest.config.models] if self.manifest.config else []
+        return sorted(models, key=lambda model: (order.index(model) if model in order else len(order), model))
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the run wrote about itself.
+
+        Raises:
+            DataError: if it is damaged.
+        """
+        self._own(self.store.manifest)
+        return self.store.read_manifest()
+
+    def entries(self, dataset: str, model: str) -> list[Entry]:
+        """Methods with at least one score on a model."""
+        own = (STATUS, PREDICTION, READING)
+        methods = dict.fromkeys(k[2] for k in self._runs if k[:2] == (dataset, model) and k[3] not in own)
+        return [Entry(model, method) for method in methods]
+
+    def columns(self, dataset: str, entries: Sequence[Entry]) -> list[Column]:
+        """Everything that was measured of some entries."""
+        models = {entry.model for entry in entries}
+        measured = dict.fromkeys((k[3], k[4]) for k in self._runs if k[0] == dataset and k[1] in models and k[2])
+        return [_column(metric, name) for metric, name in measured if metric != STATUS]
+
+    def values(self, dataset: str, entries: Sequence[Entry], metric: str, column: str) -> tuple[Array, list[int]]:
+        """Values (N, M) on the images where any of the entries was scored, and the numbers of these images."""
+        runs = [self._runs.get((dataset, e.model, e.method, metric, column)) for e in entries]
+        scored = [images for run in runs if run is not None for images in (run[0],)]
+        images = np.unique(np.concatenate(scored)) if scored else np.zeros(0, np.int64)
+        values = np.full((len(images), len(entries)), np.nan)
+        for j, run in enumerate(runs):
+            if run is not None:
+                values[np.searchsorted(images, run[0]), j] = run[1]
+        return values, images.tolist()
+
+    def share(self, dataset: str, entry: Entry) -> float:
+        """Coverage: share of the images whose map is fine."""
+        run = self._runs.get((dataset, entry.model, entry.method, STATUS, "ok"))
+        return float(run[1].mean()) if run is not None and len(run[1]) else math.nan
+
+    def prediction(self, dataset: str, model: str, column: str) -> dict[int, float]:
+        """A fact about each image, by the image's number: `correct`, `probability` or `object_share`."""
+        run = self._runs.get((dataset, model, "", PREDICTION, column))
+        return {} if run is None else dict(zip(run[0].tolist(), run[1].tolist(), strict=True))
+
+    def costs(self, dataset: str, model: str) -> dict[str, Cost]:
+        """What methods cost alone, where it was measured.
+
+        Raises:
+            DataError: if the file is damaged.
+        """
+        self._own(self.store.costs(dataset, model))
+        return {name: cost.model_dump() for name, cost in self.store.read_costs(dataset, model).methods.items()}
+
+    def refused(self) -> dict[tuple[str, str], str]:
+        """Reason for each (model, method) that refused images."""
+        return {
+            (row.model, row.method): row.note.removeprefix(REFUSED)
+            for row in self.store.notes(STATUS)
+            if row.note.startswith(REFUSED)
+        }
+
+    def unreadable(self) -> dict[tuple[str, str], str]:
+        """Reason for each (data set, image) that could not be read."""
+        return {(row.dataset, row.image): row.note for row in self.store.notes(READING)}
+
+
+def _indices(array: Any) -> NDArray[np.int64]:
+    whole = array if not hasattr(array, "chunks") else array.chunk(0)
+    return whole.indices.to_numpy().astype(np.int64)
+
+
+def _texts(array: Any) -> list[str]:
+    whole = array if not hasattr(array, "chunks") else array.chunk(0)
+    return list(whole.dictionary.to_pylist())
+
+
+def _column(metric: str, name: str) -> Column:
+    try:
+        known = known_metrics.parse(metric)
+    except XattnError:  # of another distribution that is not installed here
+        return Column(metric, name, NEITHER)
+    direction = known.columns.get(name, NEITHER)
+    return Column(
+        metric,
+        name,
+        direction,
+        known.family,
+        only=len(known.columns) == 1,
+        counted=bool(known.pooled) and direction is NEITHER,
+    )
+
+
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """A name that is shown: one line, cut in the middle where it is long.
+
+    >>> shortened("a" * 10**5, 9)
+    'aaaa…aaaa'
+    """
+    plain = "".join(c if c.isprintable() else "�" for c in text)
+    half = (longest - 1) // 2
+    return plain if len(plain) <= longest else f"{plain[:half]}…{plain[-half:]}"
