@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import Run
+from xattn.benchmark import plan as planning
 from xattn.benchmark import run as runs
 
 RUN = """
@@ -164,9 +167,75 @@ def test_interrupted(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) ->
         patch.setattr(runs, "score_batch", once)
         result = run("benchmark", config, "--out", "x")
     assert result.exit_code == 130
-    assert "nothing that is in 'x' is lost. The same command goes on" in result.stderr
+    assert "interrupted with 1 blocks of scores stored; nothing that is in 'x' is lost. The same command goes on" in (
+        result.stderr
+    )
     again = run("benchmark", config, "--out", "x", "-q")
     assert "new scores in 1 blocks" in again.stdout  # the first was whole
+
+
+def test_interrupted_before_anything_is_scored(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planning, "digest_of", interrupt)
+    result = run("benchmark", config, "--out", "x")
+    assert result.exit_code == 130
+    assert "xattn: interrupted with 0 blocks of scores stored" in result.stderr
+    result = run("benchmark", config, "--plan")
+    assert result.exit_code == 130
+    assert result.stderr == "xattn: interrupted.\n"
+
+
+def test_a_configuration_that_is_no_file_or_nested_deeply(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "deep.toml").write_text("methods = " + "[" * 100_000)
+    (tmp_path / "dotted.toml").write_text("limits." + ".".join("a" * 10_000) + " = 1")
+    (tmp_path / "digits.toml").write_text("limits.gradcam = " + "1" * 10_000)
+    for name, message in (
+        ("pipe.toml", "is no regular file"),
+        ("deep.toml", "is no valid TOML"),
+        ("dotted.toml", "limits"),
+        ("digits.toml", "is no valid TOML"),
+    ):
+        result = run("benchmark", name, "--out", "x")
+        assert result.exit_code == 2, name
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda root: (root / "val" / "cat" / "b.png").rename(root / "val" / "b.png"),  # no folder of images is left
+        lambda root: (root / "val" / "cat").rename(root / "val" / "cow"),
+    ],
+    ids=["no image", "another class"],
+)
+def test_a_damaged_validation_part_is_never_the_training_part_instead(
+    run: Run, config: Path, tmp_path: Path, damage: Any
+) -> None:
+    from PIL import Image
+
+    for i, name in enumerate(("train/cat/a", "val/cat/b")):
+        path = tmp_path / "pets" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        Image.effect_noise((40, 40), 50 + i).convert("RGB").save(path)
+    damage(tmp_path / "pets")
+    config.write_text(RUN.replace("DATA", str(tmp_path / "pets")))
+    result = run("benchmark", config, "--out", "x", "-q")
+    assert result.exit_code == 2, result.stdout
+    assert "val" in result.stderr
+    result = run("benchmark", config, "--out", "x", "-q", "--set", "data.0.split=train")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_markup_in_a_label_is_text(run: Run, config: Path) -> None:
+    label = "[/bold] \x1b[31m"
+    result = run("benchmark", config, "--plan", "--set", f"models.0.label={json.dumps(label)}")
+    assert result.exit_code == 0, result.stderr
+    assert "[/bold]" in result.stdout
+    assert "\x1b" not in result.stdout
 
 
 @pytest.mark.parametrize(

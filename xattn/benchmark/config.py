@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from xattn.errors import ParameterError, XattnError, nearest
+from xattn.errors import DataError, ParameterError, XattnError, nearest
+from xattn.files import read_regular
 
 
 class _Section(BaseModel):
@@ -20,27 +22,33 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+Count = Annotated[int, Field(ge=0, le=10**12, strict=True)]
+Text = Annotated[str, Field(max_length=4096)]
+Texts = Annotated[tuple[Text, ...], Field(max_length=1000)]
+Switch = Annotated[bool, Field(strict=True)]
+
+
 class MetricEntry(_Section):
     """One metric; in a configuration its name alone will do.
 
     Args:
         name: a registered metric with parameters, as `"deletion:steps=49"`, or `"all"`: every registered metric
             with its default parameters for which the data have what it needs.
-        limit: score the first so many images of the sample only; 0 for all. For dear metrics.
+        limit: score the first so many images of the sample only; 0 for all. For expensive metrics.
         without: methods that it does not score, by name or label; for metrics that explain again and methods of
             thousands of passes.
     """
 
-    name: str
-    limit: int = Field(default=0, ge=0)
-    without: tuple[str, ...] = ()
+    name: Text
+    limit: Count = 0
+    without: Texts = ()
 
 
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-Metrics = tuple[Annotated[MetricEntry, BeforeValidator(_named)], ...]
+Metrics = Annotated[tuple[Annotated[MetricEntry, BeforeValidator(_named)], ...], Field(max_length=1000)]
 
 
 class DataEntry(_Section):
@@ -57,13 +65,13 @@ class DataEntry(_Section):
         label: name in tables; empty takes the source.
     """
 
-    source: str
-    split: str | None = None
-    limit: int = Field(default=0, ge=0)
+    source: Text
+    split: Text | None = None
+    limit: Count = 0
     fit: Literal["crop", "squash"] = "crop"
-    mosaic: int = Field(default=0, ge=0)
+    mosaic: Count = Field(default=0, le=64)
     metrics: Metrics = ()
-    label: str = ""
+    label: Text = ""
 
     @property
     def name(self) -> str:
@@ -83,12 +91,12 @@ class ModelEntry(_Section):
         label: name in tables; empty takes the name.
     """
 
-    name: str
-    weights: str | None = None
+    name: Text
+    weights: Text | None = None
     head: Literal["linear", "bcnn", "brnpa"] | None = None
     resolution: Literal["low", "high"] = "low"
-    methods: tuple[str, ...] = ()
-    label: str = ""
+    methods: Texts = ()
+    label: Text = ""
 
     @property
     def title(self) -> str:
@@ -103,7 +111,7 @@ class RunSection(_Section):
         seed: of the sample of images and of everything random.
         target: the class explained, `"predicted"` or the `"label"`.
         score: the scalar explained.
-        batch: images in one recorded pass.
+        batch: images in one recorded pass. Another number gives the same scores but for rounding.
         block: images in one part file; what a killed run loses at most, per process.
         device: `"auto"`, `"cpu"`, `"cuda"`, `"mps"`.
         precision: of the forward passes.
@@ -112,15 +120,15 @@ class RunSection(_Section):
         controls: score the random, centre and edge controls beside the methods.
     """
 
-    seed: int = Field(default=0, ge=0)
+    seed: Count = 0
     target: Literal["predicted", "label"] = "predicted"
     score: Literal["logit", "prob", "sigmoid", "margin"] = "logit"
-    batch: int = Field(default=16, ge=1)
-    block: int = Field(default=64, ge=1)
-    device: str = "auto"
+    batch: Count = Field(default=16, ge=1)
+    block: Count = Field(default=64, ge=1)
+    device: Text = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    fast: bool = False
-    controls: bool = True
+    fast: Switch = False
+    controls: Switch = True
 
 
 class Config(_Section):
@@ -134,11 +142,11 @@ class Config(_Section):
     'sparsity'
     """
 
-    data: tuple[DataEntry, ...] = Field(min_length=1)
-    models: tuple[ModelEntry, ...] = Field(min_length=1)
-    methods: tuple[str, ...] = Field(min_length=1)
+    data: tuple[DataEntry, ...] = Field(min_length=1, max_length=1000)
+    models: tuple[ModelEntry, ...] = Field(min_length=1, max_length=1000)
+    methods: Texts = Field(min_length=1)
     metrics: Metrics = Field(min_length=1)
-    limits: dict[str, int] = {}
+    limits: Annotated[dict[Text, Count], Field(max_length=1000)] = {}
     run: RunSection = RunSection()
 
     @classmethod
@@ -180,10 +188,12 @@ class Config(_Section):
         """
         path = Path(path)
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(read_regular(path, 2**20).decode())
         except FileNotFoundError:
             raise ParameterError(f"there is no configuration '{path}'.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except DataError:
+            raise
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise ParameterError(f"'{path}' is no valid TOML: {error}.") from None
         for change in changes:
             _change(values, change)
@@ -198,7 +208,7 @@ def _change(values: Any, change: str) -> None:
         raise ParameterError(f"--set: expected key=value, as run.batch=7, but got '{change}'.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     try:
         for part in way:
@@ -221,7 +231,7 @@ def _fault(config: type[BaseModel], error: Any) -> str:
                     section = typing.get_args(section)[0]
         guess = nearest(str(error["loc"][-1]), section.model_fields)
         return f"unknown key '{where}'" + (f" (did you mean '{guess}'?)" if guess else "")
-    got = "" if error["type"] == "missing" else f" but got {error['input']!r}"
+    got = "" if error["type"] == "missing" else f" but got {reprlib.repr(error['input'])}"
     return f"{where}: {error['msg']}{got}"
 
 
@@ -231,11 +241,11 @@ def expand(source: str) -> str:
     Raises:
         ParameterError: for a variable that is not set.
     """
-    found = os.path.expanduser(os.path.expandvars(source))  # noqa: PTH111 (the text may be NAME:PATH)
-    if "$" in found:
-        missing = found.split("$", 1)[1].split("/")[0].strip("{}")
+    path = os.path.expanduser(os.path.expandvars(source))  # noqa: PTH111 (the text may be NAME:PATH)
+    if "$" in path:
+        missing = path.split("$", 1)[1].split("/")[0].strip("{}")
         raise ParameterError(f"'{source}': the environment variable {missing} is not set.")
-    return found
+    return path
 
 
 def collect(faults: list[str], task: Any) -> Any:

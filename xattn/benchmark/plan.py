@@ -18,10 +18,10 @@ from xattn.benchmark.config import Config, DataEntry, MetricEntry, ModelEntry, c
 from xattn.benchmark.store import PREDICTION, STATUS, Pair
 from xattn.data.dataset import Dataset
 from xattn.data.mosaic import Mosaic, mosaic_spec
-from xattn.data.opening import open_dataset
+from xattn.data.opening import NoPartError, open_dataset
 from xattn.data.sample import Batch, Sample, collate
 from xattn.device import find_device
-from xattn.errors import DataError, ParameterError, XattnError
+from xattn.errors import DataError, ParameterError
 from xattn.explainer import Explainer
 from xattn.explainers import applicable, resolve
 from xattn.inspection import infer_spec
@@ -125,7 +125,7 @@ def plan(config: Config) -> list[Cell]:
     names = [*config.methods, *(CONTROLS if config.run.controls else ())]
     methods = collect(faults, lambda: resolve(names)) or []
     opened = {data.name: collect(faults, lambda data=data: _open(data)) for data in config.data}
-    dearest = {name: limit for text, limit in config.limits.items() for name in _names([text], faults)}
+    method_limits = {name: limit for text, limit in config.limits.items() for name in _names([text], faults)}
     chosen = {data.name: _chosen_metrics(data, config, opened[data.name], faults) for data in config.data}
     cells = []
     for entry in config.models:
@@ -145,9 +145,9 @@ def plan(config: Config) -> list[Cell]:
                 if dataset is None:
                     continue
             indices = sample_of(len(dataset), data.limit, config.run.seed)
-            limits = chosen[data.name]
+            entries = chosen[data.name]
             counts = {STATUS: len(indices), PREDICTION: len(indices)}
-            counts |= {label: min(entry.limit or len(indices), len(indices)) for label, (_, entry) in limits.items()}
+            counts |= {label: min(entry.limit or len(indices), len(indices)) for label, (_, entry) in entries.items()}
             cell = Cell(
                 data=data,
                 model=entry,
@@ -155,14 +155,14 @@ def plan(config: Config) -> list[Cell]:
                 indices=indices,
                 methods={label_of(m): m for m in own if reasons[label_of(m)] is None},
                 left_out={label: reason for label, reason in reasons.items() if reason is not None},
-                metrics={label: metric for label, (metric, _) in limits.items()},
+                metrics={label: metric for label, (metric, _) in entries.items()},
                 counts=counts,
                 limits={
-                    label: limit
-                    for label, method in ((label_of(m), m) for m in own)
-                    if (limit := dearest.get(label, dearest.get(method.name, 0)))
+                    label_of(m): limit
+                    for m in own
+                    if (limit := method_limits.get(label_of(m), method_limits.get(m.name, 0)))
                 },
-                without={label: frozenset(_names(entry.without, faults)) for label, (_, entry) in limits.items()},
+                without={label: frozenset(_names(entry.without, faults)) for label, (_, entry) in entries.items()},
                 digest=digest,
                 objects=bool(data.mosaic) or bool(_known(opened[data.name])),
             )
@@ -176,8 +176,8 @@ def plan(config: Config) -> list[Cell]:
 def _names(methods: Sequence[str], faults: list[str]) -> Iterator[str]:
     """Methods by their registered name, or by the label that tables give them."""
     for text in methods:
-        found = collect(faults, lambda text=text: resolve(text)) or []
-        yield from (label_of(method) if ":" in text else method.name for method in found)
+        known = collect(faults, lambda text=text: resolve(text)) or []
+        yield from (label_of(method) if ":" in text else method.name for method in known)
 
 
 def _open(data: DataEntry) -> Dataset:
@@ -187,7 +187,7 @@ def _open(data: DataEntry) -> Dataset:
         return open_dataset(source, data.split)
     try:
         return open_dataset(source, "val")
-    except XattnError:
+    except NoPartError:
         return open_dataset(source)
 
 
@@ -209,15 +209,15 @@ def _chosen_metrics(
     there |= {"masks", "boxes", "mosaic"} if data.mosaic else set()
     if dataset is not None and len(dataset) == 0:
         faults.append(f"data set {data.name} is empty")
-    found: dict[str, tuple[Metric, MetricEntry]] = {}
+    chosen: dict[str, tuple[Metric, MetricEntry]] = {}
     entries: Sequence[MetricEntry] = data.metrics or config.metrics
     for entry in entries:
         metric = None if entry.name == "all" else collect(faults, lambda entry=entry: known_metrics.parse(entry.name))
         if metric is None:
             continue
-        if label_of(metric) in found:
+        if label_of(metric) in chosen:
             faults.append(f"metric '{entry.name}' is there twice as {label_of(metric)}")
-        found[label_of(metric)] = (metric, entry)
+        chosen[label_of(metric)] = (metric, entry)
         if dataset is not None and (absent := metric.needs - there):
             hint = "; set mosaic = 2 for it" if "mosaic" in absent else ""
             faults.append(f"metric {metric.name} needs {' and '.join(sorted(absent))}, {data.name} has none{hint}")
@@ -225,8 +225,8 @@ def _chosen_metrics(
         for name in known_metrics.names() if entry.name == "all" else ():
             metric = known_metrics.create(name)
             if metric.needs <= there:
-                found.setdefault(label_of(metric), (metric, entry))
-    return found
+                chosen.setdefault(label_of(metric), (metric, entry))
+    return chosen
 
 
 def _known(dataset: Dataset) -> set[str]:

@@ -237,13 +237,13 @@ class Store:
 
     def notes(self, metric: str) -> list[Row]:
         """The rows of one metric (`status`, `reading`) that have a note, once each, in order."""
-        found = {}
+        noted_rows = {}
         for path in self.parts():
             _, table = _read(path, dictionaries=False)
             noted = pc.and_(pc.equal(table["metric"], metric), pc.not_equal(table["note"], ""))
             for values in table.filter(noted).to_pylist():
-                found[tuple(values[key] for key in KEYS)] = Row(**values)
-        return [found[key] for key in sorted(found)]
+                noted_rows[tuple(values[key] for key in KEYS)] = Row(**values)
+        return [noted_rows[key] for key in sorted(noted_rows)]
 
 
 def _digest(content: Any, size: int) -> str:

@@ -82,6 +82,13 @@ class CommandGroup(TyperGroup):
             ctx.fail(f"unknown command '{args[0]}'.{hint} Known: {', '.join(COMMANDS)}.")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """As the base class; typer would turn Ctrl-C into a status without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run, turn the errors that xattn raises on purpose into one line, and exit with the status."""
         words, *rest = args or (extra.pop("args", None),)
@@ -99,7 +106,7 @@ class CommandGroup(TyperGroup):
                 traceback.print_exc()
             console.fail(_message(error))
             status = EXIT_BAD_INPUT
-        except typer.Abort:
+        except (typer.Abort, KeyboardInterrupt):
             console.fail("interrupted.")
             status = EXIT_INTERRUPTED
         if standalone:

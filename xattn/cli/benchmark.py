@@ -61,18 +61,27 @@ def benchmark(
     from xattn.benchmark.config import Config
     from xattn.benchmark.plan import plan as check
     from xattn.benchmark.plan import shard as share
+    from xattn.benchmark.store import Store
     from xattn.errors import ParameterError
 
     rank, world = share(shard)
     settings = Config.read(config, [*(change or ()), *(["run.fast=true"] if fast else ())])
     if out is None and not plan:
         raise ParameterError("benchmark: pass the folder of the scores with --out, or --plan.")
-    cells = check(settings)
     if plan or out is None:
-        _show_plan(settings, cells, world)
+        _show_plan(settings, check(settings), world)
         return
     launched = shard is None and "RANK" in os.environ
-    raise typer.Exit(_run(settings, cells, out, rank, world, quiet=quiet or rank > 0, launched=launched))
+    try:
+        status = _run(settings, check(settings), out, rank, world, quiet=quiet or rank > 0, launched=launched)
+    except KeyboardInterrupt:
+        stored = len(Store(out).parts())
+        console.fail(
+            f"interrupted with {stored:,} blocks of scores stored; nothing that is in '{out}' is lost. The same "
+            "command goes on from there."
+        )
+        status = EXIT_INTERRUPTED
+    raise typer.Exit(status)
 
 
 def _run(
@@ -91,9 +100,6 @@ def _run(
             summary = run(config, out, rank=rank, world=world, cells=cells, progress=progress)
             if rank == 0:
                 write_costs(Store(out), cells, find_device(config.run.device, "run.device"))
-    except KeyboardInterrupt:
-        console.fail(f"interrupted; nothing that is in '{out}' is lost. The same command goes on from there.")
-        return EXIT_INTERRUPTED
     except torch.OutOfMemoryError as error:
         raise ParameterError(
             f"benchmark: out of memory ({str(error).splitlines()[0]}); lower run.batch, which changes no score beyond "

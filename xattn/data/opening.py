@@ -22,6 +22,10 @@ LAYOUTS = (
 )
 
 
+class NoPartError(DataError):
+    """A part that a data set does not have, as opposed to one that is damaged."""
+
+
 def open_dataset(text: str | Path, split: str | None = None) -> Dataset:
     """Open the data set that a text names, whatever its layout.
 
@@ -60,7 +64,10 @@ def _from_name(name: str, rest: str, split: str | None) -> Dataset:
     if "root" not in fields:
         created = datasets.parse(f"{name}:{rest}" if rest else name)
         if "split" in fields:
-            return created if split is None else dataclasses.replace(cast(Any, created), split=split)
+            try:
+                return created if split is None else dataclasses.replace(cast(Any, created), split=split)
+            except ParameterError as error:
+                raise NoPartError(str(error)) from None
         if split is None or split in TRAINING:
             return created
         raise _no_part(f"data set '{name}'", split)
@@ -103,6 +110,10 @@ def _choose(parts: list[str], split: str | None, where: str | Path) -> str:
         return next((p for p in (*TRAINING, "all") if p in parts), parts[0] if parts else "all")
     if split in EVALUATION:
         found = next((p for p in EVALUATION if p in parts), None)
+        classes = class_folders(Path(where)) if parts == ["all"] else []  # a class may be called `test`
+        empty = next((p for p in EVALUATION if Path(where, p).is_dir() and p not in classes), None)
+        if found is None and empty is not None:
+            raise DataError(f"{where}: its part '{empty}' holds no folders of images: {listing(Path(where, empty))}.")
         if found is None:
             raise _no_part(str(where), split)
         return found
@@ -110,7 +121,7 @@ def _choose(parts: list[str], split: str | None, where: str | Path) -> str:
 
 
 def _no_part(where: str, split: str) -> DataError:
-    return DataError(
+    return NoPartError(
         f"{where}: has no '{split}' part; hold some images out of the others (xattn.data.split) or name another folder."
     )
 
