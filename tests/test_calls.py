@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn.calls import KINDS, Call, Calls, Kind, Refusal, Ruled, bounds, refuse_scripts, tracked
+from xattn.calls import _NAMES, KINDS, Call, Calls, Kind, Refusal, Ruled, bounds, refuse_scripts, tracked
 from xattn.errors import NotApplicableError
 
 
@@ -79,8 +79,6 @@ def test_one_name_for_all_spellings(act: Callable[[Tensor], Any], name: str, kin
 
 
 def test_each_operation_has_one_kind() -> None:
-    from xattn.calls import _NAMES
-
     names = [name for listed in _NAMES.values() for name in listed.split()]
     assert len(names) == len(set(names)) == len(KINDS)
     assert set(_NAMES) == set(Kind) - {Kind.OTHER}

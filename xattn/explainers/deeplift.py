@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from xattn.attention_taps import AttentionTaps
-from xattn.errors import NotApplicableError
+from xattn.calls import Call, Calls, Kind, Refusal, Ruled, refuse_scripts
 from xattn.explainers import explainers
 from xattn.explainers.integrated import PixelExplainer, drawn_baselines
 from xattn.explainers.passes import BaselineName, Halving, completeness_error, owners, tiles
 from xattn.schema import Range
 from xattn.score import apply_score
-from xattn.trace import INPUT, Trace, record
-
-_UNARY = frozenset(
-    {
-        "relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "clamp_max", "threshold", "celu", "elu", "selu",
-        "gelu", "hardshrink", "hardsigmoid", "hardswish", "leaky_relu", "logsigmoid", "mish", "prelu", "rrelu", "silu",
-        "softplus", "softshrink", "softsign", "tanh", "tanhshrink", "sigmoid", "erf", "exp", "log", "sqrt", "rsqrt",
-        "reciprocal", "square", "pow", "__pow__", "__rpow__", "__rdiv__", "__rtruediv__", "abs", "sin", "cos",
-    }
-)  # fmt: skip
-_PRODUCTS = frozenset(
-    {"mul", "multiply", "__mul__", "__rmul__", "__imul__", "matmul", "__matmul__", "mm", "bmm", "einsum"}
-)
-_QUOTIENTS = frozenset({"div", "divide", "true_divide", "__truediv__", "__itruediv__"})
-_POOLS = frozenset(f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3))
-_WITHOUT = frozenset(
-    {
-        "addcdiv", "addcmul", "amax", "amin", "baddbmm", "bilinear", "cosine_similarity", "cumprod", "glu",
-        "group_norm", "instance_norm", "local_response_norm", "log_softmax", "logsumexp", "max", "maximum", "min",
-        "minimum", "multi_head_attention_forward", "norm", "normalize", "prod", "rms_norm",
-        "scaled_dot_product_attention", "sort", "std", "topk", "var",
-    }
-)  # fmt: skip
+from xattn.trace import INPUT, Trace
 
 Pair = tuple[Tensor, Tensor]
 """A value that autograd follows, and the same for the baseline."""
-
-
-class _Valued(torch.autograd.Function):
-    """The value of the second argument with the gradient of the first."""
-
-    @staticmethod
-    def forward(ctx: Any, surrogate: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
 
 
 def _slope(function: Callable[[Tensor], Tensor], x: Tensor, ref: Tensor) -> Tensor:
@@ -68,21 +33,23 @@ def _slope(function: Callable[[Tensor], Tensor], x: Tensor, ref: Tensor) -> Tens
     return torch.where(near, derivative, (function(x.clone()) - function(ref.clone())) / apart.masked_fill(near, 1))
 
 
+def _valued(surrogate: Tensor, value: Tensor) -> Tensor:
+    """The value with the gradient of the surrogate."""
+    y: Tensor = Ruled.apply(value.clone, None, surrogate)
+    return y
+
+
 def _unary(function: Callable[[Tensor], Tensor], z: Pair) -> Pair:
     """Rescale rule: the multiplier is the slope between the two points."""
     x, ref = z[0].detach(), z[1]
-    return _Valued.apply(z[0] * _slope(function, x, ref), function(x.clone())), function(ref.clone())
+    return _valued(z[0] * _slope(function, x, ref), function(x.clone())), function(ref.clone())
 
 
 def _product(function: Callable[[Tensor, Tensor], Tensor], a: Pair, b: Pair) -> Pair:
     """Each factor adds its difference times the mean of the other one: the Shapley value of two players."""
     mean_a, mean_b = ((x.detach() + ref) / 2 for x, ref in (a, b))
     surrogate = function(a[0].clone(), mean_b) + function(mean_a.clone(), b[0])
-    return _Valued.apply(surrogate, function(a[0].detach().clone(), b[0].detach())), function(a[1].clone(), b[1])
-
-
-def _quotient(a: Pair, b: Pair) -> Pair:
-    return _product(torch.mul, a, _unary(torch.reciprocal, b))
+    return _valued(surrogate, function(a[0].detach().clone(), b[0].detach())), function(a[1].clone(), b[1])
 
 
 def _max_pool(pool: Callable[[Tensor], tuple[Tensor, Tensor]], z: Pair) -> Pair:
@@ -92,14 +59,14 @@ def _max_pool(pool: Callable[[Tensor], tuple[Tensor, Tensor]], z: Pair) -> Pair:
     dims = at.ndim - 2
     flat, flat_ref = x.flatten(-dims), ref.flatten(-dims)
     surrogate = torch.zeros_like(y)
-    for place, change, otherwise in ((at, (y - y_ref).clamp(min=0), 1), (at_ref, (y - y_ref).clamp(max=0), 0)):
-        index = place.flatten(-dims)
+    for cells, change, otherwise in ((at, (y - y_ref).clamp(min=0), 1), (at_ref, (y - y_ref).clamp(max=0), 0)):
+        index = cells.flatten(-dims)
         here = flat.gather(-1, index)
         apart = here.detach() - flat_ref.gather(-1, index)
         change = change.flatten(-dims)
         multiplier = torch.where(apart == 0, otherwise, change / apart.masked_fill(apart == 0, 1))
         surrogate = surrogate + (here * multiplier).view_as(y)
-    return _Valued.apply(surrogate, y), y_ref
+    return _valued(surrogate, y), y_ref
 
 
 def _softmax(z: Pair, dim: int) -> Pair:
@@ -108,7 +75,7 @@ def _softmax(z: Pair, dim: int) -> Pair:
     total, total_ref = (t.logsumexp(dim, keepdim=True) for t in (x, ref))
     most = torch.maximum(total, total_ref)  # taken from all, it cancels, and nothing overflows
     share = _slope(torch.exp, x - most, ref - most) / _slope(torch.exp, total - most, total_ref - most)
-    passed_on = _Valued.apply((z[0] * share).sum(dim, keepdim=True), total)
+    passed_on = _valued((z[0] * share).sum(dim, keepdim=True), total)
     return _unary(torch.exp, (z[0] - passed_on, ref - total_ref))
 
 
@@ -124,101 +91,129 @@ def _layer_norm(z: Pair, shape: Sequence[int], weight: Tensor | None, bias: Tens
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A call that a rule is for: its name, the tensors that can differ from the baseline, and the rule."""
+class _Plan:
+    """What a call that is not linear needs: the tensors that can differ from the baseline, and the rule, if any."""
 
-    kind: str
-    operands: tuple[Tensor, ...]
-    rule: Callable[..., Pair] | None
-
-
-def _call(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
-    """How DeepLIFT sees a call; None if the call is linear, or nothing that it knows."""
-    kind = name if name.startswith("__") else name.rstrip("_")
-    values: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-    tensors = tuple(v for v in values.values() if isinstance(v, Tensor) and v.is_floating_point())
-    if kind == "einsum":
-        operands = tuple(args[1]) if isinstance(args[1], (tuple, list)) else args[1:]
-        rule = (lambda a, b: _product(lambda x, y: func(args[0], x, y), a, b)) if len(operands) == 2 else None
-        return _Call(kind, operands, rule) if len(operands) > 1 else None
-    first = values.get(0, kwargs.get("input"))
-    if not isinstance(first, Tensor):
-        return None
-    rest = {k: v for k, v in kwargs.items() if k not in ("input", "return_indices")}
-    if kind in _UNARY:
-        if len(tensors) > 1 and kind != "prelu":
-            return _Call(kind, tensors, None)
-        return _Call(kind, (first,), lambda z: _unary(lambda t: func(t, *args[1:], **rest), z))
-    if kind in _PRODUCTS and len(tensors) == 2:
-        return _Call(kind, tensors, lambda a, b: _product(func, a, b))
-    if kind in _QUOTIENTS and len(tensors) == 2:
-        return _Call(kind, tensors, _quotient if kwargs.get("rounding_mode") is None else None)
-    if kind in _POOLS and not kwargs.get("return_indices"):
-        pool = getattr(F, kind)
-        return _Call(kind, (first,), lambda z: _max_pool(lambda t: pool(t, *args[1:6], **rest, return_indices=True), z))
-    if kind == "softmax":
-        dim: Any = values.get("dim", values.get(1))
-        plain = dim is not None and values.get("dtype") is None
-        return _Call(kind, (first,), (lambda z: _softmax(z, dim)) if plain else None)
-    if kind == "layer_norm":
-        names = ("input", "normalized_shape", "weight", "bias", "eps")
-        known = {"weight": None, "bias": None, "eps": 1e-5} | dict(zip(names, args, strict=False)) | kwargs
-        return _Call(kind, (first,), lambda z: _layer_norm(z, *(known[name] for name in names[1:])))
-    return _Call(kind, tensors, None) if kind in _WITHOUT else None
+    operands: Sequence[Tensor]
+    rule: Callable[..., Pair] | None = None
 
 
-class Rules(TorchFunctionMode):
+def _values(call: Call) -> list[Tensor]:
+    given = (*call.args, *call.kwargs.values())
+    return [value for value in given if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def _curve(call: Call) -> _Plan:
+    tensors = _values(call)
+    if (len(tensors) > 1 and call.name != "prelu") or not isinstance(call.args[0], Tensor):
+        return _Plan(tensors)
+    return _Plan(call.args[:1], lambda z: _unary(call.run, z))
+
+
+def _multiply(call: Call) -> _Plan | None:
+    tensors = _values(call)
+    return _Plan(tensors, lambda a, b: _product(call.function, a, b)) if len(tensors) == 2 else None
+
+
+def _einsum(call: Call) -> _Plan | None:
+    operands = call.args[1] if isinstance(call.args[1], (tuple, list)) else call.args[1:]
+    if len(operands) == 2:
+        return _Plan(operands, lambda a, b: _product(lambda x, y: call.function(call.args[0], x, y), a, b))
+    return _Plan(operands) if len(operands) > 1 else None
+
+
+def _quotient(call: Call) -> _Plan | None:
+    if len(tensors := _values(call)) < 2:
+        return _curve(call) if call.reflected else None
+    plain = call.kwargs.get("rounding_mode") is None and not call.reflected
+    return _Plan(tensors, (lambda a, b: _product(torch.mul, a, _unary(torch.reciprocal, b))) if plain else None)
+
+
+def _pool(call: Call) -> _Plan:
+    pool = getattr(F, call.name)
+    rest = {key: value for key, value in call.kwargs.items() if key != "return_indices"}
+    if call.kwargs.get("return_indices") or call.name.endswith("_with_indices"):
+        return _Plan(call.args[:1])
+    return _Plan(call.args[:1], lambda z: _max_pool(lambda t: pool(t, *call.args[1:6], **rest, return_indices=True), z))
+
+
+def _attend(call: Call) -> _Plan:
+    dim: Any = call.arguments.get("dim")
+    plain = dim is not None and call.kwargs.get("dtype") is None
+    return _Plan(call.args[:1], (lambda z: _softmax(z, dim)) if plain else None)
+
+
+def _normalize(call: Call) -> _Plan:
+    given = {"weight": None, "bias": None, "eps": 1e-5} | call.arguments
+    names = ("normalized_shape", "weight", "bias", "eps")
+    return _Plan(call.args[:1], lambda z: _layer_norm(z, *(given[name] for name in names)))
+
+
+def _without(call: Call) -> _Plan:
+    return _Plan(_values(call))
+
+
+# What is not here is linear, or a question about a tensor; a plan is None where a call turns out to be linear.
+_RULES: Mapping[str | Kind, Callable[[Call], _Plan | None]] = {
+    **dict.fromkeys((Kind.RECTIFIER, Kind.CLIP, Kind.ACTIVATION, Kind.CURVE, Kind.GATE), _curve),
+    **dict.fromkeys((Kind.NORM, Kind.EXTREME, Kind.MIXTURE, Kind.ATTENTION), _without),
+    Kind.PRODUCT: _multiply,
+    Kind.MATMUL: _multiply,
+    "einsum": _einsum,
+    Kind.QUOTIENT: _quotient,
+    Kind.MAX_POOL: _pool,
+    Kind.SOFTMAX: _attend,
+    "layer_norm": _normalize,
+}
+
+
+class Rules(Calls):
     """While it is entered, first with a baseline and then with the image, gradients become DeepLIFT's multipliers.
 
-    It sees the calls of torch functions and not modules, so that functional, reused and in-place activations are
-    treated as any other, and the model is not touched. The two passes must make the same calls.
+    The two passes must make the same calls.
 
     Attributes:
         strict: refuse operations that have no rule; else their gradient stands.
     """
 
-    def __init__(self, who: str) -> None:
+    def __init__(self, method: str) -> None:
         super().__init__()
-        self.who = who
+        self.method = method
         self.strict = True
         self.next: int | None = None
-        self._seen: list[tuple[str, tuple[Tensor, ...], bool]] = []
+        self._seen: list[tuple[str, tuple[Tensor, ...]]] = []
 
     def compare(self) -> None:
         """The baseline has passed: what comes now is the image."""
         self.next = 0
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        call = _call(getattr(func, "__name__", ""), func, args, kwargs)
-        if call is None:
-            return func(*args, **kwargs)
+    def handle(self, call: Call) -> Any:
+        """The value of a call, whose gradient is the multiplier where there is a rule."""
+        rule = call.rule(_RULES)
+        plan = None if rule is None else rule(call)
+        if plan is None:
+            return call.run()
         if self.next is None:
-            before = tuple(operand.detach().clone() for operand in call.operands)
-            result = func(*args, **kwargs)
-            self._seen.append((call.kind, before, result is call.operands[0]))
-            return result
-        kind, references, in_place = self._seen[self.next] if self.next < len(self._seen) else ("the end", (), False)
+            self._seen.append((call.name, tuple(operand.detach().clone() for operand in plan.operands)))
+            return call.run()
+        name, references = self._seen[self.next] if self.next < len(self._seen) else ("the end", ())
         self.next += 1
-        if kind != call.kind or [t.shape for t in references] != [t.shape for t in call.operands]:
-            raise NotApplicableError(
-                f"{self.who}: the model calls {call.kind} for the image where it has {kind} for the baseline, so that "
-                "the two cannot be compared; use integrated-gradients."
+        if name != call.name or [t.shape for t in references] != [t.shape for t in plan.operands]:
+            raise Refusal(
+                f"{self.method}: the model calls {call.name} for the image where it has {name} for the baseline, so "
+                "that the two cannot be compared; use integrated-gradients."
             )
-        if not any(operand.requires_grad for operand in call.operands):
-            return func(*args, **kwargs)
-        if call.rule is None:
-            same = all(torch.equal(a, b) for a, b in zip(call.operands, references, strict=True))
+        if not any(operand.requires_grad for operand in plan.operands):
+            return call.run()
+        if plan.rule is None:
+            same = all(torch.equal(a, b) for a, b in zip(plan.operands, references, strict=True))
             if self.strict and not same:
-                raise NotApplicableError(
-                    f"{self.who}: the model calls {call.kind}, for which DeepLIFT has no rule; "
+                raise Refusal(
+                    f"{self.method}: the model calls {call.name}, for which DeepLIFT has no rule; "
                     "use integrated-gradients."
                 )
-            return func(*args, **kwargs)
-        y, _ = call.rule(*zip(call.operands, references, strict=True))
-        return call.operands[0].copy_(y) if in_place else y
+            return call.run()
+        return call.finish(plan.rule(*zip(plan.operands, references, strict=True))[0])
 
 
 class _Ruled(nn.Module):
@@ -235,9 +230,9 @@ class _Ruled(nn.Module):
             return self.model(x)
 
 
-def _differences(trace: Trace, who: str, start: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def _differences(trace: Trace, method: str, start: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """What the pixels (B, C, H, W) of some images add to the score of their baselines, and that score (B,)."""
-    rules, target, images = Rules(who), trace.target.index_select(0, own), trace.x.index_select(0, own)
+    rules, images = Rules(method), trace.x.index_select(0, own)
     model = _Ruled(trace.model, rules)
 
     def score(logits: Tensor, target: Tensor) -> Tensor:
@@ -245,14 +240,12 @@ def _differences(trace: Trace, who: str, start: Tensor, own: Tensor) -> tuple[Te
         with rules:
             return trace.score_fn(logits, target)
 
-    before = record(model, start, target, spec=trace.spec, grad=False)
-    score_before = apply_score(score, before.logits, target)
+    before = trace.again(start, rows=own, model=model, grad=False)
+    score_before = apply_score(score, before.logits, before.target)
     rules.strict = True
     rules.compare()
-    after = record(model, images, target, spec=trace.spec, layers=(INPUT,), score=score)
+    after = trace.again(images, rows=own, model=model, layers=(INPUT,), score=score)
     multipliers = after.gradient(INPUT)
-    trace.forwards += before.forwards + after.forwards
-    trace.backwards += after.backwards
     return multipliers * (images - start), score_before
 
 
@@ -275,7 +268,6 @@ class DeepLift(PixelExplainer):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "deeplift"
     passes: ClassVar[str] = "2 forward, 1 backward"
     paper: ClassVar[str] = "Shrikumar et al. 2017, arXiv:1704.02685"
     baseline: BaselineName = "black"
@@ -286,24 +278,18 @@ class DeepLift(PixelExplainer):
 
     def _explained(self, trace: Trace) -> tuple[Tensor, Tensor]:
         """Attributions (N, C, H, W), and the mean score (N,) of the baselines."""
-        for name, module in trace.model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                raise NotApplicableError(
-                    f"{self.name}: layer '{name}' of {type(trace.model).__name__} is TorchScript, whose operations "
-                    "cannot be seen; pass the Python module it was made from, or use integrated-gradients."
-                )
+        refuse_scripts(trace.model, self.name, "integrated-gradients")
         draw, count, scores = drawn_baselines(trace, self.name, self.baseline), self.draws(), []
 
         def run(start: Tensor, own: Tensor) -> Tensor:
-            found, score = _differences(trace, self.name, start, own)
+            attributions, score = _differences(trace, self.name, start, own)
             scores.append(score)
-            return found
+            return attributions
 
         again, total = Halving(run), torch.zeros_like(trace.x)
         for images, samples in tiles(len(trace.x), count, self.chunk):
             own = owners(images, samples, trace.x.device)
-            found = again(draw(own), own)
-            total[images] += found.unflatten(0, (-1, samples.stop - samples.start)).sum(1)
+            total[images] += again(draw(own), own).unflatten(0, (-1, samples.stop - samples.start)).sum(1)
         return total / count, torch.cat(scores).view(-1, count).mean(1)
 
     def channels(self, trace: Trace) -> Tensor:
@@ -332,7 +318,6 @@ class DeepLiftShap(DeepLift):
         chunk: images a batch; no part of the result.
     """
 
-    name: ClassVar[str] = "deeplift-shap"
     passes: ClassVar[str] = "20 forward, 10 backward"
     paper: ClassVar[str] = "Lundberg and Lee 2017, arXiv:1705.07874"
     baseline: BaselineName = "noise"

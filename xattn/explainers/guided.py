@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from xattn.calls import Call, Calls, Kind, bounds, refuse_scripts
 from xattn.errors import NotApplicableError
 from xattn.explainer import Explainer, Family, LayerExplainer
 from xattn.explainers import explainers
 from xattn.functional.cam import grad_cam, grad_cam_plus_plus
 from xattn.functional.gradient import ChannelReduction, guided_relu, reduce_channels
 from xattn.functional.resize import resize
-from xattn.trace import INPUT, Trace, evaluating, record, unwrap
+from xattn.trace import INPUT, Trace, evaluating, unwrap
 
-_RECTIFIERS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "threshold"})
-_OTHERS = frozenset(
-    {
-        "celu", "elu", "gelu", "glu", "hardshrink", "hardswish", "leaky_relu", "logsigmoid", "mish", "prelu", "rrelu",
-        "selu", "silu", "softplus", "softshrink", "softsign", "tanh", "tanhshrink", "maximum", "erf",
-    }
-)  # fmt: skip
-_GATES = frozenset({"sigmoid", "hardsigmoid", "softmax", "log_softmax"})
-_PRODUCTS = frozenset({"mul", "multiply", "__mul__", "__rmul__", "__imul__"})
+# Nonlinearities that the rule does not know, besides those of kind `ACTIVATION`.
+_OTHERS = frozenset({"erf", "glu", "logsigmoid", "maximum", "softplus"})
+_GATES = (Kind.GATE, Kind.SOFTMAX)
 
 
 class _DeconvolvedReLU(torch.autograd.Function):
@@ -64,12 +58,11 @@ def deconvolved_relu(x: Tensor, upper: float | None = None) -> Tensor:
 Rectified = Callable[[Tensor, float | None], Tensor]
 
 
-class Guided(TorchFunctionMode):
+class Guided(Calls):
     """While it is entered, every ReLU has the guided gradient, whoever calls it and however.
 
-    It sees the calls of torch functions and not modules, so that functional, reused and in-place ReLUs are guided as
-    any other, and the model is not touched. ReLU6, `clamp(min=0)` and `threshold(0)` are guided where they are linear.
-    Nonlinearities that the rule does not know are counted.
+    ReLU6, `clamp(min=0)` and `threshold(0)` are guided where they are linear. Nonlinearities that the rule does not
+    know are counted.
 
     Args:
         relu: the ReLU with the gradient wanted, of a tensor and an upper bound: `guided_relu` or `deconvolved_relu`.
@@ -78,7 +71,6 @@ class Guided(TorchFunctionMode):
         guided: number of activations guided.
         others: number of calls of each other nonlinearity. Gates (sigmoid, softmax) are none, unless they multiply
             their own input.
-        active: set it to False to let calls pass.
     """
 
     def __init__(self, relu: Rectified = guided_relu) -> None:
@@ -86,97 +78,40 @@ class Guided(TorchFunctionMode):
         self.relu = relu
         self.guided = 0
         self.others: Counter[str] = Counter()
-        self.active = True
-        self._gates: dict[int, tuple[Tensor, Tensor]] = {}  # outputs by id, kept alive so that no id is used again
+        self._gates: Any = WeakTensorKeyDictionary()  # what each gate was made of
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name: str = getattr(func, "__name__", "")
-        kind = name.strip("_") if not name.startswith("__") else name
-        if not self.active:
-            return func(*args, **kwargs)
-        if kind in _RECTIFIERS:
-            x, upper, inplace = _rectifier(kind, name.endswith("_"), args, kwargs)
-            if x is not None:
+    def handle(self, call: Call) -> Any:
+        """A ReLU with the gradient wanted; all else as it is, and counted where it is nonlinear."""
+        if call.kind in (Kind.RECTIFIER, Kind.CLIP):
+            low, high = bounds(call) or (None, None)
+            x: Tensor = call.args[0]
+            if low == 0 and (high is None or high > 0) and x.is_floating_point() and "out" not in call.kwargs:
                 if torch.is_grad_enabled():
-                    return self._guide(x, upper, inplace)
-                self.others[f"{kind} in a custom autograd function or under no_grad"] += 1
-            elif kind in ("hardtanh", "threshold"):
-                self.others[kind] += 1
-        elif kind in _OTHERS or (kind == "max" and len(args) > 1 and isinstance(args[1], Tensor)):
-            self.others[kind] += 1
-        elif kind in _PRODUCTS and len(args) == 2 and self._own_gate(args[0], args[1]):
+                    return self._guide(call, x, high)
+                self.others[f"{call.name} in a custom autograd function or under no_grad"] += 1
+            elif call.name in ("hardtanh", "threshold"):
+                self.others[call.name] += 1
+        elif call.kind is Kind.ACTIVATION or call.name in _OTHERS or (call.name == "max" and len(call.tensors) > 1):
+            self.others[call.name] += 1
+        elif call.kind is Kind.PRODUCT and self._own_gate(*call.args[:2]):
             self.others["product of x and a gate of x (swish)"] += 1
-        result = func(*args, **kwargs)
-        if kind in _GATES and isinstance(result, Tensor):
-            self._gates[id(result)] = (result, args[0] if args else kwargs["input"])
+        result = call.run()
+        if (call.kind in _GATES or call.name == "log_softmax") and isinstance(result, Tensor):
+            self._gates[result] = call.args[0]
         return result
 
-    def _guide(self, x: Tensor, upper: float | None, inplace: bool) -> Tensor:
+    def _guide(self, call: Call, x: Tensor, upper: float | None) -> Any:
         if not x.requires_grad:  # not on the way from the input
-            return x.clamp_(0, upper) if inplace else x.clamp(0, upper)
+            return call.run()
         self.guided += 1
-        y = self.relu(x, upper)
-        return x.copy_(y) if inplace else y
+        return call.finish(self.relu(x, None if upper is None else float(upper)))
 
-    def _own_gate(self, a: object, b: object) -> bool:
-        for gate, x in ((a, b), (b, a)):
-            known = self._gates.get(id(gate))
-            if known is not None and isinstance(x, Tensor) and known[1].data_ptr() == x.data_ptr():
-                return known[1].shape == x.shape
+    def _own_gate(self, *factors: object) -> bool:
+        for gate, x in (factors, factors[::-1]):
+            read = self._gates.get(gate) if isinstance(gate, Tensor) else None
+            if read is not None and isinstance(x, Tensor) and read.data_ptr() == x.data_ptr():
+                return bool(read.shape == x.shape)
         return False
-
-    def __exit__(self, *error: Any) -> None:
-        self._gates.clear()
-        super().__exit__(*error)
-
-
-def _rectifier(
-    kind: str, inplace: bool, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Tensor | None, float | None, bool]:
-    """Input, upper bound and in-place flag of a call that is a ReLU; the input is None where it is not one."""
-    values = dict(zip(_SIGNATURES[kind], args, strict=False)) | kwargs
-    x = values.get("input", args[0] if args else None)
-    inplace = inplace or bool(values.get("inplace"))
-    lower, upper = {
-        "relu": lambda: (0, None),
-        "relu6": lambda: (0, 6),
-        "hardtanh": lambda: (values.get("min_val", -1), values.get("max_val", 1)),
-        "threshold": lambda: (0 if values.get("threshold") == values.get("value") == 0 else None, None),
-        "clamp_min": lambda: (values.get("min"), None),
-        "clamp": lambda: (values.get("min"), values.get("max")),
-        "clip": lambda: (values.get("min"), values.get("max")),
-    }[kind]()
-    scalar = isinstance(lower, (int, float)) and lower == 0
-    bounded = upper is None or (isinstance(upper, (int, float)) and upper > 0)
-    fits = scalar and bounded and isinstance(x, Tensor) and x.is_floating_point() and "out" not in kwargs
-    return (x if fits else None), None if upper is None or not fits else float(upper), inplace
-
-
-_SIGNATURES: dict[str, tuple[str, ...]] = {
-    "relu": ("input", "inplace"),
-    "relu6": ("input", "inplace"),
-    "hardtanh": ("input", "min_val", "max_val", "inplace"),
-    "threshold": ("input", "threshold", "value", "inplace"),
-    "clamp_min": ("input", "min"),
-    "clamp": ("input", "min", "max"),
-    "clip": ("input", "min", "max"),
-}
-
-
-def _count(model: nn.Module, x: Tensor) -> Guided:
-    """One forward pass with guided ReLUs, for the counts."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise NotApplicableError(
-                f"guided-backprop: layer '{name}' of {type(model).__name__} is TorchScript, whose ReLUs cannot be "
-                "seen; pass the Python module it was made from."
-            )
-    with evaluating(model), torch.enable_grad(), Guided() as mode:
-        model(x.detach().clone().requires_grad_())
-    return mode
 
 
 def guided_share(model: nn.Module, x: Tensor) -> tuple[int, int]:
@@ -193,12 +128,11 @@ def guided_share(model: nn.Module, x: Tensor) -> tuple[int, int]:
     Raises:
         NotApplicableError: if a part of the model is TorchScript.
     """
-    mode = _count(unwrap(model), x)
+    model = unwrap(model)
+    refuse_scripts(model, "guided-backprop", "saliency")
+    with evaluating(model), torch.enable_grad(), Guided() as mode:
+        model(x.detach().clone().requires_grad_())
     return mode.guided, mode.guided + mode.others.total()
-
-
-# Three methods share the guided pass of one trace.
-_DONE: WeakKeyDictionary[Trace, dict[Rectified, Tensor]] = WeakKeyDictionary()
 
 
 def guided_gradient(trace: Trace, method: str = "guided-backprop", relu: Rectified = guided_relu) -> Tensor:
@@ -206,21 +140,17 @@ def guided_gradient(trace: Trace, method: str = "guided-backprop", relu: Rectifi
 
     Args:
         trace: the recorded pass; a second call for it repeats nothing.
-        method: who asks, for messages.
+        method: the one that asks, for messages.
         relu: the ReLU with the gradient wanted.
 
     Raises:
         NotApplicableError: if not all nonlinearities of the model are ReLUs, with the counts.
     """
-    if (done := _DONE.get(trace, {}).get(relu)) is not None:
-        return done
-    who = type(trace.model).__name__
-    for name, module in trace.model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise NotApplicableError(
-                f"{method}: layer '{name}' of {who} is TorchScript, whose ReLUs cannot be seen; "
-                "pass the Python module it was made from, or use saliency."
-            )
+    return trace.once(("guided gradient", relu), lambda: _guided_gradient(trace, method, relu))
+
+
+def _guided_gradient(trace: Trace, method: str, relu: Rectified) -> Tensor:
+    refuse_scripts(trace.model, method, "saliency")
     mode = Guided(relu)
 
     def score(logits: Tensor, target: Tensor) -> Tensor:
@@ -228,18 +158,15 @@ def guided_gradient(trace: Trace, method: str = "guided-backprop", relu: Rectifi
         return trace.score_fn(logits, target)
 
     with torch.inference_mode(False), mode:
-        again = record(trace.model, trace.x, trace.target, spec=trace.spec, layers=(INPUT,), score=score)
-    trace.forwards += again.forwards
+        again = trace.again(layers=(INPUT,), score=score)
     if mode.guided == 0 or mode.others:
         counts = ", ".join(f"{count} {name}" for name, count in mode.others.most_common())
         raise NotApplicableError(
-            f"{method}: its rule is defined where all activations are ReLUs; {who} has {mode.guided} "
-            f"ReLUs{' and ' + counts if counts else ' that can be seen'}. Use saliency or input-x-gradient."
+            f"{method}: its rule is defined where all activations are ReLUs; {type(trace.model).__name__} has "
+            f"{mode.guided} ReLUs{' and ' + counts if counts else ' that can be seen'}. Use saliency or "
+            "input-x-gradient."
         )
-    gradient = again.gradient(INPUT)
-    trace.backwards += again.backwards
-    _DONE.setdefault(trace, {})[relu] = gradient
-    return gradient
+    return again.gradient(INPUT)
 
 
 @explainers.register("guided-backprop", "guided-backpropagation")
@@ -254,7 +181,6 @@ class GuidedBackprop(Explainer):
         reduce: over the channels: `"max"` of the absolute values, `"sum"` with signs, `"mean_abs"` or `"norm"`.
     """
 
-    name: ClassVar[str] = "guided-backprop"
     title: ClassVar[str] = "Guided backprop"
     family: ClassVar[Family] = Family.PROPAGATION
     passes: ClassVar[str] = "1 forward, 1 backward"
@@ -278,7 +204,6 @@ class Deconvolution(Explainer):
         reduce: over the channels: `"max"` of the absolute values, `"sum"` with signs, `"mean_abs"` or `"norm"`.
     """
 
-    name: ClassVar[str] = "deconvolution"
     family: ClassVar[Family] = Family.PROPAGATION
     passes: ClassVar[str] = "1 forward, 1 backward"
     serves: ClassVar[str] = "ReLU networks"
@@ -320,7 +245,6 @@ class GuidedGradCAM(_GuidedCAM):
         reduce: over the channels: `"max"` of the absolute values, `"sum"` with signs, `"mean_abs"` or `"norm"`.
     """
 
-    name: ClassVar[str] = "guided-gradcam"
     paper: ClassVar[str] = "Selvaraju et al. 2017, arXiv:1610.02391, sec. 3.2"
     formula: ClassVar[Callable[[Tensor, Tensor], Tensor]] = staticmethod(grad_cam)
 
@@ -337,6 +261,5 @@ class GuidedGradCAMPlusPlus(_GuidedCAM):
         reduce: over the channels: `"max"` of the absolute values, `"sum"` with signs, `"mean_abs"` or `"norm"`.
     """
 
-    name: ClassVar[str] = "guided-gradcam++"
     paper: ClassVar[str] = "Chattopadhyay et al. 2018, arXiv:1710.11063"
     formula: ClassVar[Callable[[Tensor, Tensor], Tensor]] = staticmethod(grad_cam_plus_plus)

@@ -10,7 +10,7 @@ from xattn.score import logit
 from xattn.trace import Trace, promote
 
 
-def classifier_of(trace: Trace, who: str) -> nn.Linear | nn.Conv2d:
+def classifier_of(trace: Trace, method: str) -> nn.Linear | nn.Conv2d:
     """The linear layer, or 1x1 convolution, that gives the logits.
 
     Raises:
@@ -22,17 +22,17 @@ def classifier_of(trace: Trace, who: str) -> nn.Linear | nn.Conv2d:
         module = trace.model.get_submodule(name or "")
     except AttributeError:
         raise SpecError(
-            f"{who}: {type(trace.model).__name__} has no layer '{name}'; correct ModelSpec.classifier."
+            f"{method}: {type(trace.model).__name__} has no layer '{name}'; correct ModelSpec.classifier."
         ) from None
     pointwise = isinstance(module, nn.Conv2d) and tuple(module.kernel_size) == (1, 1) and module.groups == 1
     if not isinstance(module, (nn.Linear, nn.Conv2d)) or not (pointwise or isinstance(module, nn.Linear)):
         raise NotApplicableError(
-            f"{who}: classifier '{name}' is a {type(module).__name__}, expected a linear layer or a 1x1 convolution; "
-            "use hirescam."
+            f"{method}: classifier '{name}' is a {type(module).__name__}, expected a linear layer or a 1x1 "
+            "convolution; use hirescam."
         )
     if module.weight.shape[0] != trace.logits.shape[1]:
         raise NotApplicableError(
-            f"{who}: classifier '{name}' has {module.weight.shape[0]} outputs but the model has "
+            f"{method}: classifier '{name}' has {module.weight.shape[0]} outputs but the model has "
             f"{trace.logits.shape[1]} logits; correct ModelSpec.classifier."
         )
     return module

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ from xattn.calls import Kind
 from xattn.errors import NotApplicableError
 from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers, rules
-from xattn.explainers.propagation_tape import Passage, Tape, hand_back
-from xattn.schema import Range, check_fields
+from xattn.explainers.propagation_tape import Tape, hand_back
+from xattn.schema import Range
 from xattn.spec import ModelSpec
 from xattn.trace import INPUT, Trace
 
@@ -49,31 +49,29 @@ class _Propagation(Explainer):
             )
 
     def attribute(self, trace: Trace) -> Tensor:
-        # The one logit of a binary model is that of class 1; for class 0 the last weights have the other sign.
-        opposite = (trace.target == 0) & (trace.logits.shape[1] == 1)
-        passages: list[tuple[Tensor, Passage]] = []
-        for sign in (False, True):
-            rows = (opposite == sign).nonzero()[:, 0]
-            if len(rows):
-                passages.append((rows, self._passage(trace, rows, sign)))
-        order = torch.cat([rows for rows, _ in passages]).argsort()
-        columns = ("absorbed", "total", "size")
-        _BOOKS.setdefault(trace, {})[self] = tuple(
-            torch.cat([getattr(p, k) for _, p in passages])[order] for k in columns
-        )
-        return torch.cat([p.relevance.sum(1, keepdim=True) for _, p in passages])[order]
-
-    def _passage(self, trace: Trace, rows: Tensor, opposite: bool) -> Passage:
-        return hand_back(
-            trace, self.name, self.stop(trace.spec), lambda tape: self.assign(tape, trace, rows), rows,
-            of_logits=self.of_logits, opposite=opposite,
-        )  # fmt: skip
+        return self._handed(trace)[0]
 
     def books(self, trace: Trace) -> tuple[Tensor, ...]:
         """Relevance (N,) that biases absorbed or that went around the layer, that was handed out, and its size."""
-        if self not in _BOOKS.get(trace, {}):
-            self.attribute(trace)
-        return _BOOKS[trace][self]
+        return self._handed(trace)[1:]
+
+    def _handed(self, trace: Trace) -> tuple[Tensor, ...]:
+        return trace.once(("relevance", self), lambda: self._hand_back(trace))
+
+    def _hand_back(self, trace: Trace) -> tuple[Tensor, ...]:
+        # The one logit of a binary model is that of class 1; for class 0 the last weights have the other sign.
+        opposite = (trace.target == 0) & (trace.logits.shape[1] == 1)
+        groups = [(sign, rows) for sign in (False, True) if len(rows := (opposite == sign).nonzero()[:, 0])]
+        passages = [
+            hand_back(
+                trace, self.name, self.stop(trace.spec), partial(self.assign, trace=trace, rows=rows), rows,
+                of_logits=self.of_logits, opposite=sign,
+            )
+            for sign, rows in groups
+        ]  # fmt: skip
+        order = torch.cat([rows for _, rows in groups]).argsort()
+        columns = zip(*((p.relevance.sum(1, keepdim=True), p.absorbed, p.total, p.size) for p in passages), strict=True)
+        return tuple(torch.cat(column)[order] for column in columns)
 
     def conservation(self, trace: Trace, maps: Tensor) -> Tensor | None:
         """Error of sum R + absorbed = handed out, relative to the sum of |R|, here or at the top: the smaller.
@@ -90,7 +88,6 @@ class _Propagation(Explainer):
 
 # z+ everywhere, without biases.
 _EXCITATION = rules.composite(rules.plus(biased=False), rules.plus(biased=False), rules.SAME_SIGN)
-_BOOKS: WeakKeyDictionary[Trace, dict[Explainer, tuple[Tensor, ...]]] = WeakKeyDictionary()
 
 
 def _box(tape: Tape, trace: Trace, rows: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -129,16 +126,12 @@ class LRP(_Propagation):
         gamma: how much the gamma rule favours positive weights.
     """
 
-    name: ClassVar[str] = "lrp"
     paper: ClassVar[str] = (
         "Bach et al. 2015, doi:10.1371/journal.pone.0130140; Kohlbrenner et al. 2020, arXiv:1910.09840"
     )
     composite: Composite = "auto"
     epsilon: Annotated[float, Range(0, 1000)] = 1e-6
     gamma: Annotated[float, Range(0, 1000)] = 0.25
-
-    def __post_init__(self) -> None:
-        check_fields(self, self.name)
 
     def assign(self, tape: Tape, trace: Trace, rows: Tensor) -> None:
         box, name = _box(tape, trace, rows), self.composite
@@ -171,7 +164,6 @@ class DeepTaylor(_Propagation):
     as in LRP.
     """
 
-    name: ClassVar[str] = "deep-taylor"
     paper: ClassVar[str] = "Montavon et al. 2017, arXiv:1512.02479"
 
     def assign(self, tape: Tape, trace: Trace, rows: Tensor) -> None:
@@ -197,7 +189,6 @@ class ExcitationBackprop(_Propagation):
             cut the map at zero.
     """
 
-    name: ClassVar[str] = "excitation-backprop"
     paper: ClassVar[str] = "Zhang et al. 2016, arXiv:1608.00507, eqs. 2-5"
     of_logits: ClassVar[bool] = False
     layer: str | None = None

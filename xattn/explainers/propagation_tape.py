@@ -21,7 +21,7 @@ from xattn.errors import NotApplicableError, unknown
 from xattn.explainers.rules import Layer
 from xattn.functional.attention import without_autocast
 from xattn.score import apply_score
-from xattn.trace import INPUT, Trace, place_of, record
+from xattn.trace import INPUT, Trace, place_of
 
 _WEIGHTED = (Kind.LINEAR, Kind.CONV)
 _ACTIVATIONS = (Kind.RECTIFIER, Kind.CLIP, Kind.ACTIVATION, Kind.NEGATION)
@@ -407,8 +407,7 @@ def hand_back(
         x = trace.x[rows]
         if layer != INPUT:
             tape.set_constant(x, cut=False)
-        again = record(model, x, trace.target[rows], spec=trace.spec, layers=(layer,), score=score)
-    trace.forwards += again.forwards
+        again = trace.again(x, rows=rows, model=model, layers=(layer,), score=score)
     before = trace.logits[rows]
     off = float((again.logits - before).abs().max() / before.abs().max().clamp(min=1e-30))
     if off > 0.05 and not half and not autocast:
@@ -425,7 +424,6 @@ def hand_back(
         tape.weighted[-1].negate()
     with torch.inference_mode(False), without_autocast(trace.x):
         relevance = again.gradient(layer)
-    trace.backwards += again.backwards
     total, size = handed[0].double().sum(1), handed[0].double().abs().sum(1)
     kept = (*(part.absorbed for part in layers if part.absorbed is not None), *tape.around)
     top = next((part.below for part in reversed(tape.weighted) if part.below is not None), size)

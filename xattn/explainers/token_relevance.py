@@ -3,73 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from xattn.calls import Call, Calls, Kind, Refusal, Ruled, refuse_scripts, tensors_in, tracked
 from xattn.errors import NotApplicableError
 from xattn.functional.attention import without_autocast
 from xattn.functional.transformer import linear_relevance, product_relevance, quotient, sum_relevance
-from xattn.trace import Trace, place_of, record
-
-Function = Callable[..., Any]
-Rule = Callable[..., Sequence[Tensor | None]]
-
-_PRODUCTS = frozenset({"matmul", "__matmul__", "bmm"})
-_SUMS = frozenset({"add", "__add__", "__radd__", "sub", "subtract", "__sub__"})
-_SCALES = frozenset({"mul", "multiply", "__mul__", "__rmul__", "div", "divide", "true_divide", "__truediv__"})
-# One value depends on one value, or on all of a token through its mean and spread or its softmax: the identity.
-_SAME = frozenset({"layer_norm", "rms_norm", "group_norm", "gelu", "relu", "silu", "tanh", "softmax", "neg", "dropout"})
-_MEANS = frozenset({"mean", "sum"})
-# Values that are moved or chosen, or left as they are: autograd moves relevance as it moves a gradient.
-_MOVES = frozenset(
-    {
-        "view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "squeeze", "unsqueeze", "expand",
-        "contiguous", "clone", "to", "float", "double", "type", "type_as", "cat", "concat", "stack",
-        "split", "chunk", "unbind", "narrow", "select", "index_select", "gather", "__getitem__", "__get__", "t",
-        "masked_fill", "detach",
-    }
-)  # fmt: skip
+from xattn.trace import Trace, place_of
 
 
-class _Call(torch.autograd.Function):
-    """A call whose gradient is relevance."""
-
-    @staticmethod
-    def forward(ctx: Any, run: Function, rule: Rule, *inputs: Tensor) -> Tensor:
-        ctx.rule = rule
-        ctx.save_for_backward(*inputs)
-        y: Tensor = run(*inputs)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *relevance: Tensor) -> Any:
-        return None, None, *ctx.rule(*ctx.saved_tensors, relevance[0])
-
-
-def _keep(x: Tensor, relevance: Tensor) -> tuple[Tensor]:
-    return (relevance,)
-
-
-def _in_proportion(run: Function) -> Rule:
-    """The rule of a linear call without weights of its own: R_j = x_j sum_i (dz_i / dx_j) R_i / z_i."""
-
-    def rule(x: Tensor, relevance: Tensor) -> tuple[Tensor]:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            z = run(leaf)
-            (gradient,) = torch.autograd.grad(z, leaf, quotient(relevance, z.detach()))
-        return (x * gradient,)
-
-    return rule
-
-
-class Relevance(TorchFunctionMode):
+class Relevance(Calls):
     """While it is entered, the gradient of each torch function is relevance, or the function is refused.
 
     Chefer et al. 2021 (arXiv:2012.09838): positive products in linear layers, half for each operand of a product of
@@ -86,111 +34,105 @@ class Relevance(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.images = images
-        self.refusal: NotApplicableError | None = None
 
-    def __torch_function__(
-        self, func: Function, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        full = getattr(func, "__name__", "")
-        if not torch.is_grad_enabled() or full in ("_set_grad_enabled", "requires_grad_"):  # before the first block
-            return func(*args, **kwargs)
-        if not any(map(_moves, _tensors((args, kwargs)))):
-            with torch.no_grad():
-                return _constant(func(*args, **kwargs))
-        if not args and "input" in kwargs:
-            args = (kwargs.pop("input"),)
-        name = full.replace("__i", "__", 1) if full.endswith("__") else full.removesuffix("_")
-        if name == full:
-            return self._call(func, full, args, kwargs)
-        if not hasattr(Tensor, name):
-            raise self._refuse(f"calls {full}()")
-        # In place: a copy is worked on, so that what is kept for the way back stays.
-        return args[0].copy_(self._call(getattr(Tensor, name), name, (args[0].clone(), *args[1:]), kwargs))
+    def handle(self, call: Call) -> Any:
+        """The value of a call, whose gradient is relevance by the rule of the call."""
+        if not torch.is_grad_enabled() or call.name in ("set_grad_enabled", "requires_grad"):  # before the first block
+            return call.run()
+        if not any(map(tracked, call.tensors)):
+            return call.constant()
+        return call.finish((call.rule(_RULES) or Relevance._other)(self, call))
 
-    def _call(self, func: Function, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name in _MOVES:
-            return func(*args, **kwargs)
-        if name == "linear":
-            return self._linear(*args, **kwargs)
-        if name in _PRODUCTS and len(args) == 2:
-            return self._product(func, *args)
-        if name in _SUMS | _SCALES and len(args) == 2:
-            return self._pair(func, name, *args, **kwargs)
-        if name in _SAME and isinstance(args[0], Tensor):
-            kwargs.pop("inplace", None)
-            return _Call.apply(lambda x: func(x.clone(), *args[1:], **kwargs), _keep, args[0])
-        if name in _MEANS and isinstance(args[0], Tensor):
-            run = lambda x: func(x, *args[1:], **kwargs)  # noqa: E731 (used twice)
-            return _Call.apply(run, _in_proportion(run), args[0])
-        with torch.no_grad():
-            result = func(*args, **kwargs)
-        # Questions about a tensor (its shape, where it is largest) hand on nothing.
-        if any(t.is_floating_point() for t in _tensors(result)):
-            raise self._refuse(f"calls {name or type(func).__name__}()")
-        return result
-
-    def _refuse(self, what: str) -> NotApplicableError:
-        self.refusal = NotApplicableError(
+    def refuse(self, what: str) -> Refusal:
+        """The exception for a call that no rule fits."""
+        return Refusal(
             f"transformer-attribution: {self.model} {what} in or behind its first block, for which there is no "
             "relevance rule; use attention-x-gradient or agcam."
         )
-        return self.refusal
 
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        fixed = weight.detach()
+    def _ruled(self, call: Call, rule: Callable[..., Sequence[Tensor | None]], *inputs: Tensor) -> Any:
+        # In place: a copy is kept for the way back.
+        return Ruled.apply(call.value, rule, *(x.clone() if call.in_place else x for x in inputs))
+
+    def _run(self, call: Call) -> Any:
+        return call.run()
+
+    def _same(self, call: Call) -> Any:
+        """A function of each value, or of all of a token through its mean and spread or its softmax: the identity."""
+        return Ruled.apply(call.value, None, call.args[0])
+
+    def _mean(self, call: Call) -> Any:
+        """R_j = x_j sum_i (dz_i / dx_j) R_i / z_i."""
 
         def rule(x: Tensor, relevance: Tensor) -> tuple[Tensor]:
-            return (linear_relevance(x, fixed, relevance),)
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                z = call.run(leaf)
+                (gradient,) = torch.autograd.grad(z, leaf, quotient(relevance, z.detach()))
+            return (x * gradient,)
 
-        shift = None if bias is None else bias.detach()
-        y: Tensor = _Call.apply(lambda x: F.linear(x, fixed, shift), rule, input)
-        return y
+        return self._ruled(call, rule, call.args[0])
 
-    def _product(self, func: Function, a: Tensor, b: Tensor) -> Tensor:
-        if not _moves(b) and b.ndim == 2:
-            return self._linear(a, b.T)
-        if not (_moves(a) and _moves(b)) or a.shape[:-2] != b.shape[:-2]:
-            raise self._refuse(f"multiplies {tuple(a.shape)} by {tuple(b.shape)}")
-        y: Tensor = _Call.apply(func, product_relevance, a, b)
-        return y
+    def _linear(self, call: Call) -> Any:
+        return self._positive(call, call.arguments["weight"].detach())
 
-    def _pair(self, func: Function, name: str, a: Any, b: Any, **kwargs: Any) -> Tensor:
+    def _positive(self, call: Call, weight: Tensor) -> Any:
+        return self._ruled(call, lambda x, relevance: (linear_relevance(x, weight, relevance),), call.args[0])
+
+    def _product(self, call: Call) -> Any:
+        a, b = call.args[:2] if len(call.args) == 2 else (None, None)
+        if isinstance(b, Tensor) and b.ndim == 2 and not tracked(b):
+            return self._positive(call, b.T)
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or call.reflected:
+            raise self.refuse(f"calls {call.name}()")
+        if not (tracked(a) and tracked(b)) or a.shape[:-2] != b.shape[:-2]:
+            raise self.refuse(f"multiplies {tuple(a.shape)} by {tuple(b.shape)}")
+        return self._ruled(call, product_relevance, a, b)
+
+    def _pair(self, call: Call) -> Any:
         """A sum, or a product value by value."""
-        first, second = (isinstance(x, Tensor) and _moves(x) for x in (a, b))
-        if first and second:
-            if name not in _SUMS or a.shape != b.shape or len(a) != self.images or kwargs:
-                raise self._refuse(f"computes {name.strip('_')}() of two tensors {tuple(a.shape)} and {tuple(b.shape)}")
-            sign = -1 if "sub" in name else 1
-            y: Tensor = _Call.apply(func, lambda x, y, relevance: sum_relevance(x, sign * y, relevance), a, b)
-            return y
-        if not first and "div" in name:
-            raise self._refuse("divides a constant by a tensor")
-        run = (lambda x: func(x, b, **kwargs)) if first else (lambda x: func(a, x, **kwargs))
-        y = _Call.apply(run, _keep, a if first else b)
-        return y  # noqa: RET504 (its type is known)
+        a, b = call.pair
+        if tracked(a) and tracked(b):
+            if call.kind is not Kind.SUM or a.shape != b.shape or len(a) != self.images or call.kwargs.get("alpha"):
+                raise self.refuse(f"computes {call.name}() of two tensors {tuple(a.shape)} and {tuple(b.shape)}")
+            sign = -1 if "sub" in call.name else 1
+            return self._ruled(call, lambda x, y, relevance: sum_relevance(x, sign * y, relevance), a, b)
+        if call.kind is Kind.QUOTIENT and not tracked(a):
+            raise self.refuse("divides a constant by a tensor")
+        return self._broadcast(call, a if tracked(a) else b)
+
+    def _broadcast(self, call: Call, x: Tensor) -> Any:
+        shapes = (t.shape for t in call.tensors)
+        return Ruled.apply(call.value, None, x.expand(torch.broadcast_shapes(*shapes)))
+
+    def _other(self, call: Call) -> Any:
+        """Questions about a tensor (its shape, where it is largest) hand on nothing."""
+        with torch.no_grad():
+            result = call.run()
+        if any(t.is_floating_point() for t in tensors_in(result)):
+            raise self.refuse(f"calls {call.name}()")
+        return result
 
 
-def _moves(tensor: Tensor) -> bool:
-    """Whether relevance may pass through a tensor."""
-    return tensor.requires_grad and not isinstance(tensor, torch.nn.Parameter)
-
-
-def _constant(result: Any) -> Any:
-    """Without the `requires_grad` that a view of a parameter has even under `no_grad`."""
-    if isinstance(result, Tensor):
-        return result.detach() if result.requires_grad and not isinstance(result, torch.nn.Parameter) else result
-    return tuple(map(_constant, result)) if type(result) in (tuple, list) else result
-
-
-def _tensors(values: Any) -> Iterable[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(tuple(values.values()))
+_RULES: Mapping[str | Kind, Callable[[Relevance, Call], Any]] = {
+    Kind.LINEAR: Relevance._linear,
+    Kind.MATMUL: Relevance._product,
+    "einsum": Relevance._other,
+    Kind.SUM: Relevance._pair,
+    Kind.PRODUCT: Relevance._pair,
+    Kind.QUOTIENT: Relevance._pair,
+    Kind.NORM: Relevance._same,
+    Kind.RECTIFIER: Relevance._same,
+    Kind.ACTIVATION: Relevance._same,
+    Kind.NEGATION: Relevance._same,
+    Kind.SOFTMAX: Relevance._same,
+    "mean": Relevance._mean,
+    "sum": Relevance._mean,
+    Kind.MOVE: Relevance._run,
+    Kind.JOIN: Relevance._run,
+    "masked_fill": Relevance._run,
+    "detach": Relevance._run,
+}
 
 
 def token_relevance(trace: Trace, layers: Sequence[str], first: str) -> Trace:
@@ -207,6 +149,7 @@ def token_relevance(trace: Trace, layers: Sequence[str], first: str) -> Trace:
         NotApplicableError: if no rule fits a call of the model, or the target has no logit of its own.
     """
     model = trace.model
+    refuse_scripts(model, "transformer-attribution", "attention-x-gradient")
     if trace.logits.shape[1] == 1 and not bool(trace.target.all()):
         raise NotApplicableError(
             "transformer-attribution: class 0 of a model with one output has no output to start from; explain class 1."
@@ -229,21 +172,14 @@ def token_relevance(trace: Trace, layers: Sequence[str], first: str) -> Trace:
         return inputs[0].detach().requires_grad_(), *inputs[1:]
 
     handle = model.get_submodule(first).register_forward_pre_hook(begin)
-    mode = Relevance(type(model).__name__, len(trace.x))
     try:
-        with torch.inference_mode(False), without_autocast(trace.x), mode:
-            again = record(
-                model, trace.x.to(exact), trace.target, spec=replace(trace.spec, tokens=None), layers=layers,
+        with torch.inference_mode(False), without_autocast(trace.x), Relevance(type(model).__name__, len(trace.x)):
+            again = trace.again(
+                trace.x.to(exact), model=model, spec=replace(trace.spec, tokens=None), layers=layers,
                 score=lambda logits, _: logits.gather(1, column[:, None])[:, 0],
             )  # fmt: skip
-    except TypeError:  # what Python makes of a refusal in the operator of two tensors
-        if mode.refusal is None:
-            raise
-        raise mode.refusal from None
     finally:
         handle.remove()
     with without_autocast(trace.x):
         again.gradient(layers[-1])
-    trace.forwards += again.forwards
-    trace.backwards += again.backwards
     return again

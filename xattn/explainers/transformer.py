@@ -118,7 +118,6 @@ class RawAttention(AttentionExplainer):
         which: the `"last"` layer, or the `"mean"` of all.
     """
 
-    name: ClassVar[str] = "raw-attention"
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "Caron et al. 2021, arXiv:2104.14294, fig. 1"
     which: Literal["last", "mean"] = "last"
@@ -142,7 +141,6 @@ class Rollout(_LaterLayers):
         start_layer: first layer of the product, counted from 0.
     """
 
-    name: ClassVar[str] = "rollout"
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "Abnar, Zuidema 2020, arXiv:2005.00928"
 
@@ -162,7 +160,6 @@ class AttentionXGradient(_LaterLayers):
         start_layer: first layer of the product, counted from 0.
     """
 
-    name: ClassVar[str] = "attention-x-gradient"
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward"
     paper: ClassVar[str] = "Chefer et al. 2021, arXiv:2103.15679"
@@ -185,7 +182,6 @@ class TransformerAttribution(_LaterLayers):
         start_layer: first layer of the product, counted from 0; the authors start at 1 in their evaluation.
     """
 
-    name: ClassVar[str] = "transformer-attribution"
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward, 1 forward, 1 backward in double precision"
     paper: ClassVar[str] = "Chefer et al. 2021, arXiv:2012.09838"
@@ -226,7 +222,6 @@ class AGCAM(AttentionExplainer):
             needs no pass of its own.
     """
 
-    name: ClassVar[str] = "agcam"
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "1 forward, 1 backward"
     paper: ClassVar[str] = "Leem, Seo 2024, arXiv:2402.04563"
@@ -258,7 +253,6 @@ class LeGrad(AttentionExplainer):
     taken by the probabilities of the same layer, and the mean over heads, rows and layers is the map. Not normalized.
     """
 
-    name: ClassVar[str] = "legrad"
     passes: ClassVar[str] = "2 forwards, 1 backward"
     paper: ClassVar[str] = "Bousselham et al. 2024, arXiv:2404.03214"
 
