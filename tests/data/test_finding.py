@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from pathlib import Path
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import images_zoo as zoo
-from xattn.data.finding import Problem, find_images, natural_key
+from xattn.data.finding import Problem, find_images, natural_key, nearest_path
+from xattn.data.reading import read_image
+from xattn.errors import DataError
 
 
 @pytest.fixture
@@ -160,3 +163,50 @@ def test_numbers_in_names_sort_as_numbers(numbers: list[int], shuffle: random.Ra
     mixed = list(expected)
     shuffle.shuffle(mixed)
     assert sorted(mixed, key=natural_key) == expected
+
+
+# --------------------------------------------------------------------------------------------------------- hardening
+
+
+def test_links_that_go_round_in_circles(photos: Path) -> None:
+    (photos / "bad.jpg").symlink_to("bad.jpg")
+    (photos / "round").symlink_to(photos, target_is_directory=True)
+    (photos / "deep" / "up").symlink_to("..", target_is_directory=True)
+    (photos / "gone.png").symlink_to("nowhere.png")
+    expected = {"a.JPG", "b9.png", "b10.png", "bad.jpg", "deep/c1.jpg", "gone.png"}
+    for given_as in (photos, f"{photos}/**/*", f"{photos}/**/**/*.*"):
+        files, problems = find_images(given_as)
+        assert expected <= {os.path.relpath(os.path.realpath(f), photos) for f in files} | {"gone.png"}
+        assert all(p.note for p in problems)
+    with pytest.raises(DataError, match=r"bad\.jpg: is a link to 'bad\.jpg', which leads nowhere"):
+        read_image(photos / "bad.jpg")
+    with pytest.raises(DataError, match="which leads nowhere"):
+        read_image(photos / "gone.png")
+
+
+@pytest.mark.parametrize("pattern", ["***/x", "***", "a/***b/*", "**x", "[", "[]", "a\0*", "*\0", "\0", "*" * 300])
+def test_patterns_of_any_kind_are_one_problem(photos: Path, pattern: str) -> None:
+    files, problems = find_images(f"{photos}/{pattern}")
+    assert files == []
+    assert len(problems) == 1
+    assert "\n" not in str(problems[0])
+
+
+def test_a_folder_of_many_files_is_searched_in_bounded_time(photos: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_image(photos / ("x" * 200))
+    assert nearest_path(photos / ("b9.png" * 50)) is None
+
+
+def test_names_and_patterns_at_random(photos: Path) -> None:
+    generator = random.Random(3)
+    letters = "ab9*?[]!-./~\0\n\x1bé\udcff{}$%" + "\u202e"
+    for _ in range(300):
+        text = "".join(generator.choice(letters) for _ in range(generator.randint(0, 12)))
+        if text.startswith(("/", "~", "..")) or "/.." in text:
+            continue  # stays in the folder
+        files, problems = find_images(photos / text)
+        assert all(f.is_relative_to(photos) for f in files)
+        assert all(isinstance(p, Problem) for p in problems)
+        with contextlib.suppress(DataError):
+            read_image(photos / text)

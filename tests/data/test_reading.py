@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,87 @@ def test_damage_of_any_kind_is_read_or_refused_by_data_error(
     assert mode == "RGB"
     assert not message or message.startswith(f"{name}: ")
     assert "\n" not in message
+
+
+# --------------------------------------------------------------------------------------------------------- hardening
+
+
+def test_what_was_read_is_not_turned_again(good: dict[str, Path]) -> None:
+    read = read_image(good["exif-6.jpg"])
+    assert to_pil(read).size == read.size == (zoo.WIDTH, zoo.HEIGHT)
+    stored = read_image(good["exif-6.jpg"], upright=False)
+    assert to_pil(stored).size == stored.size == (zoo.HEIGHT, zoo.WIDTH)
+    assert not read.getexif()
+    assert not read.info
+
+
+@pytest.mark.parametrize("size", [(1, 119_999_999), (119_999_999, 1), (3000, 3000), (10_000, 10_000)])
+def test_a_header_without_data_is_refused_before_memory_is_taken(size: tuple[int, int]) -> None:
+    for bits, colour in ((8, 2), (1, 0), (16, 6)):
+        with pytest.raises(DataError, match="cannot hold"):
+            decode_image(zoo.png(*size, bits, colour, b""))
+
+
+def test_decoders_that_need_more_memory_have_a_lower_limit(tmp_path: Path) -> None:
+    zoo.rgb().save(tmp_path / "a.webp")
+    assert read_image(tmp_path / "a.webp", pixel_limit=3 * zoo.WIDTH * zoo.HEIGHT).width == zoo.WIDTH
+    with pytest.raises(DataError, match="over the limit of 1,533"):
+        read_image(tmp_path / "a.webp", pixel_limit=4600)
+
+
+def test_nothing_is_run_to_read_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        pytest.fail("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", refuse)
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n1 setgray\n")
+    with pytest.raises(DataError, match="not an image"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_endless_scans_and_monstrous_tiles(tmp_path: Path) -> None:
+    zoo.rgb().save(tmp_path / "a.jpg", progressive=True)
+    data = (tmp_path / "a.jpg").read_bytes()
+    assert decode_image(data).size == (zoo.WIDTH, zoo.HEIGHT)
+    with pytest.raises(DataError, match="scans, more than the 100"):
+        decode_image(data[:-2] + b"\xff\xda\x00\x02" * 101 + data[-2:])
+    tags = {256: 48, 257: 32, 258: 8, 259: 5, 262: 1, 277: 1, 322: 2**20, 323: 2**20, 324: 8, 325: 4}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    with pytest.raises(DataError, match="tiles of 1048576 x 1048576"):
+        decode_image(struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4))
+
+
+SAVED = {
+    "jpg": {"quality": 80}, "progressive.jpg": {"progressive": True}, "png": {}, "gif": {}, "webp": {}, "bmp": {},
+    "lossless.webp": {"lossless": True}, "tif": {}, "lzw.tif": {"compression": "tiff_lzw"}, "ppm": {}, "tga": {},
+    "deflate.tif": {"compression": "tiff_adobe_deflate"}, "jpeg.tif": {"compression": "jpeg"}, "jp2": {}, "ico": {},
+    "pcx": {}, "sgi": {}, "qoi": {}, "rle.tga": {"compression": "tga_rle"}, "packbits.tif": {"compression": "packbits"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", SAVED)
+def test_seeded_damage_to_every_format(tmp_path: Path, capfd: pytest.CaptureFixture[str], ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    zoo.rgb().save(path, **SAVED[ending])
+    whole = path.read_bytes()
+    assert decode_image(whole).width == (32 if ending == "ico" else zoo.WIDTH)
+    generator = np.random.default_rng(5)
+    messages = set()
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(generator.integers(1, 6)):
+            near = 64 if generator.integers(2) else len(data)  # headers as often as all the rest
+            data[generator.integers(min(near, len(data)))] ^= 1 << generator.integers(8)
+        cut = len(data) if generator.integers(3) else int(generator.integers(1, len(data)))
+        try:
+            image = decode_image(bytes(data[:cut]), "it", pixel_limit=10**6)
+        except DataError as error:
+            messages.add(str(error))
+        else:
+            assert image.mode == "RGB"
+            assert image.width * image.height <= 10**6
+    assert all(m.startswith("it: ") and m.endswith(".") and "\n" not in m and len(m) < 400 for m in messages)
+    assert capfd.readouterr() == ("", "")
 
 
 # ------------------------------------------------------------------------------------------------------------ to_pil

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from xattn.errors import nearest
@@ -15,6 +16,9 @@ SUFFIXES = (
     *(".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga", ".ico", ".heic", ".heif"),
 )
 """Endings, in lower case, by which an image is known inside a folder. A file named by itself may end as it likes."""
+
+NAMES_COMPARED = 10_000
+NAME_LENGTH = 255  # no file has a longer name
 
 
 @dataclass(frozen=True)
@@ -63,18 +67,18 @@ def find_images(
         folders that cannot be read; a path given twice is a problem with `note=True`.
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    found: list[Path] = []
+    files: list[Path] = []
     problems: list[Problem] = []
-    seen: dict[Path, Path] = {}
+    seen: dict[str, Path] = {}
     for item in given:
         for path in _expand(item, recursive, problems):
-            key = path.resolve()
+            key = os.path.realpath(path)  # unlike Path.resolve it bears links that go round in a circle
             if key in seen:
                 problems.append(Problem(str(path), f"was given before as '{seen[key]}'; it is used once.", note=True))
             else:
                 seen[key] = path
-                found.append(path)
-    return found, problems
+                files.append(path)
+    return files, problems
 
 
 def _expand(item: str | Path, recursive: bool, problems: list[Problem]) -> list[Path]:
@@ -99,11 +103,15 @@ def _expand(item: str | Path, recursive: bool, problems: list[Problem]) -> list[
         problems.append(Problem(text, missing_path(path).removeprefix(f"{path}: ")))
         return []
     files: list[Path] = []
-    for match in _glob(path):
-        if match.is_dir():
-            files += _walk(match, recursive, [])  # a folder without images is no fault of the pattern
-        elif match.suffix.lower() in SUFFIXES and not match.name.startswith("."):
-            files.append(match)
+    try:
+        for match in _glob(path):
+            if match.is_dir():
+                files += _walk(match, recursive, [])  # a folder without images is no fault of the pattern
+            elif match.suffix.lower() in SUFFIXES and not match.name.startswith("."):
+                files.append(match)
+    except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
+        problems.append(Problem(text, f"is a pattern that cannot be followed ({error})."))
+        return []
     if not files:
         problems.append(Problem(text, "no image matches this pattern."))
     return sorted(dict.fromkeys(files), key=natural_key)
@@ -135,6 +143,8 @@ def _walk(folder: Path, recursive: bool, problems: list[Problem]) -> list[Path]:
 
 def missing_path(path: Path) -> str:
     """Message for a path that does not exist, with the nearest that does."""
+    if path.is_symlink():
+        return f"{path}: is a link to '{path.readlink()}', which leads nowhere."
     guess = nearest_path(path)
     hint = f" Did you mean '{guess}'?" if guess else ""
     parent = next((p for p in path.parents if p.exists()), None)
@@ -145,7 +155,7 @@ def missing_path(path: Path) -> str:
 def nearest_path(path: str | Path) -> Path | None:
     """The existing path that looks most like one that is missing, or None if none comes close.
 
-    The first component that does not exist is compared with what its folder holds.
+    The first component that does not exist is compared with what its folder holds, up to `NAMES_COMPARED` names.
     """
     missing = Path(path)
     tail: list[str] = []
@@ -153,14 +163,16 @@ def nearest_path(path: str | Path) -> Path | None:
         tail.insert(0, missing.name)
         missing = missing.parent
     try:
-        names = [entry.name for entry in missing.parent.iterdir()]
+        names = [entry.name for entry in islice(missing.parent.iterdir(), NAMES_COMPARED)]
     except OSError:
+        return None
+    if len(missing.name) > NAME_LENGTH:
         return None
     guess = nearest(missing.name, names) or nearest(missing.stem, names)
     if guess is None:
         return None
-    found = missing.parent / guess
-    return found.joinpath(*tail) if tail and found.joinpath(*tail).exists() else found
+    near = missing.parent / guess
+    return near.joinpath(*tail) if tail and near.joinpath(*tail).exists() else near
 
 
 def listing(folder: Path, limit: int = 6) -> str:

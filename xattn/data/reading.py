@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +25,22 @@ from xattn.errors import DataError, ParameterError, ShapeError
 PIXEL_LIMIT = 120_000_000
 """Pixels above which an image is refused unless told otherwise: 360 MB as RGB, more than common cameras give."""
 
+FORMATS = (
+    *("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO", "HEIF"),
+    *("PCX", "SGI", "QOI"),
+)
+"""What is read, by Pillow's names. Not EPS, for which Pillow runs Ghostscript, nor formats that few programs write."""
+
+SCAN_LIMIT = 100  # a progressive JPEG has ten or so; each costs the time of an image
+STRIP_PIXELS = 2**21
 WHITE = 255
+
+# Decoders that take more memory than others get images of fewer pixels.
+_SHARE_OF_LIMIT = {"WEBP": 1 / 3, "AVIF": 1 / 2, "JPEG2000": 1 / 4}
+# No complete file holds more: a byte of deflate stands for 1,032 at most, one of LZW for 4,096, and 64 pixels of a JPEG
+# take a bit, in the channel that has the fewest.
+_PIXELS_PER_BYTE = {"PNG": 8 * 1032, "GIF": 4096, "JPEG": 2048, "MPO": 2048}
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -48,15 +68,17 @@ def read_image(path: str | Path, *, pixel_limit: int = PIXEL_LIMIT, upright: boo
     - Transparent pixels are laid on white.
     - CMYK and other colour spaces are converted without colour management, as training pipelines do.
     - Of an animation or a file of several pages the first is taken.
+    - The format is known by the content, not by the name, and is one of `FORMATS`.
 
     Args:
         path: the file.
-        pixel_limit: width x height above which the image is refused before it is decoded. Pillow's own bound (twice
+        pixel_limit: width x height above which the image is refused before it is decoded; a half of it for AVIF, a
+            third for WebP and a quarter for JPEG 2000, whose decoders take more memory. Pillow's own bound (twice
             `PIL.Image.MAX_IMAGE_PIXELS`) holds as well.
         upright: apply the EXIF orientation. Data sets whose boxes were drawn on the stored pixels leave it.
 
     Returns:
-        An image of mode RGB, detached from the file.
+        An image of mode RGB, detached from the file and without its metadata.
 
     Raises:
         DataError: in one line, if the file is missing, unreadable, empty, truncated, too large or no image.
@@ -103,16 +125,10 @@ def _decode(stream: BinaryIO | BytesIO, name: str, pixel_limit: int, upright: bo
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata of an image that can be read is of no interest
-            with Image.open(stream) as image:
-                width, height = image.size
-                if width * height > pixel_limit:
-                    raise DataError(
-                        f"{name}: has {width} x {height} = {width * height:,} pixels, over the limit of "
-                        f"{pixel_limit:,}; make it smaller or raise the limit (pixel_limit)."
-                    )
-                if width * height == 0:
-                    raise DataError(f"{name}: is {width} x {height} pixels; expected at least 1 x 1.")
-                image.load()
+            with Image.open(stream, formats=_known_formats()) as image:
+                _check_size(image, stream, name, pixel_limit)
+                with _quiet(image.format):
+                    image.load()
                 return _upright(_to_rgb(image, name), _orientation(image) if upright else 1)
     except DataError:
         raise
@@ -128,6 +144,66 @@ def _decode(stream: BinaryIO | BytesIO, name: str, pixel_limit: int, upright: bo
     except _DECODE_ERRORS as error:
         reason = str(error).split("\n", maxsplit=1)[0].rstrip(".") or type(error).__name__
         raise DataError(f"{name}: is truncated or damaged ({reason}); copy or download it again.") from None
+
+
+def _known_formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow has."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _check_size(image: Image.Image, stream: BinaryIO | BytesIO, name: str, pixel_limit: int) -> None:
+    """Refuse what would take too much memory or time, before anything is decoded."""
+    width, height = image.size
+    pixels = width * height
+    limit = int(pixel_limit * _SHARE_OF_LIMIT.get(image.format or "", 1))
+    if pixels > limit:
+        raise DataError(
+            f"{name}: has {width} x {height} = {pixels:,} pixels, over the limit of {limit:,}; make it smaller or "
+            "raise the limit (pixel_limit)."
+        )
+    if pixels == 0:
+        raise DataError(f"{name}: is {width} x {height} pixels; expected at least 1 x 1.")
+    place = stream.tell()
+    size = stream.seek(0, os.SEEK_END)
+    if pixels > size * _PIXELS_PER_BYTE.get(image.format or "", pixels):
+        raise DataError(
+            f"{name}: is truncated or damaged ({size:,} bytes cannot hold {width} x {height} pixels); copy or download "
+            "it again."
+        )
+    stream.seek(0)
+    if image.info.get("progressive") and (scans := stream.read().count(b"\xff\xda")) > SCAN_LIMIT:
+        raise DataError(f"{name}: has {scans} scans, more than the {SCAN_LIMIT} that are read; save it again.")
+    stream.seek(place)
+    tags = getattr(image, "tag_v2", {})
+    tile = [tags.get(tag, 1) for tag in (_TILE_WIDTH, _TILE_HEIGHT)]
+    if not all(isinstance(side, int) for side in tile) or math.prod(tile) > pixel_limit:
+        raise DataError(f"{name}: is damaged (tiles of {tile[0]} x {tile[1]} pixels); copy or download it again.")
+
+
+_stderr_lock = threading.Lock()
+
+
+@contextmanager
+def _quiet(kind: str | None) -> Iterator[None]:
+    """Without the lines that libtiff writes to the error output of the process by itself."""
+    if kind != "TIFF":
+        yield
+        return
+    with _stderr_lock:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is no error output
+            kept = -1
+        if kept >= 0:
+            with Path(os.devnull).open("wb") as nothing:
+                os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            if kept >= 0:
+                os.dup2(kept, 2)
+                os.close(kept)
 
 
 def _hint(name: str) -> str:
@@ -151,32 +227,63 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The image turned by its orientation, without the metadata that would have it turned again."""
     turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+    result = image.copy() if turn is None and _orientation(image) != 1 else image
+    result = result if turn is None else result.transpose(turn)
+    result.info = {}
+    return result
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode to RGB; the result shares nothing with `image`."""
+    """Any mode to RGB, a strip of rows after the other, so that memory holds two images and no more."""
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
-        return image.copy()
-    if mode == "I" or mode == "F" or mode.startswith("I;"):
-        return _deep_grey(image, name)
-    if mode in ("RGBa", "La"):  # premultiplied alpha
-        image = image.convert("RGBA" if mode == "RGBa" else "LA")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        ground = Image.new("RGBA", rgba.size, (WHITE, WHITE, WHITE, 255))
-        return Image.alpha_composite(ground, rgba).convert("RGB")
-    return image.convert("RGB")
+        return image
+    if deep := mode in ("I", "F") or mode.startswith("I;"):
+        low, high = _span(image, name)
+    result = Image.new("RGB", image.size)
+    for top, strip in _strips(image):
+        if deep:
+            strip = _deep_grey(strip, low, high)
+        if strip.mode in ("RGBa", "La"):  # premultiplied alpha
+            strip = strip.convert("RGBA" if strip.mode == "RGBa" else "LA")
+        if strip.mode in ("RGBA", "LA", "PA") or "transparency" in strip.info:
+            rgba = strip.convert("RGBA")
+            ground = Image.new("RGBA", rgba.size, (WHITE, WHITE, WHITE, 255))
+            strip = Image.alpha_composite(ground, rgba)
+        result.paste(strip.convert("RGB"), (0, top))
+    result.info = {"exif": image.info["exif"]} if "exif" in image.info else {}
+    return result
 
 
-def _deep_grey(image: Image.Image, name: str) -> Image.Image:
-    """Grey of 16 or 32 bits, integer or float, to RGB; `convert` would clip it at 255."""
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The image in strips of rows, each with the place of its first row."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _span(image: Image.Image, name: str) -> tuple[float, float]:
+    """Smallest and largest value of a grey image of 16 or 32 bits."""
+    ends = []
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
+        if not np.isfinite(values).all():
+            raise DataError(f"{name}: has pixels that are NaN or infinite; expected finite values.")
+        ends.append((float(values.min()), float(values.max())))
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _deep_grey(image: Image.Image, low: float, high: float) -> Image.Image:
+    """Grey of 16 or 32 bits, integer or float, to 8 bits; `convert` would clip it at 255.
+
+    Args:
+        image: a strip of the image.
+        low: smallest value of the whole image.
+        high: largest value.
+    """
     values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise DataError(f"{name}: has pixels that are NaN or infinite; expected finite values.")
-    low, high = float(values.min()), float(values.max())
     if image.mode == "F" and low >= 0 and high <= 1:
         grey = values * 255
     elif image.mode != "F" and low >= 0 and high <= 65535:
@@ -186,7 +293,7 @@ def _deep_grey(image: Image.Image, name: str) -> Image.Image:
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = WHITE
-    return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(np.rint(grey).astype(np.uint8))
 
 
 def to_pil(image: Image.Image | NDArray[Any] | Tensor) -> Image.Image:
