@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -107,7 +108,7 @@ class ModelSpec:
         Raises:
             UnknownNameError: with the nearest class name.
         """
-        if target.strip().lstrip("-").isdigit():
+        if re.fullmatch(r"-?[0-9]{1,300}", target.strip()):
             return int(target)
         wanted = target.strip().lower()
         for match in (lambda c: c == wanted, lambda c: wanted in [w.strip() for w in c.split(",")]):

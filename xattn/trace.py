@@ -106,6 +106,9 @@ def check_target(target: Tensor | Sequence[int] | int | None, logits: Tensor) ->
     n, k = logits.shape
     if target is None:
         return logits.argmax(dim=1) if k > 1 else (logits[:, 0] > 0).long()
+    classes = max(k, 2)
+    if isinstance(target, int) and not 0 <= target < classes:  # it may be too large for a tensor
+        raise ParameterError(f"target: class {target} does not exist; the model has classes 0 to {classes - 1}.")
     chosen = torch.as_tensor(target, device=logits.device)
     if chosen.is_floating_point() or chosen.dtype == torch.bool:
         raise ParameterError(f"target: expected class indices (integers) but got {chosen.dtype}.")
@@ -115,7 +118,6 @@ def check_target(target: Tensor | Sequence[int] | int | None, logits: Tensor) ->
         raise ShapeError(
             f"target: {tuple(chosen.shape)} does not fit {n} images; pass one class for all or one for each."
         )
-    classes = max(k, 2)
     if bool(((chosen < 0) | (chosen >= classes)).any()):
         wrong = chosen[(chosen < 0) | (chosen >= classes)][0].item()
         raise ParameterError(f"target: class {wrong} does not exist; the model has classes 0 to {classes - 1}.")
