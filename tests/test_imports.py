@@ -29,6 +29,7 @@ ORDER = (
     ("explainer", "metric"),
     ("data", "explainers", "metrics", "models"),
     ("explaining", "storage"),
+    ("file_loop",),
     ("benchmark", "training", "viz"),
     ("pages",),
     ("cli",),

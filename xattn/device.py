@@ -1,8 +1,10 @@
-"""The device by its name, for the command line and for runs."""
+"""Device and precision by their names, for the command line and for runs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -33,3 +35,22 @@ def find_device(name: str, option: str = "--device") -> torch.device:
     if index and int(index) >= torch.cuda.device_count():
         raise ParameterError(f"{option} {name}: this machine has {torch.cuda.device_count()} CUDA devices, from 0.")
     return torch.device(name)
+
+
+@contextmanager
+def at_precision(name: str, device: torch.device, option: str = "--precision") -> Iterator[None]:
+    """Autocast to `bf16` or `fp16` inside; `fp32` changes nothing.
+
+    Args:
+        name: one of the three.
+        device: on which the model computes.
+        option: what messages call the name.
+
+    Raises:
+        ParameterError: for another name.
+    """
+    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name not in types:
+        raise ParameterError(f"{option} must be fp32, bf16 or fp16 but is '{name}'.")
+    with torch.autocast(device.type, types[name], enabled=name != "fp32"):
+        yield

@@ -15,13 +15,13 @@ from docs.generate.cache import ROOT, kept
 from docs.generate.entries import facts, parameters, reference, slug, source, table, words
 from docs.generate.formulas import display
 from docs.generate.results import costs
-from xattn.cli.explain import view_of
-from xattn.cli.loading import Loaded, load
+from xattn.cli.loading import load
 from xattn.data.reading import read_image
 from xattn.errors import NotApplicableError, XattnWarning
 from xattn.explainer import Explainer, Family
 from xattn.explainers import applicable, explainers
 from xattn.explaining import explain
+from xattn.file_loop import Network, view_of
 from xattn.models.embedded import FOLDER
 from xattn.viz import render
 
@@ -187,13 +187,13 @@ def _page(family: Family, entries: list[Entry]) -> str:
 
 
 @cache
-def embedded() -> dict[str, Loaded]:
+def embedded() -> dict[str, Network]:
     """The networks inside the package, the plain one first."""
     names = sorted((path.stem for path in FOLDER.glob("*.safetensors")), key=lambda n: (n != "tiny-cnn", n))
     return {name: load(name) for name in names}
 
 
-def _candidates(method: Explainer) -> Iterator[tuple[str, Loaded]]:
+def _candidates(method: Explainer) -> Iterator[tuple[str, Network]]:
     found = [(name, network) for name, network in embedded().items() if applicable(method, network.spec) is None]
     yield from sorted(found, key=lambda item: item[0] != _SHOWN_ON.get(method.name, item[0]))
 
@@ -214,10 +214,10 @@ def _picture(method: Explainer) -> tuple[str, Path | None]:
     return "", None
 
 
-def _draw(method: Explainer, network: Loaded, path: Path) -> None:
+def _draw(method: Explainer, network: Network, path: Path) -> None:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XattnWarning)  # an empty map is drawn as one
         found = explain(network.model, IMAGE, method, TARGET, spec=network.spec)
-    view = view_of(read_image(IMAGE), network, "crop")
+    view = view_of(read_image(IMAGE), network.spec)
     render(found, image=view, size=_PX).save(path, "JPEG", quality=85, optimize=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from tests import images_zoo as zoo
+from xattn import file_loop
 from xattn.cli import app
 
 Run = Callable[..., Result]
@@ -47,3 +49,18 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """All paths that cannot be read, by name."""
     return zoo.build_bad(tmp_path_factory.mktemp("bad"))
+
+
+def interrupt_after_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody presses Ctrl-C when one image is explained."""
+    explain_batch = file_loop._explain_batch
+    count = 0
+
+    def interrupted(*arguments: Any) -> Iterator[file_loop.Explained]:
+        nonlocal count
+        if count:
+            raise KeyboardInterrupt
+        count += 1
+        return explain_batch(*arguments)
+
+    monkeypatch.setattr(file_loop, "_explain_batch", interrupted)

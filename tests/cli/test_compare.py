@@ -12,10 +12,13 @@ import torch
 
 from tests import images_zoo as zoo
 from tests.cli import models
-from tests.cli.conftest import Run
-from xattn.cli.compare import PageJob, with_controls
+from tests.cli.conftest import Run, interrupt_after_one
+from xattn.cli.choosing import choose_columns
+from xattn.cli.compare import sheet, with_controls, write
+from xattn.cli.work import Work
 from xattn.data.preprocessing import preprocess
 from xattn.explaining import explain
+from xattn.file_loop import Settings
 from xattn.metrics.deletion import Deletion
 from xattn.models import create_model
 from xattn.trace import record
@@ -123,13 +126,16 @@ def test_a_method_that_does_not_fit(run: Run, photo: Path) -> None:
 
 
 def test_a_method_that_refuses_on_the_way_has_no_column(run: Run, photo: Path) -> None:
-    job = PageJob(
-        out=Path("a.html"), topk=1, target=None, score="logit", fit="crop", precision="fp32", batch_size=2,
-        save_maps=False, style={"colormap": "plasma", "alpha": None}, err=False, tolerant=True,
-    )  # fmt: skip
-    job.prepare(["gradcam", "brnpa"], None, CNN[1], None, None, None, "cpu")
-    job.columns[0].refused = "gradcam: not today"
-    job.run([photo])
+    work = Work(Settings(batch_size=2, tolerant=True), err=False)
+    texts = ["gradcam", "brnpa"]
+    work.columns = choose_columns(
+        texts, parts=None, model=CNN[1], weights=None, head=None, resolution=None, device="cpu"
+    )
+    work.columns[0].refused = "gradcam: not today"
+    with sheet(work, None, "plasma", None, 0) as comparison:
+        for result, _ in work.results([photo]):
+            comparison.add("a.png", result.view, result.lines)
+        write(work, comparison, Path("a.html"))
     assert [c["title"] for c in columns("a.html")] == ["BR-NPA"]
     assert "<p>Left out: gradcam: not today</p>" in Path("a.html").read_text(encoding="utf-8")
 
@@ -184,14 +190,7 @@ def test_no_image_no_page(run: Run, tmp_path: Path) -> None:
 def test_an_interrupt_leaves_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b.png"):
         zoo.rgb().save(tmp_path / name)
-    batch = PageJob._batch
-
-    def interrupted(self: PageJob, files: list[Path]) -> None:
-        if self.entries:
-            raise KeyboardInterrupt
-        batch(self, files)
-
-    monkeypatch.setattr(PageJob, "_batch", interrupted)
+    interrupt_after_one(monkeypatch)
     result = run("compare", "a.png", "b.png", "--batch-size", 1, *QUICK)
     assert result.exit_code == 130
     assert "stopped after 1 of 2 images; nothing was written." in result.stderr

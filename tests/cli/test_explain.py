@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from PIL import Image
 
 from tests import images_zoo as zoo
 from tests.cli import models
-from tests.cli.conftest import Run
-from xattn.cli.explain import Job, chosen_methods, fold, view_of, wanted_classes
-from xattn.cli.loading import Loaded
+from tests.cli.conftest import Run, interrupt_after_one
+from xattn.cli.choosing import chosen_methods
+from xattn.cli.panel_pages import fold
 from xattn.data.preprocessing import preprocess
 from xattn.explaining import explain
+from xattn.file_loop import view_of, wanted_classes
 from xattn.labels import file_stems
 from xattn.storage import load_explanation
 from xattn.trace import record
@@ -262,7 +265,7 @@ def test_fit(run: Run, photo: Path, fit: str) -> None:
 def test_the_view_shows_what_the_model_sees() -> None:
     model = models.cnn()
     image = zoo.rgb()
-    view = view_of(image, Loaded(model, model.spec, "cnn", random=False), "crop")
+    view = view_of(image, model.spec)
     assert view.size == (448, 448)
     seen = preprocess(image, model.spec) * 0.25 + 0.5
     shown = torch.from_numpy(np.array(view.resize((32, 32), Image.Resampling.BOX))).permute(2, 0, 1) / 255
@@ -383,15 +386,67 @@ def test_from_cold_start_to_picture_in_five_seconds(photo: Path, tmp_path: Path)
 def test_an_interrupt_says_what_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b.png", "c.png"):
         zoo.rgb().save(tmp_path / name)
-    batch = Job._batch
-
-    def interrupted(self: Job, files: list[Path]) -> None:
-        if self.entries:
-            raise KeyboardInterrupt
-        batch(self, files)
-
-    monkeypatch.setattr(Job, "_batch", interrupted)
+    interrupt_after_one(monkeypatch)
     result = run("explain", "a.png", "b.png", "c.png", "-m", "gradcam", "--batch-size", "1", *CNN)
     assert result.exit_code == 130
     assert "xattn: stopped after 1 of 3 images; wrote xattn-out/a.gradcam.png." in result.stderr
     assert [p.name for p in (tmp_path / "xattn-out").iterdir()] == ["a.gradcam.png"]
+
+
+def test_names_that_look_alike_get_a_picture_each(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    names = ["x.png", "x.jpg", "X.png", "x-2.png", "a b.png", "a_b.png", "a\nb.png", "e\u0301.png", "\u00e9.png"]
+    for i, name in enumerate(names):
+        (folder / str(i)).mkdir(parents=True)
+        zoo.rgb().save(folder / str(i) / name, "PNG")
+    found = summary(run, folder, "-m", "gradcam", "--save-maps", *CNN)
+    pictures = [m["picture"] for image in found["images"] for m in image["maps"]]
+    maps = [m["maps"] for image in found["images"] for m in image["maps"]]
+    for written in (pictures, maps):
+        alike = {unicodedata.normalize("NFC", p).casefold() for p in written}
+        assert len(alike) == len(names)
+        assert all(Path(p).is_file() for p in written)
+    assert len({image["name"] for image in found["images"]}) == len(names)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 251, "\u00e9" * 125, "a\x1b]0;owned\x07", "caf\udce9", "new\nline\r"], ids=ascii
+)
+def test_names_of_any_kind(run: Run, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    with (folder / f"{name}.png").open("wb") as file:
+        zoo.rgb().save(file, "PNG")
+    result = run("explain", folder, "-m", "gradcam", "-m", "center", "--topk", 2, *CNN)
+    assert result.exit_code == 0
+    assert not {"\x1b", "\x07", "\r"} & set(result.stdout + result.stderr)
+    written = sorted(p.name for p in (tmp_path / "xattn-out").iterdir())
+    assert len(written) == 4  # two classes, one map that is the same for both, a panel
+    assert all(re.fullmatch(r"[\w.+-]+", n) and len(n.encode()) < 210 for n in written)
+    page = run("compare", folder, "-m", "gradcam", "--no-curves", "-o", "page.html", *CNN)
+    assert page.exit_code == 0
+    assert Path("page.html").read_bytes().decode("utf-8").count('class="file"') == 1
+
+
+@pytest.mark.parametrize("command", ["explain", "compare"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topk", "1000000000"], "--topk must be at most 100 but is 1000000000."),
+        (["--parts", "99999999999999999999"], "--parts must be at most 1000 but is 99999999999999999999."),
+        (["--batch-size", "1000000000"], "--batch-size must be at most 4096 but is 1000000000."),
+        (["--target=\u00b2"], "unknown class '\u00b2'."),
+        (["--target=--5"], "unknown class '--5'."),
+        (["--target=99999999999999999999"], "class 99999999999999999999 does not exist"),
+        (["--target", "x" * 5000], "unknown class 'xxxxx"),
+        (["--alpha", "nan"], "--alpha must lie between 0 and 1 but is nan"),
+    ],
+)
+def test_what_takes_too_much_is_one_line(
+    run: Run, photo: Path, command: str, arguments: list[str], message: str
+) -> None:
+    result = run(command, photo, *CNN, *arguments)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert len(line) < 1000

@@ -28,7 +28,7 @@ from xattn.explaining import explain
 from xattn.explanation import Explanation
 from xattn.metrics.deletion import Deletion
 from xattn.pages.compare import Column, Comparison, compare_page, pair_of, stored_map, stored_parts
-from xattn.pages.html import as_json, render, write
+from xattn.pages.html import Spool, as_json, render, write
 from xattn.registry import first_sentence
 from xattn.trace import record
 from xattn.viz import overlay, rank_overlay, shares
@@ -514,8 +514,9 @@ def test_pictures_are_those_of_the_library(open_page: Open, tmp_path: Path, kind
 @pytest.fixture(scope="module")
 def long(sheet: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of 300 rows."""
-    blocks = [{**sheet.blocks[i % 3], "file": f"photo {i}.png", "path": f"photo {i}.png"} for i in range(300)]
-    return dataclasses.replace(sheet, blocks=blocks).write(tmp_path_factory.mktemp("long") / "long.html")
+    rows = [*sheet.blocks]
+    blocks = [{**rows[i % 3], "file": f"photo {i}.png", "path": f"photo {i}.png"} for i in range(300)]
+    return dataclasses.replace(sheet, blocks=Spool(blocks)).write(tmp_path_factory.mktemp("long") / "long.html")
 
 
 def test_hundreds_of_rows_scroll(open_page: Open, long: Path) -> None:
@@ -562,9 +563,9 @@ def test_a_narrow_screen_has_no_overflow(open_page: Open, path: Path) -> None:
 
 def test_few_images_of_many_methods_become_a_wall(open_page: Open, tmp_path: Path) -> None:
     page = comparison(["a.png"], curves=False, topk=2)
-    double = dataclasses.replace(page, columns=[*page.columns] * 2, blocks=[])
-    lines = [{**line, "cells": line["cells"] * 2} for line in page.blocks[0]["lines"]]
-    double.blocks.append({**page.blocks[0], "lines": lines})
+    (block,) = page.blocks
+    lines = [{**line, "cells": line["cells"] * 2} for line in block["lines"]]
+    double = dataclasses.replace(page, columns=[*page.columns] * 2, blocks=Spool([{**block, "lines": lines}]))
     with open_page(double.write(tmp_path / "wall.html"), width=1000) as tab:
         tab.until(DRAWN)
         assert tab.get("document.body.classList.contains('wall')")

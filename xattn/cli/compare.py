@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xattn.cli import EXIT_INTERRUPTED, console, options
-from xattn.cli.explain import Job, check_numbers, facts_of, view_of, wanted_classes
+from xattn.cli.work import Work, facts_of
 from xattn.errors import ParameterError
 from xattn.looks import COLORMAP
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
-
-    from xattn.cli.loading import Loaded
     from xattn.explanation import Explanation
+    from xattn.file_loop import Measure
     from xattn.metrics.deletion import CurveMetric
-    from xattn.metrics.perturbation import Curve
-    from xattn.pages.compare import Comparison
+    from xattn.pages.compare import Comparison, Pair
     from xattn.trace import Trace
 
 EPILOG = "\n\n".join(
@@ -40,7 +34,6 @@ EPILOG = "\n\n".join(
 
 _METHODS = ("brnpa", "gradcam", "layercam", "saliency")
 _CONTROLS = ("random", "center", "edges")
-_SAME = "the same for every class"
 
 
 def compare(
@@ -92,183 +85,105 @@ def compare(
     batch_size: options.BatchSize = 8,
 ) -> None:
     """Lay methods side by side on one page: a row an image, a column a method, controls beside them."""
+    from xattn.cli.choosing import asks_for_all, choose_columns
     from xattn.device import find_device
+    from xattn.explainer import Family
     from xattn.metrics.deletion import Deletion
-    from xattn.viz import colormap as find_colormap
 
-    check_numbers({"--topk": topk, "--batch-size": batch_size, "--parts": parts, "--steps": steps}, alpha)
-    find_colormap(colormap)
+    texts = method or list(_METHODS)
+    options.check_numbers({"--topk": topk, "--batch-size": batch_size, "--parts": parts, "--steps": steps}, alpha)
     check_page(out)
+    settings = options.settings(
+        targets=tuple(dict.fromkeys(target or [])), topk=topk, fit=fit, score=score, precision=precision,
+        batch_size=batch_size, tolerant=asks_for_all(texts), device=device, colormap=colormap,
+    )  # fmt: skip
     # On a processor small batches are faster: the memory of large ones is asked from the system each time.
     metric = Deletion(steps=steps, chunk=16 if find_device(device).type == "cpu" else None) if curves else None
-    named = list(dict.fromkeys(target or []))
-    first = named[0] if named else None
-    job = PageJob(
-        out=out, topk=max(topk, len(named)), target=first, score=score, fit=fit, precision=precision,
-        batch_size=batch_size, save_maps=False, style={"colormap": colormap, "alpha": alpha}, err=as_json,
-        asked=topk, more=named[1:], metric=metric, title=title,
-    )  # fmt: skip
-    if files := job.find(paths):
-        methods = method or list(_METHODS)
-        job.prepare(with_controls(methods) if controls else methods, parts, model, weights, head, resolution, device)
+    work = Work(settings, err=as_json)
+    page = None
+    if files := work.find(paths):
+        columns = choose_columns(
+            with_controls(texts) if controls else texts,
+            parts=parts, model=model, weights=weights, head=head, resolution=resolution, device=device,
+        )  # fmt: skip
+        work.columns = sorted(columns, key=lambda column: column.method.family is Family.CONTROL)
         try:
-            job.run(files)
+            with sheet(work, title, colormap, alpha, steps if curves else 0) as comparison:
+                for result, entry in work.results(files, None if metric is None else curves_by(metric)):
+                    entry["maps"] = [
+                        {**facts_of(column, explanation), "seconds": round(seconds, 6)}
+                        for line in result.lines
+                        for column, explanation, seconds in zip(work.columns, line, result.seconds, strict=True)
+                        if not isinstance(explanation, str)
+                    ]
+                    comparison.add(
+                        str(result.file), result.view, result.lines, predicted=result.predicted, curves=result.measured
+                    )
+                page = write(work, comparison, out) if work.entries else None
         except KeyboardInterrupt:
-            done = f"stopped after {len(job.entries)} of {len(files)} images"
-            console.fail(f"{done}; nothing was written.")
+            console.fail(f"stopped after {len(work.entries)} of {len(files)} images; nothing was written.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
-        console.show_json(job.summary())
-    raise typer.Exit(job.status())
+        console.show_json({**work.summary(), "page": None if page is None else str(page)})
+    raise typer.Exit(work.status())
 
 
-@dataclasses.dataclass
-class PageJob(Job):
-    """A run that puts all images on one page; what differs from `explain` is where the maps go.
+def curves_by(metric: CurveMetric) -> Measure:
+    """Deletion and insertion of each explanation, image by image."""
+    from xattn.pages.compare import pair_of
 
-    Args:
-        asked: classes that are explained at least; `topk` holds those that are named as well.
-        more: classes that are named after the first one.
-        metric: whose curves are drawn, if any.
-        title: of the page.
-        sheet: the page in the making.
-        curves: deletion and insertion by the identity of the explanation, of the batch at work.
-        row: index in the batch, picture and explanations of the image at work.
-    """
+    def measure(explanations: list[Explanation], trace: Trace) -> list[list[Pair]]:
+        both = metric.curves(explanations, trace, "morf"), metric.curves(explanations, trace, "insertion")
+        return [[pair_of(*curves, i) for i in range(len(trace.x))] for curves in zip(*both, strict=True)]
 
-    asked: int = 1
-    more: Sequence[str] = ()
-    metric: CurveMetric | None = None
-    title: str | None = None
-    sheet: Comparison | None = None
-    curves: dict[int, tuple[Curve, Curve]] = dataclasses.field(default_factory=dict)
-    row: tuple[int, Image, list[list[Explanation | str]]] | None = None
+    return measure
 
-    def prepare(self, *given: Any) -> None:
-        """As for `explain`; controls stand at the end."""
-        from xattn.explainer import Family
-        from xattn.pages.compare import Column, Comparison
 
-        super().prepare(*given)
-        self.columns.sort(key=lambda c: c.method.family is Family.CONTROL)
-        several = len({id(c.network) for c in self.columns}) > 1
-        shown = [c for c in self.columns if c.refused is None]
-        names = list(dict.fromkeys(c.network.name for c in shown or self.columns))
-        steps = 0 if self.metric is None else self.metric.steps
-        self.sheet = Comparison(
-            [Column(c.method, c.network.name if several else "") for c in self.columns],
-            heading=self.title or f"What {listed(names)} look{'' if len(names) > 1 else 's'} at",
-            colormap=self.style["colormap"],
-            alpha=self.style["alpha"],
-            shares=[i / steps for i in range(steps + 1)] if steps else (),
-        )
-        for network in {id(c.network): c.network for c in self.columns}.values():
-            if network.random:
-                self.sheet.warnings.append(f"{network.name} has random weights, so its maps mean nothing.")
+def sheet(work: Work, title: str | None, colormap: str, alpha: float | None, steps: int) -> Comparison:
+    """The page before any image is on it."""
+    from xattn.pages.compare import Column, Comparison
 
-    def run(self, files: Sequence[Path]) -> None:
-        """Explain the images, then write the page."""
-        check_page(self.out)
-        self.work(files)
-        sheet = self.sheet
-        if sheet is None or not sheet.blocks:
-            return
-        for j, column in enumerate(self.columns):
-            if column.refused is not None:
-                sheet.leave_out(j, column.refused)
-                self.say(f"left out: {column.refused}")
-        sheet.facts = self._facts()
-        sheet.notes += [f"{f['file']}: {f['reason']}" for f in self.failed]
-        self.written.append(sheet.write(self.out))
-        self.say(f"wrote {self.out} ({self.out.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    networks = dict.fromkeys(column.network for column in work.columns)
+    shown = [column for column in work.columns if column.refused is None]
+    names = list(dict.fromkeys(column.network.name for column in shown or work.columns))
+    return Comparison(
+        [Column(column.method, column.network.name if len(networks) > 1 else "") for column in work.columns],
+        heading=title or f"What {listed(names)} look{'' if len(names) > 1 else 's'} at",
+        colormap=colormap,
+        alpha=alpha,
+        shares=[i / steps for i in range(steps + 1)] if steps else (),
+        warnings=[f"{n.name} has random weights, so its maps mean nothing." for n in networks if n.random],
+    )
 
-    def _facts(self) -> list[str]:
-        """What stands below the heading."""
-        from xattn.explainer import Family
 
-        shown = [c.method for c in self.columns if c.refused is None]
-        control = sum(m.family is Family.CONTROL for m in shown)
-        counts = [_count(len(self.entries), "image"), _count(len(shown) - control, "method")]
-        counts += [_count(control, "control")] if control else []
-        wanted = [t for t in (self.target, *self.more) if t is not None]
-        if self.asked > max(len(wanted), 1):
-            first = f"{listed(wanted)}, then the" if wanted else f"the {self.asked}"
-            counts.append(f"{first} most probable classes explained")
-        else:
-            counts.append(f"{listed(wanted) or 'the predicted class'} explained")
-        if self.score != "logit":
-            counts.append(f"score: {self.score}")
-        return counts
+def write(work: Work, comparison: Comparison, out: Path) -> Path:
+    """Write the page and say what there is."""
+    for j, column in enumerate(work.columns):
+        if column.refused is not None:
+            comparison.leave_out(j, column.refused)
+    work.tell_left_out()
+    comparison.facts = facts(work)
+    comparison.notes += [f"{failed['file']}: {failed['reason']}" for failed in work.failed]
+    page = comparison.write(out)
+    work.say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return page
 
-    # -------------------------------------------------------------------------------------------------- hooks
 
-    def _classes(self, trace: Trace) -> Tensor:
-        from xattn.trace import check_target
+def facts(work: Work) -> list[str]:
+    """What stands below the heading."""
+    from xattn.explainer import Family
 
-        named = [trace.spec.class_index(name) for name in self.more]
-        for index in named:
-            check_target(index, trace.logits)
-        first = int(trace.target[0])  # a named one is the same in all images
-        return wanted_classes(trace, self.asked, [c for c in dict.fromkeys(named) if c != first])
-
-    def _batch(self, files: Sequence[Path]) -> None:
-        self.curves.clear()
-        super()._batch(files)
-
-    def _pass(
-        self,
-        network: Loaded,
-        x: Tensor,
-        target: Tensor | None,
-        slot: list[Explanation | str | None],
-        seconds: Counter[str],
-        first: bool,
-    ) -> Trace | None:
-        from xattn.cli.loading import at_precision
-
-        before = {id(found) for found in slot}
-        trace = super()._pass(network, x, target, slot, seconds, first)
-        fresh: list[Any] = [s for s in slot if s is not None and not isinstance(s, str) and id(s) not in before]
-        if trace is not None and self.metric is not None and fresh:
-            with at_precision(self.precision, x.device):
-                deletion = self.metric.curves(fresh, trace, "morf")
-                insertion = self.metric.curves(fresh, trace, "insertion")
-            self.curves |= {id(e): (d, i) for e, d, i in zip(fresh, deletion, insertion, strict=True)}
-        return trace
-
-    def _picture(
-        self,
-        entry: dict[str, Any],
-        i: int,
-        image: Image,
-        slot: Sequence[Explanation | str | None],
-        k: int,
-        count: int,
-        seconds: Counter[str],
-    ) -> None:
-        if self.row is None or k == 0:
-            self.row = i, view_of(image, self.columns[0].network, self.fit), []
-        self.row[2].append([_SAME if found is None else found for found in slot])
-        for column, found in zip(self.columns, slot, strict=True):
-            if found is not None and not isinstance(found, str):
-                facts = {**facts_of(column, found, i), "seconds": round(seconds[column.label] / count, 6)}
-                entry["maps"].append(facts)
-
-    def _tell(self, entry: dict[str, Any]) -> None:
-        """Put the image on the page."""
-        from xattn.pages.compare import pair_of
-
-        if self.sheet is None or self.row is None:
-            return
-        i, view, lines = self.row
-        drawn = [[pair_of(*self.curves[id(e)], i) if id(e) in self.curves else None for e in line] for line in lines]
-        self.sheet.add(entry["file"], view, lines, i, predicted=entry["predicted"], curves=drawn)
-
-    def summary(self) -> dict[str, Any]:
-        """The machine-readable result."""
-        found = {**super().summary(), "page": str(self.out) if self.written else None}
-        del found["panels"]
-        return found
+    shown = [column.method for column in work.columns if column.refused is None]
+    control = sum(method.family is Family.CONTROL for method in shown)
+    texts = [_count(len(work.entries), "image"), _count(len(shown) - control, "method")]
+    texts += [_count(control, "control")] if control else []
+    settings = work.settings
+    if settings.topk > max(len(settings.targets), 1):
+        first = f"{listed(settings.targets)}, then the" if settings.targets else f"the {settings.topk}"
+        texts.append(f"{first} most probable classes explained")
+    else:
+        texts.append(f"{listed(settings.targets) or 'the predicted class'} explained")
+    return [*texts, f"score: {settings.score}"] if settings.score != "logit" else texts
 
 
 def check_page(path: Path) -> None:

@@ -15,8 +15,8 @@ from xattn.errors import ParameterError, XattnError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from xattn.cli.loading import Loaded
     from xattn.explainer import Explainer
+    from xattn.file_loop import Network
     from xattn.spec import ModelSpec
     from xattn.trace import Trace
 
@@ -100,7 +100,7 @@ def doctor(
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-def images_for(loaded: Loaded, paths: list[str] | None) -> Tensor:
+def images_for(loaded: Network, paths: list[str] | None) -> Tensor:
     """A batch (N, C, H, W): the given images, three at most, or smooth noise."""
     from xattn.data.finding import find_images
     from xattn.data.preprocessing import to_batch
@@ -136,7 +136,7 @@ def noise(model: nn.Module, spec: ModelSpec) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- the model
 
 
-def check_model(loaded: Loaded, x: Tensor) -> list[Finding]:
+def check_model(loaded: Network, x: Tensor) -> list[Finding]:
     """Checks that do not depend on a method."""
     from xattn.trace import INPUT, record
 
@@ -182,7 +182,7 @@ def check_model(loaded: Loaded, x: Tensor) -> list[Finding]:
     return found
 
 
-def _weights(loaded: Loaded) -> Finding:
+def _weights(loaded: Network) -> Finding:
     parameters = list(loaded.model.parameters())
     size = f"{type(loaded.model).__name__}, {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters"
     place = f", {parameters[0].dtype}, {parameters[0].device}".replace("torch.", "") if parameters else ""
@@ -193,7 +193,7 @@ def _weights(loaded: Loaded) -> Finding:
     return Finding("weights", OK, size + place)
 
 
-def _spec(loaded: Loaded) -> Finding:
+def _spec(loaded: Network) -> Finding:
     spec = loaded.spec
     facts = [f"features '{spec.feature_layer}'", f"classifier '{spec.classifier}'"]
     if spec.attention_layer:
@@ -313,7 +313,7 @@ class Snapshot:
 # --------------------------------------------------------------------------------------------------- the methods
 
 
-def check_methods(loaded: Loaded, x: Tensor) -> list[Finding]:
+def check_methods(loaded: Network, x: Tensor) -> list[Finding]:
     """Which methods are valid on the model, and why not the rest."""
     from xattn.explainers import explainers
     from xattn.trace import record
@@ -340,7 +340,7 @@ def _brief(method: Explainer) -> Explainer:
     return dataclasses.replace(method, **fewer) if fewer else method  # type: ignore[type-var]
 
 
-def _method(method: Explainer, loaded: Loaded, trace_of: Callable[[Explainer, int], Trace], count: int) -> Finding:
+def _method(method: Explainer, loaded: Network, trace_of: Callable[[Explainer, int], Trace], count: int) -> Finding:
     facts: dict[str, Any] = {"family": method.family.value}
     try:
         method.check(loaded.spec)
@@ -371,7 +371,7 @@ def _short(error: Exception) -> str:
     return str(error).split("\n", maxsplit=1)[0] or type(error).__name__
 
 
-def print_report(loaded: Loaded, checks: list[Finding], methods: list[Finding], valid: list[str]) -> None:
+def print_report(loaded: Network, checks: list[Finding], methods: list[Finding], valid: list[str]) -> None:
     """Tables for people."""
     styles = {OK: "green", WARN: "yellow", FAIL: "red"}
     for title, findings in ((f"model {loaded.name}", checks), ("methods", methods)):

@@ -1,10 +1,9 @@
-"""What the commands share: models from the command line, devices, precision, and files that appear whole."""
+"""Models from the command line, and files that appear whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,28 +12,10 @@ from xattn.files import whole_file
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from xattn.spec import ModelSpec
+    from xattn.file_loop import Network
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-
-
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """A model ready to be explained.
-
-    Args:
-        model: on its device, in evaluation mode.
-        spec: facts about it.
-        name: how messages and tables call it.
-        random: its weights are random, so that its maps mean nothing.
-    """
-
-    model: nn.Module
-    spec: ModelSpec
-    name: str
-    random: bool
 
 
 def load(
@@ -45,7 +26,7 @@ def load(
     resolution: str | None = None,
     parts: int | None = None,
     device: torch.device | None = None,
-) -> Loaded:
+) -> Network:
     """Load a model by name, by `package.module:factory`, or from a weights file that says what it is.
 
     Args:
@@ -61,6 +42,7 @@ def load(
         CheckpointError: for weights that do not fit or cannot be loaded safely.
         SpecError: if facts about the model cannot be inferred.
     """
+    from xattn.file_loop import Network
     from xattn.inspection import infer_spec
     from xattn.models import create_model, models
     from xattn.models.checkpoint import read_state
@@ -90,23 +72,7 @@ def load(
         spec = infer_spec(model, name=label)
     if device is not None:
         model = model.to(device)
-    return Loaded(model.eval(), spec, label, random=weights is None and not complete)
-
-
-@contextmanager
-def at_precision(name: str, device: torch.device) -> Iterator[None]:
-    """Autocast to `bf16` or `fp16` inside; `fp32` changes nothing.
-
-    Raises:
-        ParameterError: for another name.
-    """
-    import torch
-
-    types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if name not in types:
-        raise ParameterError(f"--precision must be fp32, bf16 or fp16 but is '{name}'.")
-    with torch.autocast(device.type, types[name], enabled=name != "fp32"):
-        yield
+    return Network(model.eval(), spec, label, random=weights is None and not complete)
 
 
 @contextmanager

@@ -1,10 +1,20 @@
-"""Options that several commands have, each written once."""
+"""Options that several commands have, each written once, and their limits."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from xattn.errors import ParameterError
+
+if TYPE_CHECKING:
+    from xattn.file_loop import Settings
+
+# The most that is asked for in earnest; each takes memory.
+_LIMITS = {"--topk": 100, "--batch-size": 4096, "--parts": 1000, "--steps": 1000}
+_FITS = ("crop", "squash", "whole")
 
 Paths = Annotated[
     list[str],
@@ -46,3 +56,35 @@ AsJson = Annotated[
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")]
 Precision = Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Of the model's arithmetic.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", help="Images that go through the model together.")]
+
+
+def check_numbers(counts: Mapping[str, int | None], alpha: float | None = None) -> None:
+    """Refuse counts outside the limits of their options, and an opacity that is none."""
+    for option, value in counts.items():
+        if value is not None and value < 1:
+            raise ParameterError(f"{option} must be at least 1 but is {value}.")
+        if value is not None and value > _LIMITS[option]:
+            raise ParameterError(f"{option} must be at most {_LIMITS[option]} but is {value}.")
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise ParameterError(f"--alpha must lie between 0 and 1 but is {alpha}.")
+
+
+def settings(*, device: str, colormap: str, **values: Any) -> Settings:
+    """What is asked of every image, once everything in it is known to exist.
+
+    Args:
+        device: where to compute; checked here too.
+        colormap: of the pictures; checked here too.
+        values: the fields of `Settings`.
+    """
+    from xattn.device import at_precision, find_device
+    from xattn.file_loop import Settings
+    from xattn.score import find_score
+    from xattn.viz import colormap as find_colormap
+
+    find_colormap(colormap)
+    with at_precision(values["precision"], find_device(device)):
+        find_score(values["score"])
+    if values["fit"] not in _FITS:
+        raise ParameterError(f"--fit must be crop, squash or whole but is '{values['fit']}'.")
+    return Settings(**values)

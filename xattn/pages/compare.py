@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from xattn.errors import DataError, ShapeError
+from xattn.errors import DataError, ShapeError, printable
 from xattn.explainer import Family
 from xattn.explanation import OK
 from xattn.functional.curves import trapezoid_auc
 from xattn.functional.resize import normalize, resize
 from xattn.looks import COLORMAP, RANKS
-from xattn.pages.html import color_table, data_uri, picture_uri, write
+from xattn.pages.html import Spool, color_table, data_uri, picture_uri, write
 from xattn.registry import first_sentence, paper_of
 from xattn.viz import DIVERGING, percent, shares, title, to_rgb
 from xattn.viz.overlay import STATUS_TEXT, levels
@@ -79,16 +79,23 @@ class Comparison:
     shares: Sequence[float] = ()
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    blocks: list[dict[str, Any]] = field(default_factory=list)
+    blocks: Spool = field(default_factory=Spool)  # on the disk, so that memory does not grow with the images
+    _most: int = 0  # classes of an image
     _signed: list[bool] = field(init=False)
     _parts: list[int] = field(init=False)
-    _curves: list[list[Pair]] = field(init=False)
+    _curves: list[tuple[int, Pair] | None] = field(init=False)  # how many, and their sums
     _left_out: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._signed = [False] * len(self.columns)
         self._parts = [0] * len(self.columns)
-        self._curves = [[] for _ in self.columns]
+        self._curves = [None] * len(self.columns)
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.blocks.close()
 
     def add(
         self,
@@ -119,10 +126,11 @@ class Comparison:
         photo = to_rgb(picture)
         photo.thumbnail((_PICTURE_PX, _PICTURE_PX), Image.Resampling.LANCZOS)
         black, white = np.percentile(np.asarray(photo.convert("L")) / 255, (1, 99))
+        self._most = max(self._most, len(lines))
         self.blocks.append(
             {
-                "file": PurePath(file).name or file,
-                "path": file,
+                "file": printable(PurePath(file).name or file),
+                "path": printable(file),
                 "photo": picture_uri(photo),
                 "size": photo.size,
                 **_stretch(float(black), float(white)),
@@ -143,13 +151,8 @@ class Comparison:
             DataError: if there is no row, or the file cannot be written.
         """
         kept = [j for j in range(len(self.columns)) if j not in self._left_out]
-        if not self.blocks or not kept:
-            raise DataError(f"comparison: there is no {'method' if self.blocks else 'image'} to show.")
-        blocks = [
-            {**b, "lines": [{**line, "cells": [line["cells"][j] for j in kept]} for line in b["lines"]]}
-            for b in self.blocks
-        ]
-        most = max(len(block["lines"]) for block in blocks)
+        if not self.blocks.count or not kept:
+            raise DataError(f"comparison: there is no {'method' if self.blocks.count else 'image'} to show.")
         return write(
             path,
             "compare.html.j2",
@@ -157,9 +160,11 @@ class Comparison:
             facts=list(self.facts),
             warnings=self.warnings,
             columns=[self._about(j) for j in kept],
-            blocks=blocks,
+            blocks=({**block, "lines": [_only(line, kept) for line in block["lines"]]} for block in self.blocks),
+            digest=self.blocks.digest,
+            count=self.blocks.count,
             notes=self.notes,
-            most=most,
+            most=self._most,
             parts=max(self._parts[j] for j in kept),
             ranks=any(self.columns[j].method.rank_colors for j in kept),
             signed=any(self._signed[j] for j in kept),
@@ -170,7 +175,7 @@ class Comparison:
                 "tables": {"plain": color_table(self.colormap), "signed": color_table(DIVERGING)},
                 "ranks": list(RANKS.values()),
                 "shares": list(self.shares),
-                "classes": most,
+                "classes": self._most,
             },
         )
 
@@ -194,10 +199,10 @@ class Comparison:
             "signed": self._signed[j],
             "network": column.network,
         }
-        if self._curves[j]:
-            both = [torch.stack(curves).nanmean(dim=0) for curves in zip(*self._curves[j], strict=True)]
-            found["mean"] = _curves_of((both[0], both[1]), self.shares)
-            found["images"] = len(self._curves[j])
+        if (sums := self._curves[j]) is not None:
+            count, (deletion, insertion) = sums
+            found["mean"] = _curves_of((deletion / count, insertion / count), self.shares)
+            found["images"] = count
         return found
 
     def _line(self, line: Sequence[Explanation | str], index: int, curves: Sequence[Pair | None]) -> dict[str, Any]:
@@ -227,7 +232,8 @@ class Comparison:
         if curves is not None:
             cell["curves"] = _curves_of(curves, self.shares)
             if not any(c.isnan().any() for c in curves):
-                self._curves[j].append(curves)
+                count, (deletion, insertion) = self._curves[j] or (0, (torch.zeros(()), torch.zeros(())))
+                self._curves[j] = count + 1, (deletion + curves[0].double(), insertion + curves[1].double())
         return cell
 
 
@@ -258,9 +264,15 @@ def compare_page(
     network = next((e.spec.name for e in explanations if e.spec is not None), "")
     page = Comparison([Column(e.method, network) for e in explanations], heading)
     images = explanations[0].images.numpy()
-    for i in range(count):
-        page.add(f"image {i}" if names is None else names[i], to_rgb(images[i]), [explanations], i)
-    return page.write(path)
+    with page:
+        for i in range(count):
+            page.add(f"image {i}" if names is None else names[i], to_rgb(images[i]), [explanations], i)
+        return page.write(path)
+
+
+def _only(line: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """A line with the cells of these columns."""
+    return {**line, "cells": [line["cells"][j] for j in kept]}
 
 
 def _chance(explanation: Explanation, index: int) -> str:

@@ -8,6 +8,8 @@ import hashlib
 import io
 import json
 import math
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,15 @@ def render(template: str, **values: Any) -> str:
         template: file name inside `xattn/pages/templates`, such as `"compare.html.j2"`.
         values: of the variables. A name that the template asks for and that is missing is an error.
     """
-    # From the content, not from chance: the same run gives the same file.
-    nonce = hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:24]
-    return _environment().get_template(template).render(version=__version__, nonce=nonce, **values)
+    return "".join(_pieces(template, values))
+
+
+def _pieces(template: str, values: dict[str, Any]) -> Iterator[str]:
+    """A page piece by piece, so that rows which are iterated over need not be in memory together."""
+    # From the content, not from chance: the same run gives the same file. A digest stands for what can be read once.
+    known = sorted((name, value) for name, value in values.items() if not isinstance(value, Iterator))
+    nonce = hashlib.sha256(repr(known).encode("utf-8", "backslashreplace")).hexdigest()[:24]
+    return _environment().get_template(template).generate(version=__version__, nonce=nonce, **values)
 
 
 def write(path: str | Path, template: str, **values: Any) -> Path:
@@ -60,14 +68,46 @@ def write(path: str | Path, template: str, **values: Any) -> Path:
         DataError: if the file cannot be written.
     """
     path = Path(path)
-    text = render(template, **values)
+    pieces = _pieces(template, values)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(pieces)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}).") from error
     return path
+
+
+class Spool:
+    """Rows of a page on the disk until the page is written."""
+
+    def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
+        self.count = 0
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
+        self._sum = hashlib.sha256()
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Put a row of plain values at the end."""
+        data = json.dumps(row).encode() + b"\n"
+        self._sum.update(data)
+        self._file.seek(0, io.SEEK_END)
+        self._file.write(data)
+        self.count += 1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._file.seek(0)
+        yield from map(json.loads, self._file)
+
+    @property
+    def digest(self) -> str:
+        """What the rows are, in short."""
+        return self._sum.hexdigest()
+
+    def close(self) -> None:
+        """Forget the rows."""
+        self._file.close()
 
 
 def asset(name: str) -> Markup:

@@ -1,0 +1,102 @@
+"""Panels of `xattn explain`: a row an image and class, a column a method, on as many pages as it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xattn.cli.loading import picture_file
+from xattn.cli.work import described
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from xattn.explanation import Explanation
+    from xattn.file_loop import Column
+    from xattn.viz import Cell
+
+_PAGE_CELLS = 72  # pictures on a page, so that they stay legible
+_PAGE_ROWS = 4, 10  # least and most rows of a page
+_FOLD = 8  # methods beside one image; more are folded into several rows
+
+
+class PanelPages:
+    """Pages in the making; rows are kept until a page is full.
+
+    Args:
+        out: folder of the pages.
+        columns: the methods.
+        style: options of `xattn.viz.render`.
+        total: rows that there will be, at most.
+    """
+
+    def __init__(self, out: Path, columns: Sequence[Column], style: dict[str, Any], total: int) -> None:
+        self.out, self.columns, self.style = out, columns, style
+        self.paths: list[Path] = []
+        width = 1 + sum(column.refused is None for column in columns)
+        self._most = min(max(_PAGE_CELLS // width, _PAGE_ROWS[0]), _PAGE_ROWS[1])
+        self._single = total <= self._most
+        self._rows: list[tuple[list[Explanation | str], Image]] = []
+
+    def add(self, line: list[Explanation | str], view: Image) -> None:
+        """Add a row, and write the page if it is full."""
+        self._rows.append((line, view))
+        if len(self._rows) == self._most:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what there is as a page."""
+        from xattn.viz import field_size, keys_of, panel, row, title
+
+        # A method that no image of the whole run can show gets no column; it is listed with its reason.
+        shown = [j for j, column in enumerate(self.columns) if column.refused is None]
+        if self._rows and shown:
+            view = self._rows[0][1]
+            folded = len(self._rows) == 1 and len(shown) > _FOLD
+            across = math.ceil(math.sqrt(1.6 * (len(shown) + 1))) if folded else len(shown) + 1
+            count = -(-(len(shown) + 1) // across) if folded else len(self._rows)
+            size = max(field_size(count, across, (view.height, view.width)))
+            rows = [
+                row([line[j] for j in shown], image=view, size=size, **self._caption(line), **self.style)
+                for line, view in self._rows
+            ]
+            titles = ["Image", *(title(self.columns[j].method) for j in shown)]
+            if folded:
+                rows, titles = fold(rows[0], titles, across), []
+            keys = keys_of([line[j] for line, _ in self._rows for j in shown], colormap=self.style["colormap"])
+            path = self.out / ("panel.png" if self._single else f"panel-{len(self.paths) + 1:02d}.png")
+            with picture_file(path) as temporary:
+                panel(rows, titles, legend=keys).save(temporary)
+            self.paths.append(path)
+        self._rows.clear()
+
+    def _caption(self, line: Sequence[Explanation | str]) -> dict[str, Any]:
+        """What stands below an image: the class explained, with the probability that the first network gives it."""
+        from xattn.viz import percent
+
+        several = len({column.network for column in self.columns}) > 1
+        for column, explanation in zip(self.columns, line, strict=True):
+            if not isinstance(explanation, str):
+                goal = described(explanation)
+                network = f" ({column.network.name})" if several else ""
+                return {"caption": goal["class"], "detail": f"{percent(goal['probability'])}{network}"}
+        return {}
+
+
+def fold(cells: Sequence[Cell], titles: Sequence[str], columns: int) -> list[list[Cell]]:
+    """One long row of a panel as several rows, each picture with its title below it."""
+    from PIL import Image as Pillow
+
+    from xattn.viz import Cell
+    from xattn.viz.text import PAPER
+
+    titled = [
+        cell if i == 0 else dataclasses.replace(cell, caption=name)
+        for i, (cell, name) in enumerate(zip(cells, titles, strict=True))
+    ]
+    blank = Cell(Pillow.new("RGB", (8, 8), PAPER))
+    titled += [blank] * (-len(titled) % columns)
+    return [titled[i : i + columns] for i in range(0, len(titled), columns)]

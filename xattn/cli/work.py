@@ -1,0 +1,131 @@
+"""What `explain` and `compare` share: the images, the loop over them, what failed, the summary and the exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xattn import __version__
+from xattn.cli import EXIT_BAD_INPUT, EXIT_SOME_FAILED, console
+from xattn.looks import RANKS
+
+if TYPE_CHECKING:
+    from xattn.explanation import Explanation
+    from xattn.file_loop import Column, Explained, Measure, Settings
+
+
+@dataclasses.dataclass
+class Work:
+    """One run over images.
+
+    Args:
+        settings: what is asked of every image.
+        err: what people read goes to stderr, because stdout is for machines.
+        columns: the methods with their networks.
+        entries: what the summary says of each image that was explained.
+        failed: the images that were not, with the reason.
+    """
+
+    settings: Settings
+    err: bool
+    columns: list[Column] = dataclasses.field(default_factory=list)
+    entries: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    failed: list[dict[str, str]] = dataclasses.field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        """Tell people something."""
+        console.say(text, err=self.err)
+
+    def find(self, paths: Sequence[str]) -> list[Path]:
+        """The images that the paths stand for; the rest is noted."""
+        from xattn.data.finding import find_images
+
+        files, problems = find_images(list(paths))
+        for problem in problems:
+            if problem.note:
+                console.warn(str(problem))
+            else:
+                self.fail(problem.path, problem.reason)
+        return files
+
+    def fail(self, path: str | Path, reason: str) -> None:
+        """Note an image that could not be explained."""
+        self.failed.append({"file": str(path), "reason": reason})
+        console.fail(f"{path}: {reason}")
+
+    def results(
+        self, files: Sequence[Path], measure: Measure | None = None
+    ) -> Iterator[tuple[Explained, dict[str, Any]]]:
+        """Explain the images; what came of each, and its entry in the summary, to which maps are added."""
+        from xattn.file_loop import Unread, explain_files
+
+        with console.progress(shown=len(files) >= 4 and console.is_watched(), count=True) as bar:
+            bar.update(what="explaining", total=len(files))
+            for result in explain_files(files, self.columns, self.settings, measure):
+                if isinstance(result, Unread):
+                    self.fail(result.file, result.reason)
+                else:
+                    entry = {"file": str(result.file), "predicted": result.predicted, "maps": []}
+                    yield result, entry
+                    self.entries.append(entry)
+                bar.update(more=1)
+
+    def tell_left_out(self) -> None:
+        """Say which methods could not be used."""
+        for column in self.columns:
+            if column.refused is not None:
+                self.say(f"left out: {column.refused}")
+
+    def summary(self) -> dict[str, Any]:
+        """The machine-readable result."""
+        left_out = [{"method": c.method.name, "reason": c.refused} for c in self.columns if c.refused is not None]
+        return {
+            "xattn": __version__,
+            "images": self.entries,
+            "failed": self.failed,
+            "left_out": left_out,
+            "score": self.settings.score,
+            "status": self.status(),
+        }
+
+    def status(self) -> int:
+        """The exit status."""
+        if not self.entries:
+            return EXIT_BAD_INPUT
+        return EXIT_SOME_FAILED if self.failed else 0
+
+
+def facts_of(column: Column, explanation: Explanation) -> dict[str, Any]:
+    """What a summary says of the map of an image."""
+    return {
+        "method": column.method.name,
+        "parameters": dataclasses.asdict(column.method),  # type: ignore[call-overload]
+        "model": column.network.name,
+        "target": described(explanation),
+        "status": explanation.status[0],
+        "parts": part_levels(explanation),
+    }
+
+
+def described(explanation: Explanation) -> dict[str, Any]:
+    """The class that is explained."""
+    probability = explanation.probability
+    return {
+        "index": int(explanation.target[0]),
+        "class": explanation.class_name(),
+        "probability": None if probability is None else float(probability[0]),
+    }
+
+
+def part_levels(explanation: Explanation) -> list[dict[str, Any]]:
+    """Rank, colour and share in the activation of each part that is drawn in rank colours."""
+    from xattn.viz import shares
+
+    if explanation.parts is None or not explanation.method.rank_colors:
+        return []
+    return [
+        {"rank": rank + 1, "color": [*RANKS][rank % len(RANKS)], "share": level}
+        for rank, level in enumerate(shares(explanation.parts[0]))
+    ]
