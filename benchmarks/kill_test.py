@@ -2,6 +2,7 @@
 
     python benchmarks/kill_test.py                                # all methods and metrics, embedded network, 20 kills
     python benchmarks/kill_test.py run.toml --kills 4 --processes 2
+    python benchmarks/kill_test.py run.toml --operations          # before each single file operation instead
 
 Every second kill waits for a part file to be under way, since most of the time none is. Measured costs are no part of
 the table. Exit status 1 if the tables differ.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import os
 import random
 import shutil
@@ -19,7 +21,9 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many for each run, and none of them lost in a fork
 
@@ -27,9 +31,13 @@ import pyarrow.csv as pa_csv
 import torch
 
 from xattn.benchmark.config import Config
+from xattn.benchmark.costs import write_costs
+from xattn.benchmark.plan import Cell, plan
 from xattn.benchmark.run import run
 from xattn.benchmark.store import SCHEMA, Store
 
+KILLED = 77
+OPERATIONS = ("open", "link", "replace", "rename", "unlink", "mkdir", "fsync", "truncate")
 SMALL = Path(__file__).parent / "configs" / "small.toml"
 
 
@@ -44,6 +52,57 @@ def start(config: Config, folder: Path, rank: int = 0, world: int = 1) -> int:
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def killed_at(number: int, config: Config, folder: Path, cells: list[Cell]) -> bool:
+    """Run in a process that ends, as if killed, before its file operation of that number; whether it got there."""
+    pid = os.fork()
+    if pid:
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code not in (0, KILLED):
+            sys.exit(f"a run that was to be killed at operation {number} ended with status {code}")
+        return code == KILLED
+    count = 0
+
+    def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                os._exit(KILLED)
+            return operation(*args, **options)
+
+        return call
+
+    for name in OPERATIONS:
+        setattr(os, name, counted(getattr(os, name)))
+    io.open = counted(io.open)  # type: ignore[assignment]  # by which pathlib opens
+    try:
+        run(config, folder, cells=cells)
+        write_costs(Store(folder), cells, torch.device("cpu"))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def at_each_operation(config: Config, home: Path, whole: Path) -> int:
+    """Kill a run before each of its file operations, go on, and compare; the number of operations."""
+    cells = plan(config)
+    expected = table(whole)
+    for number in itertools.count(1):
+        folder = home / str(number)
+        if not killed_at(number, config, folder, cells):
+            return number - 1
+        run(config, folder, cells=cells)
+        write_costs(Store(folder), cells, torch.device("cpu"))
+        if table(folder) != expected:
+            sys.exit(f"killed at operation {number}: DIFFERENT tables")
+        for cell in cells:
+            if set(Store(folder).read_costs(cell.data.name, cell.model.title).methods) != set(cell.methods):
+                sys.exit(f"killed at operation {number}: the costs are not whole")
+        shutil.rmtree(folder)
+    raise AssertionError
 
 
 def ended(pids: list[int]) -> dict[int, int]:
@@ -112,6 +171,7 @@ def main() -> None:
     parser.add_argument("config", nargs="?", type=Path, default=SMALL)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--operations", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -121,6 +181,10 @@ def main() -> None:
         began = time.monotonic()
         wait([start(config, whole)])
         seconds = time.monotonic() - began
+        if given.operations:
+            count = at_each_operation(config, Path(home), whole)
+            print(f"killed before each of {count} file operations: the same tables")
+            return
         done = disturbed(config, broken, given.kills, given.processes, seconds, random.Random(given.seed))
         same = table(whole) == table(broken)
         rows = Store(whole).table().num_rows

@@ -2,59 +2,31 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tests.benchmark.runs import differ, rows, small, table
-from xattn.benchmark import manifest
 from xattn.benchmark import plan as planning
 from xattn.benchmark import run as runs
 from xattn.benchmark.config import Config
 from xattn.benchmark.costs import estimate, measure_costs, write_costs
 from xattn.benchmark.plan import plan, sample_of, shard
 from xattn.benchmark.run import run
-from xattn.benchmark.schemas import Manifest
 from xattn.benchmark.store import Store
 from xattn.data.folder import ImageFolder
-from xattn.errors import DataError, ParameterError
+from xattn.errors import ParameterError
+from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
 from xattn.labels import label_of
 from xattn.metrics import metrics
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums are in one order
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run, undisturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    run(small(), folder)
-    torch.set_num_threads(threads)
-    return folder
 
 
 def test_every_pair_is_scored_on_its_share_of_the_images(whole: Path) -> None:
@@ -116,47 +88,6 @@ def test_an_exception_anywhere_loses_no_block(whole: Path, tmp_path: Path, monke
     assert table(tmp_path) == table(whole)
 
 
-def test_a_full_disk_leaves_whole_files(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = pq.write_table
-    left = 1
-
-    def full(data: Any, file: Any, **options: Any) -> None:
-        nonlocal left
-        if left == 0:
-            file.write(b"PAR1 half a fi")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        left -= 1
-        write(data, file, **options)
-
-    monkeypatch.setattr(pq, "write_table", full)
-    with pytest.raises(OSError, match="No space left"):
-        run(small(), tmp_path)
-    names = [path.name for path in tmp_path.rglob("*block-*")]
-    assert len(names) == 1
-    assert names[0].startswith("block-00000-")
-    monkeypatch.undo()
-    run(small(), tmp_path)
-    assert table(tmp_path) == table(whole)
-
-
-def test_what_a_killed_process_leaves_is_not_read(whole: Path, tmp_path: Path) -> None:
-    run(small(), tmp_path, rank=0, world=3)
-    cell = next((tmp_path / "parts").iterdir())
-    (cell / ".xattn-abcdef01.parquet").write_bytes(b"PAR1 half")
-    run(small(), tmp_path)
-    assert table(tmp_path) == table(whole)
-
-
-def test_a_damaged_part_is_named(tmp_path: Path) -> None:
-    run(small(), tmp_path, rank=0, world=3)
-    part = next(tmp_path.glob("parts/*/block-*"))
-    part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(Exception, match=rf"{part.name}' is no whole part of a run .*remove it and run again"):
-        run(small(), tmp_path)
-    with pytest.raises(Exception, match=f"{part.name}' is no whole part"):
-        Store(tmp_path).table()
-
-
 def test_metrics_methods_and_images_can_come_later(whole: Path, tmp_path: Path) -> None:
     run(small(methods=["gradcam"], metrics=["sparsity"], run={"controls": False}), tmp_path)
     run(small(methods=["gradcam", "saliency", "brnpa"], metrics=["sparsity"]), tmp_path)
@@ -202,26 +133,6 @@ def test_another_run_in_the_folder_is_refused(
     assert table(whole) == before
 
 
-def test_of_two_runs_that_start_together_one_comes_first(tmp_path: Path) -> None:
-    cells = plan(small())
-    manifest.check_manifest(Store(tmp_path), small(), cells, torch.device("cpu"))
-    kept = json.loads((tmp_path / "manifest.json").read_text())
-    assert not Store(tmp_path).create_manifest(Manifest())
-    assert json.loads((tmp_path / "manifest.json").read_text()) == kept
-    assert {p.name for p in tmp_path.iterdir()} == {"manifest.json"}
-    assert kept["config"]["run"]["seed"] == 0
-    assert kept["environments"][0]["versions"]["torch"] == version("torch")
-    torch.set_num_threads(2)  # another machine, as it were
-    for _ in range(2):
-        manifest.check_manifest(Store(tmp_path), small(), cells, torch.device("cpu"))
-    found = json.loads((tmp_path / "manifest.json").read_text())
-    assert [e["threads"] for e in found["environments"]] == [1, 2]
-    assert found["identity"] == kept["identity"]
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match=r"manifest\.json' is damaged"):
-        manifest.check_manifest(Store(tmp_path), small(), cells, torch.device("cpu"))
-
-
 def test_two_data_sets_and_models_in_one_table(tmp_path: Path) -> None:
     config = small(
         data=[
@@ -239,20 +150,6 @@ def test_two_data_sets_and_models_in_one_table(tmp_path: Path) -> None:
     names = ("cnn", "tests.cli.models:brnpa")
     assert found == {("a", n, "sparsity") for n in names} | {("b", n, "gini") for n in names}
     assert {r.method for r in rows(tmp_path) if r.model != "cnn"} == {"", "brnpa", "random", "center", "edges"}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three images of two classes, one of them damaged."""
-    from PIL import Image
-
-    for name, grey in (("cat/a", 50), ("cat/b", 100), ("dog/c", 150)):
-        path = tmp_path / "images" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.effect_noise((40, 40), grey).convert("RGB").save(path)
-    broken = tmp_path / "images" / "cat" / "b.png"
-    broken.write_bytes(broken.read_bytes()[:200])
-    return tmp_path / "images"
 
 
 def test_an_unreadable_image_is_a_row(folder: Path, tmp_path: Path) -> None:
@@ -346,8 +243,6 @@ def test_images_without_a_box_among_others(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_maps_that_say_nothing_have_a_status_and_rows(tmp_path: Path) -> None:
-    from xattn.explainer import Explainer, Family
-
     class _Odd(Explainer):
         family: ClassVar[Family] = Family.CONTROL
         value: ClassVar[float]
@@ -503,22 +398,6 @@ def test_which_share_a_process_takes(monkeypatch: pytest.MonkeyPatch) -> None:
             shard()
 
 
-@pytest.mark.slow
-def test_kill_anywhere_and_go_on(tmp_path: Path) -> None:
-    path = tmp_path / "run.toml"
-    path.write_text(
-        'methods = ["gradcam", "saliency", "brnpa"]\nmetrics = ["sparsity", "gini", "deletion:steps=64"]\n'
-        '[[data]]\nsource = "synthetic:length=24"\n[[models]]\nname = "tests.cli.models:cnn"\n'
-        "[run]\nblock = 2\nbatch = 2\n"
-    )
-    words = [sys.executable, str(ROOT / "benchmarks" / "kill_test.py"), str(path), "--kills", "6", "--processes", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 kills" in done.stdout
-    assert "the same tables" in done.stdout
-
-
 def test_the_configurations_of_the_repository_are_valid() -> None:
     paths = sorted((ROOT / "benchmarks" / "configs").glob("*.toml"))
     assert paths
@@ -545,47 +424,6 @@ def test_fast_scores_are_near_and_need_a_folder_of_their_own(whole: Path, tmp_pa
             assert a.value == b.value or (math.isnan(a.value) and math.isnan(b.value))
     with pytest.raises(ParameterError, match=r"run\.fast was True and is False"):
         run(small(), tmp_path)
-
-
-def test_what_a_killed_process_left_is_removed_after_an_hour(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    folder = next((tmp_path / "parts").iterdir())
-    old, new = folder / ".xattn-1.parquet", folder / ".xattn-2.parquet"
-    for path in (old, new):
-        path.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    run(small(), tmp_path)
-    assert not old.exists()
-    assert new.exists()
-
-
-def test_exchanged_images_are_noticed_and_copies_are_not(folder: Path, tmp_path: Path) -> None:
-    def scored(source: Path) -> int:
-        return run(small(data={"source": str(source), "label": "pets"}, metrics=["sparsity"]), tmp_path / "run").blocks
-
-    assert scored(folder) == 1
-    for path in folder.rglob("*.png"):
-        os.utime(path, (0, 0))
-    assert scored(folder) == 0
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy)
-    assert scored(copy) == 0
-    first, second = copy / "cat" / "a.png", copy / "dog" / "c.png"
-    first.rename(copy / "x")
-    second.rename(first)
-    (copy / "x").rename(second)
-    with pytest.raises(ParameterError, match="the files of pets have changed"):
-        scored(copy)
-
-
-def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
-    from PIL import Image
-
-    folder = tmp_path / "images" / "cat"
-    folder.mkdir(parents=True)
-    Image.effect_noise((40, 40), 50).convert("RGB").save(folder / os.fsdecode(b"\xe9.png"))
-    run(small(data={"source": str(tmp_path / "images"), "label": "pets"}, metrics=["sparsity"]), tmp_path / "run")
-    assert {row.image for row in rows(tmp_path / "run")} == {"cat/\\udce9.png"}
 
 
 def test_a_metric_with_another_limit_gives_the_same_bits(whole: Path, tmp_path: Path) -> None:
