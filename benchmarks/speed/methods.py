@@ -180,7 +180,7 @@ def main() -> None:
             break
     for name, rows in results.items():
         show(name, rows)
-    packages = ("torchvision", "captum", "grad-cam", "zennit", "timm")
+    packages = ("torchvision", "captum", "grad-cam", "timm")
     content = {
         "environment": timing.environment(options.device, *packages),
         "minutes": (time.perf_counter() - start) / 60,

@@ -128,15 +128,22 @@ def test_an_output_of_zero_hands_nothing_on_without_an_epsilon() -> None:
     torch.testing.assert_close(layer.relevance(x, above)[0].sum(1), above.sum(1))
 
 
-def test_the_opposite_is_taken_off() -> None:
+def test_opposite_weights() -> None:
+    """Of some images, or of all in contrast."""
     layer, x, above = dense()
-    layer.rule = rules.plus()
-    (one,) = layer.relevance(x, above)
-    layer.negate()
-    (other,) = layer.relevance(x, above)
-    layer.negate()
+    negated = Layer(Kind.LINEAR, F.linear, 2, x.shape, -layer.weight, -layer.bias)
+    layer.rule = negated.rule = rules.plus()
+    (one,), (other,) = layer.relevance(x, above), negated.relevance(x, above)
+    kept, kept_by_other = layer.absorbed, negated.absorbed
     layer.contrast = True
     torch.testing.assert_close(layer.relevance(x, above)[0], one - other)
+    torch.testing.assert_close(layer.absorbed, kept - kept_by_other)
+    layer.opposite = torch.tensor([False, True])
+    sign = torch.tensor([1.0, -1.0]).double()
+    torch.testing.assert_close(layer.relevance(x, above)[0], sign[:, None] * (one - other))
+    layer.contrast = False
+    torch.testing.assert_close(layer.relevance(x, above)[0], torch.stack([one[0], other[1]]))
+    torch.testing.assert_close(layer.absorbed, torch.stack([kept[0], kept_by_other[1]]))
 
 
 def test_the_first_layer_of_a_kind_has_a_rule_of_its_own() -> None:

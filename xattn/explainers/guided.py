@@ -186,32 +186,25 @@ class GuidedBackprop(Explainer):
     passes: ClassVar[str] = "1 forward, 1 backward"
     serves: ClassVar[str] = "ReLU networks"
     paper: ClassVar[str] = "Springenberg et al. 2014, arXiv:1412.6806, sec. 3.4"
+    relu: ClassVar[Rectified] = staticmethod(guided_relu)
     reduce: ChannelReduction = "max"
 
     def attribute(self, trace: Trace) -> Tensor:
-        return reduce_channels(guided_gradient(trace, self.name), self.reduce)
+        return reduce_channels(guided_gradient(trace, self.name, type(self).relu), self.reduce)
 
 
 @explainers.register("deconvolution", "deconvnet")
 @dataclass(frozen=True)
-class Deconvolution(Explainer):
+class Deconvolution(GuidedBackprop):
     """Deconvolution: the signal on its way back passes a ReLU of its own (Zeiler and Fergus 2014, arXiv:1311.2901).
 
     R_in = R_out [R_out > 0] at every ReLU, whatever it read; max pooling sends the signal back to where the maximum
     was. A model with other activations is refused.
-
-    Args:
-        reduce: over the channels: `"max"` of the absolute values, `"sum"` with signs, `"mean_abs"` or `"norm"`.
     """
 
-    family: ClassVar[Family] = Family.PROPAGATION
-    passes: ClassVar[str] = "1 forward, 1 backward"
-    serves: ClassVar[str] = "ReLU networks"
+    title: ClassVar[str] = "Deconvolution"
     paper: ClassVar[str] = "Zeiler and Fergus 2014, arXiv:1311.2901, sec. 2.1"
-    reduce: ChannelReduction = "max"
-
-    def attribute(self, trace: Trace) -> Tensor:
-        return reduce_channels(guided_gradient(trace, self.name, deconvolved_relu), self.reduce)
+    relu: ClassVar[Rectified] = staticmethod(deconvolved_relu)
 
 
 @dataclass(frozen=True)

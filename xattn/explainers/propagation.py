@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from xattn.calls import Kind
 from xattn.errors import NotApplicableError
 from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers, rules
-from xattn.explainers.propagation_tape import Tape, hand_back
+from xattn.explainers.propagation_tape import Passage, Tape, hand_back
 from xattn.schema import Range
 from xattn.spec import ModelSpec
 from xattn.trace import INPUT, Trace
@@ -34,8 +34,8 @@ class _Propagation(Explainer):
     of_logits: ClassVar[bool] = True
 
     @abstractmethod
-    def assign(self, tape: Tape, trace: Trace, rows: Tensor) -> None:
-        """Give each layer of the tape its rule, for these images."""
+    def assign(self, tape: Tape, trace: Trace) -> None:
+        """Give each layer of the tape its rule."""
 
     def stop(self, spec: ModelSpec) -> str:
         """The layer whose relevance is the map."""
@@ -49,29 +49,20 @@ class _Propagation(Explainer):
             )
 
     def attribute(self, trace: Trace) -> Tensor:
-        return self._handed(trace)[0]
+        return self._passage(trace).relevance
+
+    def _passage(self, trace: Trace) -> Passage:
+        def run() -> Passage:
+            assign = partial(self.assign, trace=trace)
+            passage = hand_back(trace, self.name, self.stop(trace.spec), assign, of_logits=self.of_logits)
+            return replace(passage, relevance=passage.relevance.sum(1, keepdim=True))
+
+        return trace.once(("relevance", self), run)
 
     def books(self, trace: Trace) -> tuple[Tensor, ...]:
         """Relevance (N,) that biases absorbed or that went around the layer, that was handed out, and its size."""
-        return self._handed(trace)[1:]
-
-    def _handed(self, trace: Trace) -> tuple[Tensor, ...]:
-        return trace.once(("relevance", self), lambda: self._hand_back(trace))
-
-    def _hand_back(self, trace: Trace) -> tuple[Tensor, ...]:
-        # The one logit of a binary model is that of class 1; for class 0 the last weights have the other sign.
-        opposite = (trace.target == 0) & (trace.logits.shape[1] == 1)
-        groups = [(sign, rows) for sign in (False, True) if len(rows := (opposite == sign).nonzero()[:, 0])]
-        passages = [
-            hand_back(
-                trace, self.name, self.stop(trace.spec), partial(self.assign, trace=trace, rows=rows), rows,
-                of_logits=self.of_logits, opposite=sign,
-            )
-            for sign, rows in groups
-        ]  # fmt: skip
-        order = torch.cat([rows for _, rows in groups]).argsort()
-        columns = zip(*((p.relevance.sum(1, keepdim=True), p.absorbed, p.total, p.size) for p in passages), strict=True)
-        return tuple(torch.cat(column)[order] for column in columns)
+        passage = self._passage(trace)
+        return passage.absorbed, passage.total, passage.size
 
     def conservation(self, trace: Trace, maps: Tensor) -> Tensor | None:
         """Error of sum R + absorbed = handed out, relative to the sum of |R|, here or at the top: the smaller.
@@ -90,12 +81,12 @@ class _Propagation(Explainer):
 _EXCITATION = rules.composite(rules.plus(biased=False), rules.plus(biased=False), rules.SAME_SIGN)
 
 
-def _box(tape: Tape, trace: Trace, rows: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Least and largest values (M, C, 1, 1) of the pixels that the first convolution reads; None if they are unknown.
+def _box(tape: Tape, trace: Trace) -> tuple[Tensor, Tensor] | None:
+    """Least and largest values (N, C, 1, 1) of the pixels that the first convolution reads; None if they are unknown.
 
     These are black and white in normalized space, or what the image has where it goes beyond them.
     """
-    spec, x = trace.spec, trace.x[rows]
+    spec, x = trace.spec, trace.x
     first = next(iter(tape.weighted), None)
     if spec.mean is None or spec.std is None or first is None or first.shape[1:2] != x.shape[1:2] or x.ndim != 4:
         return None
@@ -133,8 +124,8 @@ class LRP(_Propagation):
     epsilon: Annotated[float, Range(0, 1000)] = 1e-6
     gamma: Annotated[float, Range(0, 1000)] = 0.25
 
-    def assign(self, tape: Tape, trace: Trace, rows: Tensor) -> None:
-        box, name = _box(tape, trace, rows), self.composite
+    def assign(self, tape: Tape, trace: Trace) -> None:
+        box, name = _box(tape, trace), self.composite
         if name == "auto":
             boxed = box is not None and (tape.bare or not tape.joins)
             name = "epsilon-gamma-box" if boxed else "epsilon-plus-flat"
@@ -166,8 +157,8 @@ class DeepTaylor(_Propagation):
 
     paper: ClassVar[str] = "Montavon et al. 2017, arXiv:1512.02479"
 
-    def assign(self, tape: Tape, trace: Trace, rows: Tensor) -> None:
-        box = _box(tape, trace, rows)
+    def assign(self, tape: Tape, trace: Trace) -> None:
+        box = _box(tape, trace)
         pixels = rules.SQUARE if box is None else rules.box(*box)
         rules.assign(tape.layers, _EXCITATION, {Kind.CONV: pixels, Kind.LINEAR: pixels})
 
@@ -197,7 +188,7 @@ class ExcitationBackprop(_Propagation):
     def stop(self, spec: ModelSpec) -> str:
         return spec.feature_layer if self.layer is None else self.layer
 
-    def assign(self, tape: Tape, trace: Trace, rows: Tensor) -> None:
+    def assign(self, tape: Tape, trace: Trace) -> None:
         rules.assign(tape.layers, _EXCITATION)
         if self.contrastive:
             if not tape.weighted:

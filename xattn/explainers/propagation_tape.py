@@ -261,6 +261,9 @@ class Tape(Calls):
             raise self.refuse(f"{call.name}s with {value}")
         return call.run()
 
+    def _run(self, call: Call) -> Any:
+        return call.run()
+
     def _gate(self, call: Call) -> Any:
         with torch.no_grad():
             result = call.run()
@@ -276,30 +279,19 @@ class Tape(Calls):
         return result
 
 
-def _run(tape: Tape, call: Call) -> Any:
-    return call.run()
-
-
 _RULES: Mapping[str | Kind, Callable[[Tape, Call], Any]] = {
-    Kind.LINEAR: Tape._weighted,
-    Kind.CONV: Tape._weighted,
+    **dict.fromkeys((Kind.LINEAR, Kind.CONV), Tape._weighted),
+    **dict.fromkeys((Kind.RECTIFIER, Kind.ACTIVATION, Kind.NEGATION), Tape._same),
+    **dict.fromkeys((Kind.PRODUCT, Kind.QUOTIENT), Tape._scale),
+    **dict.fromkeys((Kind.GATE, Kind.SOFTMAX), Tape._gate),
+    **dict.fromkeys((Kind.MOVE, Kind.MAX_POOL, "amax"), Tape._run),
     Kind.BATCH_NORM: Tape._batch_norm,
-    Kind.RECTIFIER: Tape._same,
-    Kind.ACTIVATION: Tape._same,
-    Kind.NEGATION: Tape._same,
     Kind.CLIP: Tape._clip,
     Kind.POOL: Tape._pool,
     Kind.SUM: Tape._sum,
-    Kind.PRODUCT: Tape._scale,
-    Kind.QUOTIENT: Tape._scale,
     Kind.MATMUL: Tape._product,
-    Kind.GATE: Tape._gate,
-    Kind.SOFTMAX: Tape._gate,
     Kind.FILL: Tape._fill,
     Kind.JOIN: Tape._join,
-    Kind.MOVE: _run,
-    Kind.MAX_POOL: _run,
-    "amax": _run,
 }
 
 
@@ -353,29 +345,19 @@ def _constant_attention(model: nn.Module, layer: str | None, tape: Tape) -> Iter
             handle.remove()
 
 
-def hand_back(
-    trace: Trace,
-    method: str,
-    layer: str,
-    assign: Callable[[Tape], None],
-    rows: Tensor,
-    *,
-    of_logits: bool,
-    opposite: bool,
-) -> Passage:
-    """Hand relevance from the score of some images back to a layer; one forward and one backward pass.
+def hand_back(trace: Trace, method: str, layer: str, assign: Callable[[Tape], None], *, of_logits: bool) -> Passage:
+    """Hand relevance from the score back to a layer; one forward and one backward pass.
 
     Class k gets the relevance g_k z_k, with z the logits and g the gradient of the score by them: the logit itself
-    where the score is the logit, and a sum that is the score wherever that is linear in the logits.
+    where the score is the logit, and a sum that is the score wherever that is linear in the logits. The one logit of a
+    binary model is that of class 1; for class 0 the last weights have the other sign.
 
     Args:
         trace: the recorded pass; its images and targets are run again.
         method: its name, for messages.
         layer: where to stop; `""` is the input.
         assign: gives each layer of the tape its rule.
-        rows: the images (M,).
         of_logits: False hands out g_k instead, probabilities of excitation backpropagation.
-        opposite: the logit of the one output is that of the other class, as class 0 of a binary model has it.
 
     Raises:
         NotApplicableError: if no rule fits a call of the model.
@@ -385,31 +367,29 @@ def hand_back(
     if half:
         model = copy.deepcopy(model).float()
     refuse_scripts(model, method, "input-x-gradient")
-    tape = Tape(method, name, len(rows), layer == INPUT)
+    tape = Tape(method, name, len(trace.x), layer == INPUT)
+    opposite = (trace.target == 0) & (trace.logits.shape[1] == 1)
     handed: list[Tensor] = []
 
     def score(logits: Tensor, target: Tensor) -> Tensor:
         tape.active = False  # the score is no part of the model
         if not tracked(logits):
             raise tape.refuse("ends in a softmax or sigmoid instead of logits")
-        sign = -1 if opposite else 1
         z = logits.detach().requires_grad_()
         with torch.enable_grad():
             value = apply_score(trace.score_fn, z, target)
         (gradient,) = torch.autograd.grad(value.sum(), z)
-        handed.append(gradient * z.detach() if of_logits else sign * gradient)
+        handed.append(gradient * z.detach() if of_logits else gradient.where(~opposite[:, None], -gradient))
         return (logits * handed[0]).sum(1)
 
     autocast = torch.is_autocast_enabled(trace.x.device.type)
     with torch.inference_mode(False), without_autocast(trace.x), _constant_attention(
         model, trace.spec.attention_layer, tape
     ), tape:  # fmt: skip
-        x = trace.x[rows]
         if layer != INPUT:
-            tape.set_constant(x, cut=False)
-        again = trace.again(x, rows=rows, model=model, layers=(layer,), score=score)
-    before = trace.logits[rows]
-    off = float((again.logits - before).abs().max() / before.abs().max().clamp(min=1e-30))
+            tape.set_constant(trace.x, cut=False)
+        again = trace.again(model=model, layers=(layer,), score=score)
+    off = float((again.logits - trace.logits).abs().max() / trace.logits.abs().max().clamp(min=1e-30))
     if off > 0.05 and not half and not autocast:
         raise NotApplicableError(
             f"{method}: {name} gives other logits when it runs again (off by {off:.0%}), so its relevance would be "
@@ -420,8 +400,8 @@ def hand_back(
     for made in tape.layers:
         if made.unfolded is not None:
             made.unfolded.rule = made.rule
-    if opposite and tape.weighted:
-        tape.weighted[-1].negate()
+    if tape.weighted and bool(opposite.any()):
+        tape.weighted[-1].opposite = opposite
     with torch.inference_mode(False), without_autocast(trace.x):
         relevance = again.gradient(layer)
     total, size = handed[0].double().sum(1), handed[0].double().abs().sum(1)

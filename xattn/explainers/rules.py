@@ -49,6 +49,7 @@ class Layer:
         rule: by which relevance passes.
         unfolded: the call that this one stands for, without the batch norm.
         contrast: relevance by the opposite weights is taken off (contrastive excitation backpropagation).
+        opposite: the images (N,) for which the weights and the bias have the other sign.
         absorbed: relevance of each image (N,) that biases and the epsilon of the epsilon rule keep, by the formula of
             the rule.
         below: sum of the absolute relevance of its inputs, of each image (N,).
@@ -69,35 +70,38 @@ class Layer:
         self.rule = NORM
         self.unfolded: Layer | None = None
         self.contrast = False
+        self.opposite: Tensor | None = None
         self.absorbed: Tensor | None = None
         self.below: Tensor | None = None
 
-    def negate(self) -> None:
-        """Turn the sign of weight and bias."""
-        self.weight = None if self.weight is None else -self.weight
-        self.bias = None if self.bias is None else -self.bias
-
     def relevance(self, x: Tensor, above: Tensor) -> tuple[Tensor]:
         """Relevance of the input from that of the output, by the rule."""
-        below, self.absorbed = self._pass(x, above)
-        if self.contrast:
-            self.negate()
-            opposite, absorbed = self._pass(x, above)
-            self.negate()
-            below, self.absorbed = below - opposite, self.absorbed - absorbed
-        self.below = self._per_image(below.abs())
+        below, absorbed = self._pass(x, above, self.weight, self.bias)
+        if self.contrast or self.opposite is not None:
+            negated = [None if values is None else -values for values in (self.weight, self.bias)]
+            other, other_absorbed = self._pass(x, above, *negated)
+            if self.opposite is not None:
+                rows = self.opposite.repeat_interleave(len(x) // self.images).view(-1, *[1] * (x.ndim - 1))
+                below, other = torch.where(rows, other, below), torch.where(rows, below, other)
+                absorbed, other_absorbed = (
+                    torch.where(self.opposite, other_absorbed, absorbed),
+                    torch.where(self.opposite, absorbed, other_absorbed),
+                )
+            if self.contrast:
+                below, absorbed = below - other, absorbed - other_absorbed
+        self.absorbed, self.below = absorbed, self._per_image(below.abs())
         return (below,)
 
-    def _pass(self, x: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
-        groups = self.rule.groups(x, self.weight)
+    def _pass(self, x: Tensor, above: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        groups = self.rule.groups(x, weight)
         with torch.enable_grad():
             inputs = [[part.detach().requires_grad_() for part, _ in group] for group in groups]
             outputs = [
-                [self.run(part, weight) for part, (_, weight) in zip(parts, group, strict=True)]
+                [self.run(part, changed) for part, (_, changed) in zip(parts, group, strict=True)]
                 for parts, group in zip(inputs, groups, strict=True)
             ]
-        bias = above.new_zeros(()) if self.bias is None else self.bias
-        shares, kept = self.rule.shares(*(sum(part.detach() for part in parts) for parts in outputs), bias)
+        totals = [sum(part.detach() for part in parts) for parts in outputs]
+        shares, kept = self.rule.shares(*totals, above.new_zeros(()) if bias is None else bias)
         handed = [above * share for share, parts in zip(shares, outputs, strict=True) for _ in parts]
         leaves = [part for parts in inputs for part in parts]
         gradients = torch.autograd.grad([part for parts in outputs for part in parts], leaves, handed)
