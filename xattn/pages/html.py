@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,11 +28,20 @@ from xattn.viz import colormap
 _UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def _visible(value: Any) -> Any:
+    """A text without control characters and marks of direction, which would show something else than it says."""
+    return _HIDDEN.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 @functools.cache
 def _environment() -> Environment:
     found = Environment(
         loader=PackageLoader("xattn.pages"),
         autoescape=True,  # of every template, whatever its ending
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
