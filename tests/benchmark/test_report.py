@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.benchmark.runs import METHODS, made_up
-from xattn.benchmark import figures, tables
+from xattn.benchmark import charts, tables
 from xattn.benchmark import panels as compared
 from xattn.benchmark.panels import Panel, panels, rank_of
 from xattn.benchmark.report import write_report
@@ -200,4 +200,4 @@ def test_tables_as_files(tmp_path: Path) -> None:
 
 def test_bars_that_do_not_meet_share_a_level() -> None:
     groups = [np.array([1.0, 2.0]), np.array([1.5, 3.0]), np.array([2.5, 4.0])]
-    assert [level for level, _ in figures._levels(groups, 0.1)] == [0, 1, 0]
+    assert [level for level, _ in charts._levels(groups, 0.1)] == [0, 1, 0]

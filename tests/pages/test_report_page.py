@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -20,7 +21,8 @@ from xattn.benchmark import run as runs
 from xattn.benchmark.panels import Panel, panels
 from xattn.benchmark.scores import Scores
 from xattn.benchmark.store import Row, Store
-from xattn.benchmark.verdict import judge
+from xattn.benchmark.tables import interval_text
+from xattn.benchmark.verdict import duration, judge
 from xattn.data.sample import collate
 from xattn.metrics import metrics
 from xattn.pages import pictures, report
@@ -55,11 +57,25 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def data_of(page: Path) -> list[dict[str, Any]]:
-    """The numbers inside a page."""
-    found = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', page.read_text(), re.S)
-    assert found
-    return list(json.loads(found.group(1)))
+def views_of(page: Path) -> list[str]:
+    """The views of a page."""
+    return re.findall(r'<section class="view".*?</section>', page.read_text(), re.DOTALL)
+
+
+def charts_of(view: str, kind: str) -> dict[tuple[str, str], str]:
+    """Charts of a kind by what they show, and beside what."""
+    (box,) = re.findall(rf'data-chart="{kind}">(.*?)</svg></div></div>', view, re.DOTALL)
+    found = re.findall(r'<div data-y="([^"]*)" data-x="([^"]*)">(<svg.*?)(?=<div data-y|$)', box, re.DOTALL)
+    return {(html.unescape(y), html.unescape(x)): svg for y, x, svg in found}
+
+
+def tips_of(svg: str, kind: str) -> dict[int, str]:
+    """What marks of a kind say, by the place of their entry."""
+    marks = re.findall(rf'<g (?=[^>]*class="{kind}[ "])[^>]*>', svg)
+    return {
+        int(re.findall(r'data-m="(\d+)"', mark)[0]): html.unescape(re.findall(r'data-tip="([^"]*)"', mark)[0])
+        for mark in marks
+    }
 
 
 def test_the_page_answers(made: Path) -> None:
@@ -69,14 +85,15 @@ def test_the_page_answers(made: Path) -> None:
     assert "beat every control on both insertion and deletion" in text
     assert "Not shown to beat the controls" in text
     assert "is the cheapest" not in text  # its chip says so
-    for view in data_of(made):
-        assert {m["label"].split()[0] for m in view["methods"]} >= {"brnpa", "random"}
-        assert [c["title"] for c in view["curves"]] == ["deletion ↓", "insertion ↑"]
-        assert view["pairs"]
-        assert view["ranks"]
-        assert view["sizes"]
-        assert view["agreement"]["tau"][0][0] == 1
-    assert len(data_of(made)) == 3
+    assert len(views_of(made)) == 3
+    for view in views_of(made):
+        labels = re.findall(r'<th scope="row" class="name" data-v="([^"]*)"', view)
+        assert {label.split()[0] for label in labels} >= {"brnpa", "random"}
+        assert [title for title, _ in charts_of(view, "curves")] == ["deletion", "insertion"]
+        for kind in ("pairs", "ranks", "sizes", "protocols"):
+            assert charts_of(view, kind)
+        (square,) = charts_of(view, "agreement").values()
+        assert "τ = 1.00" in html.unescape(square)
 
 
 def test_the_page_loads_nothing_and_trusts_no_name(made: Path) -> None:
@@ -85,30 +102,41 @@ def test_the_page_loads_nothing_and_trusts_no_name(made: Path) -> None:
     assert "<img src=x" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert "</script><b>x" not in text
-    assert "\\u003c/script\\u003e\\u003cb\\u003ex" in text
+    assert "&lt;/script&gt;&lt;b&gt;x" in text
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)[0]
+    assert {"default-src 'none'", "base-uri 'none'", "form-action 'none'"} <= set(policy.split("; "))
 
 
 def test_numbers_of_the_page_are_those_of_the_tables(made: Path) -> None:
     panel = panels(Scores(made.parent.parent), resamples=20)[0]
-    view = data_of(made)[0]
-    assert [m["label"] for m in view["methods"]] == panel.labels
-    by_title = {c["title"]: c for c in view["columns"]}
-    for s in panel.directed:
-        np.testing.assert_allclose(by_title[s.column.arrow]["mean"], s.spread.mean, rtol=1e-3)
-    assert view["seconds"] == [cost["seconds"] for cost in panel.costs]
-    diagram = next(d for d in view["ranks"] if d["title"] == "insertion ↑")
+    view = views_of(made)[0]
+    judged = judge(panel)
+    for s in panel.headline(8, directed=True):
+        tips = tips_of(charts_of(view, "scatter")[s.column.arrow, "time for one image"], "point")
+        assert set(tips) == set(range(len(panel.entries)))
+        for j, tip in tips.items():
+            name, score, time = tip.split("\n")
+            assert name == panel.labels[j]
+            assert score == f"{s.column.arrow} {interval_text(s, j)}"
+            assert time == f"{duration(panel.costs[j]['seconds'] or 0)} for one image"
     found = panel.summaries["insertion", "insertion"].friedman
     assert found is not None
-    np.testing.assert_allclose(diagram["ranks"], found.mean_ranks, rtol=1e-3)
-    judged = judge(panel)
-    order = judged.order + panel.controls
-    assert set(view["order"]) == set(order)
-    pairs = next(p for p in view["pairs"] if p["title"] == "insertion ↑")
-    turned = panel.summaries["insertion", "insertion"].spread.mean[view["order"]]
-    for i, row in enumerate(pairs["better"]):
-        for k, sign in enumerate(row):
-            assert sign == -pairs["better"][k][i]
-            assert sign == 0 or sign == np.sign(turned[i] - turned[k])
+    words = re.findall(r">([^<>]+)</text>", charts_of(view, "ranks")["insertion ↑", ""])
+    for j, rank in enumerate(found.mean_ranks):
+        assert any(panel.labels[j] in word and f"{rank:.2f}" in word for word in words)
+    assert {int(j) for j in re.findall(r'<button type="button" data-m="(\d+)"', view)} == {
+        *judged.order,
+        *panel.controls,
+    }
+    tips = re.findall(r'data-tip="([^"]*)"', charts_of(view, "pairs")["insertion ↑", ""])
+    dots = [tip for tip in map(html.unescape, tips) if tip.startswith("insertion ↑: ")]
+    assert len(dots) == len(panel.entries) * (len(panel.entries) - 1) / 2
+    means = dict(zip(panel.labels, panel.summaries["insertion", "insertion"].spread.mean, strict=True))
+    proven = [tip for tip in dots if "is better than" in tip]
+    assert proven
+    for tip in proven:
+        better, worse = tip.split("\n")[0].removeprefix("insertion ↑: ").split(" is better than ")
+        assert means[better] > means[worse]
 
 
 def test_disputed_best_and_worst_images() -> None:
@@ -290,7 +318,8 @@ def test_the_leaderboard_sorts_by_every_column(made: Path, open_page: Open) -> N
 def test_plots_answer_to_pointer_and_choice(made: Path, open_page: Open) -> None:
     with open_page(made) as tab:
         page = tab.page
-        tab.until("document.querySelectorAll('.view:not([hidden]) .point').length === 8")
+        points = ".view:not([hidden]) [data-chart=scatter] > :not([hidden]) .point"
+        tab.until(f"document.querySelectorAll('{points}').length === 8")
         page.hover(".view:not([hidden]) .board tbody tr:first-child th")
         name = page.inner_text(".view:not([hidden]) .board tbody tr:first-child th").split("≈")[0].strip()
         assert tab.get("document.querySelector('.view:not([hidden]) .point.lit text').textContent") == name
@@ -303,7 +332,8 @@ def test_plots_answer_to_pointer_and_choice(made: Path, open_page: Open) -> None
         after = page.inner_html(".view:not([hidden]) [data-chart=scatter]")
         assert "deletion ↓, up is better" in after
         assert before != after
-        lines = "document.querySelectorAll('.view:not([hidden]) [data-chart=curves] .series').length"
+        series = ".view:not([hidden]) [data-chart=curves] .series"
+        lines = f"document.querySelectorAll('{series}:not([hidden])').length"
         shown = tab.until(lines)
         page.click(".view:not([hidden]) .legend button[aria-pressed=true]")
         assert tab.get(lines) == shown - 2  # one in each plot

@@ -11,25 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn.benchmark import tables, verdict
+from xattn.benchmark.charts import family_of
 from xattn.benchmark.config import Config
-from xattn.benchmark.figures import curve_points, family_of
-from xattn.benchmark.panels import Panel, Summary, agreement, by_size, panels, protocols
+from xattn.benchmark.panels import Panel, Summary, panels, protocols
 from xattn.benchmark.report import PICTURES, folder_names, own_folder, write_report
 from xattn.benchmark.scores import ARROWS, Scores, shortened
-from xattn.benchmark.statistics import critical_difference, pairwise
 from xattn.benchmark.tables import Table, text_of
 from xattn.benchmark.verdict import Verdict, duration
 from xattn.errors import ParameterError
 from xattn.functional.statistics import ALPHA, INTERVAL
-from xattn.metric import HIGHER, LOWER, NEITHER
-from xattn.pages import pictures
+from xattn.looks import FAMILIES
+from xattn.metric import NEITHER
+from xattn.pages import charts, pictures
 from xattn.pages.html import picture_uri, write
 
 Array = NDArray[np.float64]
 
 _SHOWN = 6  # columns of the leaderboard at first
 _COMPARED = 24  # columns whose rankings are compared
-_TESTED = 8  # columns whose pairs can be looked at
 _CHEAPEST = 3  # methods that are named
 _WIDE_PX = 1700  # width of the panels inside the page
 _MOST_RESAMPLES = 100_000
@@ -95,8 +94,9 @@ def full_report(
     return write(
         home / "report.html",
         "report.html.j2",
-        views=[{k: v for k, v in view.items() if k != "data"} for view in views],
-        data=[view["data"] for view in views],
+        views=views,
+        looks={name.lower(): look for name, look in FAMILIES.items()},
+        interval=INTERVAL,
         facts=_facts(scores),
         details=_details(scores, resamples, seed),
         manifest=scores.manifest.model_dump_json(indent=1),
@@ -110,12 +110,10 @@ def _view(
     panel: Panel, judged: Verdict, scores: Scores, folder: Path, shown: Sequence[pictures.Picture], notes: Sequence[str]
 ) -> dict[str, Any]:
     """What the template shows of a panel."""
-    columns = [s for s in panel.headline(_COMPARED, directed=True) if not np.isnan(s.spread.mean).all()]
     asked = protocols(panel)
-    sized = [s for s in panel.headline(len(panel.summaries)) if len(s.images)]
-    sized.sort(key=lambda s: s.column.family != "localization")  # what depends on sizes most
-    sizes = [(s, *by_size(panel, scores, s)) for s in sized]
-    sizes = [item for item in sizes if len(item[1]) > 1]
+    columns = [s for s in panel.headline(_COMPARED, directed=True) if not np.isnan(s.spread.mean).all()]
+    order = [j for j in _order(panel, judged) if not math.isnan(judged.mean_rank[j])]
+    lines = charts.line_looks(panel, order)
     return {
         "id": folder.name,
         "name": panel.name,
@@ -130,14 +128,9 @@ def _view(
         "sensitivity": verdict.sensitivity(judged),
         "agreement": verdict.agreement(panel, columns),
         "cost": _sortable(tables.cost_table(panel)) if any(panel.costs) else None,
-        "has": {
-            "cost": any(cost.get("seconds") for cost in panel.costs),
-            "curves": bool(curve_points(panel)),
-            "ranks": bool(_rank_diagrams(panel)),
-            "agreement": len(columns) > 1 and len(panel.entries) > 2,
-            "protocols": len(asked) > 1,
-            "sizes": bool(sizes),
-        },
+        "charts": charts.of_panel(panel, scores, order),
+        "lines": [(j, charts.themed(lines[j][0]), j in charts.shown_first(panel, order)) for j in order],
+        "timed": any(cost.get("seconds") for cost in panel.costs),
         "pictures": [
             {
                 "kind": p.kind,
@@ -154,27 +147,6 @@ def _view(
         "notes": list(notes),
         "left_out": panel.left_out,
         "files": _files(folder),
-        "data": {
-            "id": folder.name,
-            "methods": [
-                {"label": label, "family": family_of(panel, j).lower(), "control": e.control}
-                for j, (label, e) in enumerate(zip(panel.labels, panel.entries, strict=True))
-            ],
-            "order": [j for j in _order(panel, judged) if not math.isnan(judged.mean_rank[j])],
-            "few": [*judged.order[:5], *panel.controls],
-            "same": [[int(k) for k in judged.same(j)] for j in range(len(panel.entries))],
-            "seconds": [cost.get("seconds") for cost in panel.costs],
-            "columns": [_column(s) for s in _plotted(panel)],
-            "pairs": _pairs(panel, judged),
-            "ranks": _rank_diagrams(panel),
-            "curves": _curves(panel),
-            "agreement": _agreement(columns),
-            "protocols": _agreement(asked, panel),
-            "sizes": [
-                {"title": s.column.arrow, "names": names, "counts": counts, "means": _rounded(means.T)}
-                for s, names, means, counts in sizes
-            ],
-        },
     }
 
 
@@ -327,92 +299,6 @@ def _sortable(table: Table) -> dict[str, Any]:
         ],
         "notes": table.notes,
     }
-
-
-def _plotted(panel: Panel) -> list[Summary]:
-    """Columns that can be an axis: the headline first."""
-    first = panel.headline(len(panel.summaries))
-    return [s for s in (*first, *(s for s in panel.directed if s not in first)) if not np.isnan(s.spread.mean).all()]
-
-
-def _column(s: Summary) -> dict[str, Any]:
-    ends = {name: _rounded(getattr(s.spread, name)) for name in ("mean", "low", "high")}
-    return {"title": s.column.arrow, "lower": s.column.direction is LOWER, **ends}
-
-
-def _pairs(panel: Panel, judged: Verdict) -> list[dict[str, Any]]:
-    """Who beats whom: for each pair the sign of the difference where it is proven, by column."""
-    order = [j for j in _order(panel, judged) if not math.isnan(judged.mean_rank[j])]
-    found = []
-    for s in panel.headline(_TESTED, directed=True):
-        if not len(s.values) or len(order) < 2:
-            continue
-        tested = pairwise(s.values[:, order])
-        found.append(
-            {
-                "title": s.column.arrow,
-                "better": (np.sign(tested.difference) * s.column.sign * (tested.adjusted < ALPHA)).astype(int).tolist(),
-                "difference": _rounded(tested.difference),
-                "p": _rounded(tested.adjusted),
-            }
-        )
-    return found
-
-
-def _rank_diagrams(panel: Panel) -> list[dict[str, Any]]:
-    """Critical-difference diagrams (Demšar 2006, JMLR 7, fig. 1)."""
-    found = []
-    for s in panel.headline(_TESTED, directed=True):
-        f = s.friedman
-        if f is None or f.n < 2 or len(f.mean_ranks) < 2:
-            continue
-        there = np.flatnonzero(~np.isnan(s.values).all(0)).tolist()
-        found.append(
-            {
-                "title": s.column.arrow,
-                "methods": there,
-                "ranks": _rounded(f.mean_ranks),
-                "groups": [[there[k] for k in group] for group in f.groups(ALPHA) if len(group) > 1],
-                "width": critical_difference(len(f.mean_ranks), f.n, ALPHA),
-                "p": f.p,
-                "images": f.n,
-            }
-        )
-    return found
-
-
-def _curves(panel: Panel) -> list[dict[str, Any]]:
-    found = []
-    for title, points in curve_points(panel).items():
-        kind, _, parameters = title.partition(" ")
-        deletion = kind == "deletion"
-        found.append(
-            {
-                "title": f"{kind} {f'({parameters}) ' if parameters else ''}{ARROWS[LOWER if deletion else HIGHER]}",
-                "x": [share for share, _ in points],
-                "label": "share of the pixels " + ("replaced" if deletion else "put back"),
-                **{
-                    name: _rounded(np.stack([getattr(s.spread, name) for _, s in points], 1))
-                    for name in ("mean", "low", "high")
-                },
-            }
-        )
-    return found
-
-
-def _agreement(shown: Sequence[Summary], panel: Panel | None = None) -> dict[str, Any]:
-    """Kendall's tau between rankings, with the winner of each."""
-    if len(shown) < 2:
-        return {}
-    winners = [int(np.nanargmin(s.rank)) for s in shown] if panel is not None else None
-    return {"names": [s.column.arrow for s in shown], "tau": _rounded(agreement(shown)), "winners": winners}
-
-
-def _rounded(values: Array) -> Any:
-    """Numbers as lists, to four digits: more are not seen."""
-    if values.ndim > 1:
-        return [_rounded(row) for row in values]
-    return [float(f"{v:.4g}") for v in values.tolist()]
 
 
 def _smaller(picture: Any) -> Any:
