@@ -33,7 +33,8 @@ from xattn.models.heads import BCNNHead, BRNPAHead, Classifier, Head
 from xattn.training.augment import finish
 from xattn.training.data import Source, open_source
 from xattn.training.evaluation import load_trained, measure
-from xattn.training.loop import processor_name, train
+from xattn.training.folder import processor_name
+from xattn.training.loop import train
 from xattn.training.recipe import AugmentSection, Recipe
 
 HERE = Path(__file__).parent

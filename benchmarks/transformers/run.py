@@ -43,7 +43,7 @@ from xattn.explaining import explain_trace, record_for
 from xattn.functional.localization import energy_share
 from xattn.metrics import metrics
 from xattn.score import probabilities
-from xattn.training.loop import processor_name
+from xattn.training.folder import processor_name
 
 HERE = Path(__file__).parent
 CLAIMED = "agcam"

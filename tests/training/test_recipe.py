@@ -45,7 +45,7 @@ def test_overrides_win_and_are_read_as_toml() -> None:
         ({}, ["epochs"], "expected key=value"),
         ({"run": {"epochs": 0}}, [], "run.epochs.*greater than or equal to 1 but got 0"),
         ({"run": 3}, [], "'run' is a section"),
-        ({"model": {"head": "attention"}}, [], "model.head.*'linear', 'bcnn' or 'brnpa'"),
+        ({"model": {"head": "attention"}}, [], "model.head: unknown head.*Known: bcnn, brnpa, linear"),
         ({"model": {"head": "linear", "ranks": True}}, [], "model.ranks needs a head with parts"),
         ({"model": {"parts": 4, "ranks": True}}, [], "defined for 3 parts"),
         ({"augment": {"scale": [0.9, 0.3]}}, [], "augment.scale must be two shares"),

@@ -48,6 +48,7 @@ def evaluate(
     from xattn.errors import DataError, ParameterError, XattnWarning
     from xattn.models.embedded import FOLDER
     from xattn.models.factory import FactoryError
+    from xattn.schema import Range, check
     from xattn.training.data import open_source
     from xattn.training.evaluation import evaluate as measure
     from xattn.training.evaluation import load_trained
@@ -65,7 +66,8 @@ def evaluate(
     except FactoryError as error:
         command = shlex.join(["xattn", "evaluate", error.factory, "--weights", error.path, "--data", data])
         raise FactoryError(error.path, error.factory, command) from None
-    section = DataSection(source=data, workers=workers)
+    check(batch_size, Annotated[int, Range(1, 65_536)], "--batch-size")
+    section = DataSection(source=data, workers=check(workers, Annotated[int, Range(0, 256)], "--workers"))
     try:
         source, used = open_source(section, split or "test"), split or "test"
     except DataError:

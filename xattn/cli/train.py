@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xattn.cli import EXIT_INTERRUPTED, console
+from xattn.cli import console
 
 if TYPE_CHECKING:
     from xattn.training.checkpoint import Progress
@@ -99,7 +99,7 @@ def train(
 
 def _text(key: str, value: Any) -> str:
     """A value as TOML: text is quoted, so that a folder called 2024 stays text."""
-    if key == "run.devices" and str(value).isdigit():
+    if key == "run.devices" and str(value).isdecimal():
         return str(value)
     return (
         str(value)
@@ -123,7 +123,7 @@ def _run(plan: Recipe, *, fresh: bool, quiet: bool) -> int:
             result = train(plan, monitor, fresh=fresh)
     except RunStoppedError as stopped:
         console.fail(str(stopped))
-        return EXIT_INTERRUPTED
+        return 128 + stopped.number  # 130 after Ctrl-C
     if monitor.begun:  # the first process alone
         console.say(f"{result.best}: {result.accuracy:.2%} on held-out training images, epoch {result.epoch}")
         backbone = plan.model.backbone

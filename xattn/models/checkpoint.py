@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from xattn.errors import CheckpointError
 from xattn.files import whole_file
-from xattn.models.header import MOST_TENSORS, read_start
+from xattn.models.header import DIGEST, MOST_TENSORS, parse_header, read_start
 from xattn.spec import ModelSpec
 
 RANKS = "ranks."  # prefix of the rank-ablation heads, which are stored beside the network but are no part of it
@@ -43,8 +44,19 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], m
     # A scalar or a channels-last weight would not be contiguous enough for the format.
     plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
     with whole_file(path) as temporary:
-        temporary.write_bytes(save(plain, metadata=dict(metadata)))  # save_file would hide it from other users
+        content = save(plain, metadata={**metadata, DIGEST: _digest(plain, metadata)})
+        temporary.write_bytes(content)  # save_file would hide it from other users
     return path
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """A digest of names, tensors and metadata, by which a flipped bit is noticed."""
+    digest = hashlib.blake2b(repr(sorted((k, v) for k, v in metadata.items() if k != DIGEST)).encode(), digest_size=16)
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(repr((name, str(t.dtype), tuple(t.shape))).encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -63,11 +75,13 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        read_start(path)
+        metadata, _ = read_start(path)
         try:
             state = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"'{path}' cannot be read as safetensors: {error}.") from None
+        if DIGEST in metadata and metadata[DIGEST] != _digest(state, metadata):
+            raise CheckpointError(f"'{path}' is damaged: its digest is another one; copy it again.")
     return {name: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for name, t in state.items()}
 
 
@@ -136,7 +150,7 @@ def save_weights(
         The path.
 
     Raises:
-        CheckpointError: if a value has no place in half precision.
+        CheckpointError: if a value has no place in half precision, or the header could not be read again.
     """
     tensors = dict(model.state_dict() if state is None else state)
     if half:
@@ -150,7 +164,9 @@ def save_weights(
         "spec": spec.to_dict() if isinstance(spec, ModelSpec) else None,
         **(extra or {}),
     }
-    return write_tensors(tensors, path, {"format": "pt", "xattn": json.dumps(header)})
+    text = json.dumps(header)
+    parse_header(text, {name: tuple(t.shape) for name, t in tensors.items()}, "save_weights: header")  # it can be read
+    return write_tensors(tensors, path, {"format": "pt", "xattn": text})
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -19,7 +19,8 @@ Resolution = Literal["low", "high"]
 MOST_PARTS = 64
 SMALLEST_SIDE = 8  # pixels of an input
 MOST_TENSORS = 50_000  # the largest networks have some thousands
-_HEADER_BYTES = 2**25
+HEADER_BYTES = 2**25
+DIGEST = "xattn.digest"  # of everything else in the file, in its metadata
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ def read_start(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, 
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= path.stat().st_size - 8:
             raise CheckpointError(f"'{path}' is no safetensors file.")
-        if length > _HEADER_BYTES:
-            raise CheckpointError(f"'{path}' has a header of {length:,} bytes; at most {_HEADER_BYTES:,} are read.")
+        if length > HEADER_BYTES:
+            raise CheckpointError(f"'{path}' has a header of {length:,} bytes; at most {HEADER_BYTES:,} are read.")
         text = file.read(length)
     header = read_json(
-        text, f"'{path}' is no safetensors file: its header", max_bytes=_HEADER_BYTES, error=CheckpointError
+        text, f"'{path}' is no safetensors file: its header", max_bytes=HEADER_BYTES, error=CheckpointError
     )
     if not isinstance(header, dict):
         raise CheckpointError(f"'{path}' is no safetensors file: its header is no table.")
@@ -104,8 +105,8 @@ def _shape(entry: Any, what: str) -> tuple[int, ...]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The metadata of a safetensors file, without reading a tensor; errors as of `read_start`."""
-    return read_start(path)[0]
+    """The metadata that a safetensors file was given, without reading a tensor; errors as of `read_start`."""
+    return {key: text for key, text in read_start(path)[0].items() if key != DIGEST}
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -116,10 +117,14 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     metadata, shapes = read_start(path)
     text = metadata.get("xattn")
-    if text is None:
-        return Header(shapes=shapes)
-    what = f"'{path}' is damaged: header of xattn"
-    values = read_json(text, what, max_bytes=_HEADER_BYTES, error=CheckpointError)
+    return (
+        Header(shapes=shapes) if text is None else parse_header(text, shapes, f"'{path}' is damaged: header of xattn")
+    )
+
+
+def parse_header(text: str, shapes: dict[str, tuple[int, ...]], what: str) -> Header:
+    """The header that a JSON text says; errors begin with `what`."""
+    values = read_json(text, what, max_bytes=HEADER_BYTES, error=CheckpointError)
     if not isinstance(values, dict):
         raise CheckpointError(f"{what} is no table.")
     architecture, spec = values.pop("architecture", None), values.pop("spec", None)

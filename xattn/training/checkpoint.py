@@ -6,14 +6,15 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from xattn.errors import CheckpointError
 from xattn.models.checkpoint import read_state, write_tensors
-from xattn.models.header import read_metadata
+from xattn.models.header import HEADER_BYTES, read_metadata
+from xattn.schema import Range, build, read_json
 
 FORMAT = 1
 _KEY = "xattn.training"
@@ -35,10 +36,10 @@ class Progress:
         history: one row per finished epoch.
     """
 
-    epoch: int = 0
-    step: int = 0
+    epoch: Annotated[int, Range(0)] = 0
+    step: Annotated[int, Range(0)] = 0
     best: float = -1.0
-    best_epoch: int = 0
+    best_epoch: Annotated[int, Range(0)] = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
@@ -52,6 +53,7 @@ def save_run(
     progress: Progress,
     recipe: Mapping[str, Any],
     spec: Mapping[str, Any],
+    images: str = "",
 ) -> None:
     """Write everything that a run needs to go on: weights, their average, optimizer, progress, recipe and spec.
 
@@ -63,6 +65,7 @@ def save_run(
         progress: epoch, step and history.
         recipe: the recipe as plain values.
         spec: facts about the network as plain values.
+        images: fingerprint of the images, by which a change of them is noticed.
     """
     tensors: dict[str, Tensor] = {f"model/{k}": v for k, v in model.state_dict().items()}
     if average is not None:
@@ -81,6 +84,7 @@ def save_run(
         "optimizer": plain,
         "recipe": dict(recipe),
         "spec": dict(spec),
+        "images": images,
     }
     write_tensors(tensors, path, {_KEY: json.dumps(state)})
 
@@ -90,18 +94,22 @@ class SavedRun:
     """A run read back.
 
     Args:
-        tensors: by name, as written.
+        format: of the file.
         progress: where it stands.
         optimizer: values of the optimizer's state that are no tensors, by parameter.
         recipe: as plain values.
         spec: as plain values.
+        images: fingerprint of the images; empty in older files.
+        tensors: by name, as written.
     """
 
-    tensors: dict[str, Tensor]
+    format: int
     progress: Progress
     optimizer: dict[str, dict[str, Any]]
-    recipe: dict[str, Any]
+    recipe: dict[str, dict[str, Any]]
     spec: dict[str, Any]
+    images: str = ""
+    tensors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def restore(
         self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer, source: str
@@ -125,10 +133,10 @@ class SavedRun:
                 index, _, name = key.partition("/")
                 state["state"].setdefault(int(index), {})[name] = tensor
             optimizer.load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
+            torch.set_rng_state(parts["random"]["torch"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             first = str(error).splitlines()[0]
             raise CheckpointError(f"'{source}' does not fit this network: {first}") from None
-        torch.set_rng_state(parts["random"]["torch"])
 
 
 def load_run(path: Path) -> SavedRun:
@@ -140,13 +148,8 @@ def load_run(path: Path) -> SavedRun:
     text = read_metadata(path).get(_KEY)
     if text is None:
         raise CheckpointError(f"'{path}' is no checkpoint of a training run; expected last.safetensors of one.")
-    try:
-        values = json.loads(text)
-        if values["format"] != FORMAT:
-            raise CheckpointError(f"'{path}' has format {values['format']}; this version reads {FORMAT}.")
-        progress = Progress(**values["progress"])
-        return SavedRun(read_state(path), progress, values["optimizer"], values["recipe"], values["spec"])
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"'{path}': the header of the run is damaged ({error}).") from None
+    what = f"'{path}': the header of the run is damaged"
+    values = read_json(text, what, max_bytes=HEADER_BYTES, error=CheckpointError)
+    if isinstance(values, dict) and values.get("format") != FORMAT:
+        raise CheckpointError(f"'{path}' has format {values.get('format')}; this version reads {FORMAT}.")
+    return dataclasses.replace(build(SavedRun, values, what, CheckpointError), tensors=read_state(path))

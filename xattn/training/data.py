@@ -32,10 +32,12 @@ class Source(Protocol):
     Attributes:
         labels: class of each image (n,).
         classes: names of the classes.
+        fingerprint: a digest of what the images depend on, which differs once one of them is exchanged.
     """
 
     labels: Tensor
     classes: tuple[str, ...]
+    fingerprint: str
 
     def __len__(self) -> int:
         """Number of images."""
@@ -57,6 +59,8 @@ class MemorySource:
         labels: (n,).
         classes: names.
     """
+
+    fingerprint = ""
 
     def __init__(self, pixels: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
         self.pixels = pixels.permute(0, 3, 1, 2)
@@ -102,9 +106,10 @@ class _Crops(torch.utils.data.Dataset[Tensor]):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Leave Ctrl-C to the main process, which needs the workers until its state is written."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the main process, which needs the workers until its state is written."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class LazySource:
@@ -116,6 +121,8 @@ class LazySource:
         classes: names.
         workers: processes that decode.
     """
+
+    fingerprint = ""
 
     def __init__(self, samples: Dataset, labels: Tensor, classes: tuple[str, ...], workers: int = 0) -> None:
         self.samples = samples
@@ -147,7 +154,7 @@ class LazySource:
             batch_sampler=cast("Any", plan),
             num_workers=self.workers,
             collate_fn=torch.stack,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_ignore_signals,
         )
         yield from loader
 
@@ -188,6 +195,7 @@ def open_source(section: DataSection, split: str | None) -> Source:
         if pixels is None
         else MemorySource(pixels, labels, dataset.classes)
     )
+    source.fingerprint = dataset.fingerprint()
     return _subset(source, section)
 
 
@@ -255,6 +263,7 @@ class _Part:
         self.chosen = chosen
         self.labels = source.labels[chosen]
         self.classes = source.classes[:classes]
+        self.fingerprint = source.fingerprint
 
     def __len__(self) -> int:
         return len(self.chosen)

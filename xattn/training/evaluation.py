@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import NotApplicableError
+from xattn.errors import DataError, NotApplicableError
 from xattn.functional.sparsity import attention_density, map_density
 from xattn.inspection import IMAGENET_MEAN, IMAGENET_STD
 from xattn.models.checkpoint import RANKS, read_state
@@ -121,6 +121,8 @@ def measure(
         features = model.backbone(x)
         embedding = head.embed(features)
         logits = head.classifier(embedding)
+        if not number and not bool(logits.isfinite().all()):
+            raise DataError("evaluate: the network answers NaN or infinity; its weights or its mean and std are wrong.")
         _wait(x)
         if number or len(indices) == 1:
             seconds += time.perf_counter() - began

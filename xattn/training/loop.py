@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import json
 import os
@@ -13,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -22,27 +20,42 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn.errors import CheckpointError, ParameterError, XattnError
-from xattn.files import whole_file
 from xattn.models.checkpoint import save_weights
 from xattn.models.factory import FactoryError, load_model
 from xattn.training.augment import Draws, derive_seed, draw, finish
-from xattn.training.checkpoint import Progress, SavedRun, load_run, save_run
+from xattn.training.checkpoint import Progress, save_run
 from xattn.training.data import Source, hold_out, open_source
+from xattn.training.folder import (
+    BEST,
+    LAST,
+    LOG,
+    RECIPE,
+    RUN,
+    find_run,
+    processor_name,
+    version_of,
+    write_log,
+    write_text,
+)
 from xattn.training.losses import distillation_loss
 from xattn.training.network import Trainee, average, build, freeze_batchnorm, parameter_groups
 from xattn.training.recipe import Recipe
 from xattn.training.schedule import learning_rate
 
-LAST, BEST, LOG, RECIPE, RUN = "last.safetensors", "best.safetensors", "log.csv", "recipe.toml", "run.json"
-# Keys that may differ when a run goes on.
-_PLACE = {("run", key) for key in ("out", "accelerator", "devices", "strategy", "tensorboard")} | {
-    ("distill", "factory")
-}
 _EVALUATION_BATCH = 250
 
 
 class RunStoppedError(XattnError):
-    """A run that was stopped from outside after its state was written."""
+    """A run that was stopped from outside after its state was written.
+
+    Args:
+        message: what was kept.
+        number: of the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class Monitor(Protocol):
@@ -102,18 +115,22 @@ def train(recipe: Recipe, monitor: Monitor | None = None, *, fresh: bool = False
         fresh: start anew even if there is a run in the folder.
 
     Raises:
-        CheckpointError: if the folder holds a run with another recipe.
-        RunStoppedError: after Ctrl-C, once the state is written.
+        CheckpointError: if the folder holds a run with another recipe or other images, or lacks a file of its run.
+        RunStoppedError: after Ctrl-C or SIGTERM, once the state is written.
     """
     from lightning.fabric import Fabric
 
+    run = recipe.run
     launched = os.environ.get("LOCAL_WORLD_SIZE", "")  # torchrun has started the processes already
-    fabric = Fabric(
-        accelerator=recipe.run.accelerator,
-        devices=int(launched) if launched.isdigit() and recipe.run.devices == "auto" else recipe.run.devices,
-        strategy=recipe.run.strategy,
-        precision=recipe.run.precision,
-    )
+    devices = int(launched) if launched.isdecimal() and run.devices == "auto" else run.devices
+    try:
+        fabric = Fabric(accelerator=run.accelerator, devices=devices, strategy=run.strategy, precision=run.precision)
+    except Exception as error:  # of many classes: for unknown strategies, missing devices, missing libraries
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ParameterError(
+            f"training: run.accelerator={run.accelerator}, run.devices={devices}, run.strategy={run.strategy} cannot "
+            f"be had here: {reason}"
+        ) from error
     fabric.launch()
     return _Run(fabric, recipe, monitor or Silent(), fresh).train()
 
@@ -126,8 +143,14 @@ class _Run:
         self.recipe = recipe
         self.monitor: Monitor = monitor if fabric.is_global_zero else Silent()
         self.out = Path(recipe.run.out)
-        self.saved = self._find(fresh)
+        self.saved = None if fresh else find_run(self.out, recipe)
         self.source: Source = open_source(recipe.data, "train")
+        self.images = self.source.fingerprint
+        if self.saved is not None and self.saved.images not in ("", self.images):
+            raise CheckpointError(
+                f"'{self.out}' holds a run on other images than '{recipe.data.source}' has now: a file differs in "
+                "name, size, time or content; put it back, choose another folder, or start anew with --fresh."
+            )
         self.chosen, self.held = hold_out(self.source.labels, recipe.data.held_out, recipe.run.seed)
         self.world, self.rank = fabric.world_size, fabric.global_rank
         self.batch = recipe.run.batch_size * self.world
@@ -158,23 +181,6 @@ class _Run:
         spec = self.raw.model.spec
         self.statistics = (torch.tensor(spec.mean), torch.tensor(spec.std))
 
-    def _find(self, fresh: bool) -> SavedRun | None:
-        """The state of an earlier call with the same recipe."""
-        path = self.out / LAST
-        if fresh or not path.is_file():
-            return None
-        saved = load_run(path)
-        mine, theirs = (_comparable(r) for r in (self.recipe.model_dump(mode="json"), saved.recipe))
-        for section, content in mine.items():
-            for key, value in content.items():
-                other = theirs.get(section, {}).get(key)
-                if value != other:
-                    raise CheckpointError(
-                        f"'{self.out}' holds a run with {section}.{key} = {other!r} but the recipe says {value!r}; "
-                        "choose another folder, or start anew with --fresh."
-                    )
-        return saved
-
     def _load_teacher(self) -> nn.Module | None:
         """The teacher, frozen."""
         if not self.recipe.distill.teacher:
@@ -202,8 +208,10 @@ class _Run:
         recipe, progress = self.recipe, self.progress
         if self.fabric.is_global_zero:
             self.out.mkdir(parents=True, exist_ok=True)
-            _write(self.out / RECIPE, recipe.to_toml())
-            _write(self.out / RUN, json.dumps(self._facts(), indent=1) + "\n")
+            write_text(self.out / RECIPE, recipe.to_toml())
+            write_text(self.out / RUN, json.dumps(self._facts(), indent=1) + "\n")
+        if not progress.step:
+            self._save()
         self.monitor.begin(recipe, progress, self.steps, len(self.chosen), len(self.held))
         board = self._board()
         with _stop_signal() as stop:
@@ -214,7 +222,7 @@ class _Run:
                     board.log_metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
                     board.save()
         if self.fabric.is_global_zero:
-            _write(self.out / RUN, json.dumps(self._facts(), indent=1) + "\n")
+            write_text(self.out / RUN, json.dumps(self._facts(), indent=1) + "\n")
         self.fabric.barrier()
         return Result(self.out, self.out / BEST, progress.best, progress.best_epoch, progress.history)
 
@@ -272,7 +280,7 @@ class _Run:
             extra = extra + F.cross_entropy(z, target, label_smoothing=smoothing)
         return loss, extra, logits
 
-    def _epoch(self, stop: threading.Event) -> None:
+    def _epoch(self, stop: _Stop) -> None:
         """The steps that are left of the epoch under way."""
         recipe, progress = self.recipe, self.progress
         epoch = progress.epoch
@@ -300,7 +308,8 @@ class _Run:
                 self._save()
                 raise RunStoppedError(
                     f"stopped in epoch {epoch + 1} of {recipe.run.epochs}; the state is in '{self.out / LAST}'. The "
-                    "same command goes on from there."
+                    "same command goes on from there.",
+                    stop.number,
                 )
 
     def _step(self, images: Tensor, chosen: Tensor, draws: Draws, sums: dict[str, float]) -> None:
@@ -330,11 +339,12 @@ class _Run:
         sums["correct"] += float((logits.detach().argmax(1) == target).sum())
         sums["images"] += len(target)
 
-    def _stopped(self, stop: threading.Event) -> bool:
+    def _stopped(self, stop: _Stop) -> bool:
         """Whether any process was told to stop; all processes get the same answer."""
         if self.world == 1:
-            return stop.is_set()
-        return float(self.fabric.all_reduce(torch.tensor(float(stop.is_set())), reduce_op="sum")) > 0
+            return stop.number > 0
+        stop.number = int(self.fabric.all_reduce(torch.tensor(float(stop.number)), reduce_op="max"))
+        return stop.number > 0
 
     def _close_epoch(self) -> dict[str, float]:
         """Evaluate, note, write."""
@@ -363,7 +373,7 @@ class _Run:
         if self.fabric.is_global_zero:
             if best:
                 self._save_best(row)
-            _write_log(self.out / LOG, progress.history)
+            write_log(self.out / LOG, progress.history)
         self._save()
         self.monitor.epoch(row, best)
         return row
@@ -405,6 +415,7 @@ class _Run:
                 progress=self.progress,
                 recipe=self.recipe.model_dump(mode="json"),
                 spec=self.raw.model.spec.to_dict(),
+                images=self.images,
             )
         self.fabric.barrier()
 
@@ -430,7 +441,7 @@ class _Run:
             "processor": processor_name(),
             "threads": torch.get_num_threads(),
             "processes": self.world,
-            "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+            "versions": {"python": platform.python_version(), **{p: version_of(p) for p in packages}},
             "parameters": sum(p.numel() for p in self.raw.model.parameters()),
             "epochs_done": progress.epoch,
             "best_epoch": progress.best_epoch,
@@ -438,65 +449,30 @@ class _Run:
         }
 
 
-def _comparable(recipe: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """A recipe without what does not decide the result."""
-    return {
-        section: {key: value for key, value in content.items() if (section, key) not in _PLACE}
-        for section, content in recipe.items()
-    }
+@dataclasses.dataclass
+class _Stop:
+    """The signal that asked for an end, 0 before there was one."""
 
-
-def processor_name() -> str:
-    """The name of the processor or the graphics card that does the work, as the system gives it."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one move."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def _write_log(path: Path, history: list[dict[str, float]]) -> None:
-    """The log as CSV, whole: so it fits the state however often the run was interrupted."""
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in history:
-            writer.writerow({k: int(v) if k in ("epoch", "image_size") else f"{v:.6g}" for k, v in row.items()})
+    number: int = 0
 
 
 @contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts at once."""
-    stop = threading.Event()
+def _stop_signal() -> Iterator[_Stop]:
+    """What the first Ctrl-C or SIGTERM is noted in; the second one ends the process at once."""
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)
+        stop.number = number
+        signal.signal(number, before[signal.Signals(number)])
 
-    signal.signal(signal.SIGINT, handle)
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,17 +6,24 @@ import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from xattn.errors import ParameterError, nearest
+from xattn.errors import DataError, ParameterError, nearest, unknown
+from xattn.files import read_regular
+from xattn.models.header import MOST_PARTS, SMALLEST_SIDE
+from xattn.spec import LARGEST_SIDE, MOST_CLASSES
+
+_MOST_EPOCHS = 50_000
+_RECIPE_BYTES = 2**20
+_Pixels = Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE)]
 
 
 class _Section(BaseModel):
     """Frozen, and no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataSection(_Section):
@@ -33,9 +40,9 @@ class DataSection(_Section):
 
     source: str = ""
     held_out: float = Field(default=0.1, gt=0, lt=1)
-    classes: int = Field(default=0, ge=0)
-    per_class: int = Field(default=0, ge=0)
-    workers: int = Field(default=0, ge=0)
+    classes: int = Field(default=0, ge=0, le=MOST_CLASSES)
+    per_class: int = Field(default=0, ge=0, le=10**9)
+    workers: int = Field(default=0, ge=0, le=256)
 
 
 class ModelSection(_Section):
@@ -60,13 +67,13 @@ class ModelSection(_Section):
 
     backbone: str = "resnet18"
     weights: str = ""
-    head: Literal["linear", "bcnn", "brnpa"] = "brnpa"
-    parts: int = Field(default=3, ge=1)
+    head: str = "brnpa"
+    parts: int = Field(default=3, ge=1, le=MOST_PARTS)
     resolution: Literal["low", "high"] = "low"
     circular: bool = False
     start: str = ""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    attention_width: int = Field(default=0, ge=0)
+    attention_width: int = Field(default=0, ge=0, le=8192)
     refine: bool = True
     seed: Literal["activation", "random"] = "activation"
     ranks: bool = False
@@ -89,7 +96,7 @@ class DistillSection(_Section):
     teacher: str = ""
     factory: str = ""
     weight: float = Field(default=0.5, ge=0, le=1)
-    temperature: float = Field(default=6.0, gt=0)
+    temperature: float = Field(default=6.0, gt=0, le=1e6)
     form: Literal["hinton", "printed"] = "hinton"
 
 
@@ -117,9 +124,9 @@ class OptimizerSection(_Section):
     nesterov: bool = True
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    warmup_epochs: float = Field(default=0.5, ge=0)
-    step_epochs: int = Field(default=2, ge=1)
-    step_factor: float = Field(default=0.9, gt=0)
+    warmup_epochs: float = Field(default=0.5, ge=0, le=_MOST_EPOCHS)
+    step_epochs: int = Field(default=2, ge=1, le=_MOST_EPOCHS)
+    step_factor: float = Field(default=0.9, gt=0, le=1)
     label_smoothing: float = Field(default=0.1, ge=0, lt=1)
     clip: float = Field(default=0.0, ge=0)
     ema: float = Field(default=0.0, ge=0, lt=1)
@@ -143,12 +150,12 @@ class AugmentSection(_Section):
 
     crop: Literal["random-resized", "random", "none"] = "random-resized"
     scale: tuple[float, float] = (0.35, 1.0)
-    resize: int = Field(default=0, ge=0)
+    resize: int = Field(default=0, ge=0, le=2 * LARGEST_SIDE)
     flip: bool = True
-    brightness: float = Field(default=0.2, ge=0)
-    contrast: float = Field(default=0.2, ge=0)
-    saturation: float = Field(default=0.2, ge=0)
-    randaugment: int = Field(default=0, ge=0)
+    brightness: float = Field(default=0.2, ge=0, le=10)
+    contrast: float = Field(default=0.2, ge=0, le=10)
+    saturation: float = Field(default=0.2, ge=0, le=10)
+    randaugment: int = Field(default=0, ge=0, le=14)
     magnitude: int = Field(default=9, ge=0, le=30)
 
 
@@ -171,14 +178,14 @@ class RunSection(_Section):
     """
 
     out: str = "runs/train"
-    epochs: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=64, ge=1)
-    image_size: int = Field(default=224, ge=8)
-    sizes: tuple[tuple[int, int], ...] = ()
-    seed: int = Field(default=0, ge=0)
+    epochs: int = Field(default=10, ge=1, le=_MOST_EPOCHS)
+    batch_size: int = Field(default=64, ge=1, le=65_536)
+    image_size: _Pixels = 224
+    sizes: tuple[tuple[Annotated[int, Field(ge=0, le=_MOST_EPOCHS)], _Pixels], ...] = Field(default=(), max_length=1000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
-    accelerator: str = "auto"
-    devices: int | Literal["auto"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps", "tpu"] = "auto"
+    devices: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
     strategy: str = "auto"
     channels_last: bool = True
     tensorboard: bool = True
@@ -200,12 +207,21 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        from xattn.models.heads import heads
+
+        if self.model.head not in heads:
+            raise ValueError(f"model.head: {unknown('head', self.model.head, heads)}".rstrip("."))
         if self.model.ranks and self.model.head == "linear":
             raise ValueError("model.ranks needs a head with parts, brnpa or bcnn")
         if self.model.ranks and self.model.parts != 3:
             raise ValueError(f"model.ranks is defined for 3 parts but model.parts is {self.model.parts}")
         if [first for first, _ in self.run.sizes] != sorted({first for first, _ in self.run.sizes}):
             raise ValueError("run.sizes must be pairs [first epoch, pixels] in order of the epoch")
+        resize, size = self.augment.resize, self.run.image_size
+        if resize and not size <= resize <= 10 * size:
+            raise ValueError(
+                f"augment.resize must be 0 or from run.image_size ({size}) to ten times that, not {resize}"
+            )
         low, high = self.augment.scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"augment.scale must be two shares in (0, 1] in order but is {[low, high]}")
@@ -263,11 +279,12 @@ class Recipe(_Section):
             ParameterError: if the file is missing or is no valid recipe.
         """
         path = Path(path)
-        if not path.is_file():
-            raise ParameterError(f"no recipe at '{path}'.")
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            values = tomllib.loads(read_regular(path, _RECIPE_BYTES).decode())
+        except (OSError, DataError) as error:
+            reason = f" ({error.strerror})" if isinstance(error, OSError) else f": {error}"
+            raise ParameterError(f"no recipe at '{path}'{reason}".rstrip(".") + ".") from None
+        except (ValueError, RecursionError) as error:  # wrong TOML or UTF-8, numbers of thousands of digits, depth
             raise ParameterError(f"'{path}' is no valid TOML: {error}.") from None
         for key, option in (("model.backbone", "--backbone {}"), ("distill.factory", "--set distill.factory={}")):
             section, _, name = key.partition(".")
@@ -317,7 +334,7 @@ def _read_override(text: str) -> tuple[str, str, Any]:
         raise ParameterError(f"expected key=value but got '{text}'.")
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = raw
     section, dot, key = name.partition(".")
     known = _keys()
