@@ -30,7 +30,8 @@ class Metric(ABC):
 
     Parameters are checked by their annotations: `Annotated[int, Range(1, 1000)]`, `Literal["sum", "mean"]`.
 
-    A value is float64 (N,), one per image, from that image alone. Undefined is NaN, never zero.
+    A value is float64 (N,), one per image, from that image alone. Undefined is NaN, never zero. Networks round
+    otherwise in batches of another size, so with other batches or limits a float32 value moves by up to 1e-5 of itself.
 
     Attributes:
         name: how tables and the command line call it; registering sets it.

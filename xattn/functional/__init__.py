@@ -1,1 +1,54 @@
-"""Pure tensor formulas; no module here knows a model, a file or a class."""
+"""Pure tensor formulas by name; no module here knows a model, a file or a class.
+
+>>> from xattn.functional import grad_cam, br_npa_maps
+
+Not here are `cam` and `resize`, which have the names of their modules: take them from there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Module and its formulas, imported on first use: each of them alone costs a fraction of all.
+_FORMULAS = {
+    "attention": "attention_pool class_map weighted_sums",
+    "baselines": "gaussian_kernel separable_blur",
+    "br_npa": "br_npa_maps",
+    "cam": "activation_map eigen_cam grad_cam grad_cam_elementwise grad_cam_plus_plus hires_cam layer_cam "
+    "smooth_grad_cam_plus_plus weighted_channels xgrad_cam",
+    "complexity": "effective_complexity entropy gini",
+    "components": "eigen_grad_cam factor_maps kernel_cam strong_cells",
+    "control": "center_map sobel_map",
+    "curves": "area_over curve_correlation pearson step_counts step_means trapezoid_auc",
+    "gradient": "guided_relu reduce_channels",
+    "imputation": "linear_imputation",
+    "localization": "average_precision box_iou box_iou_curve component_boxes dilate energy_pointing energy_share "
+    "mask_share max_box_accuracy overlap pixel_average_precision pixel_counts pixel_ranking pointing_hit "
+    "relevance_rank roc_auc threshold_overlap top_k_intersection top_share",
+    "path": "blur_matrix blurred guided_step quadrature",
+    "perturb": "curve_scores packed_scores removal replaced_scores seen_through segment_means",
+    "pixels": "denormalize denormalize_pixels normalize_pixels",
+    "ranking": "average_ranks sort_values sort_with_order tie_groups",
+    "resize": "normalize",
+    "sampling": "grid_segments lime_weights ridge rise_masks shapley_coalitions shapley_regression shapley_weights "
+    "slic_segments window_means window_starts",
+    "similarity": "ssim",
+    "sparsity": "attention_density map_density",
+    "statistics": "bootstrap_means cliques exact_signed_rank holm kendall krippendorff_alpha ranks_of_methods",
+    "transformer": "agcam attention_rollout gradient_rollout legrad linear_relevance product_relevance raw_attention "
+    "sum_relevance",
+}
+_HOMES = {name: module for module, names in _FORMULAS.items() for name in names.split()}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
