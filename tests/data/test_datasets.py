@@ -146,7 +146,12 @@ def test_every_required_file_is_asked_for(tmp_path: Path, name: str) -> None:
     ("name", "file", "text", "message"),
     [
         ("cub", "CUB_200_2011/bounding_boxes.txt", "1 2.0 3.0\n", "line 1 of .* has 3 fields, expected 5"),
-        ("cub", "CUB_200_2011/image_class_labels.txt", "1 one\n", "damaged or do not fit together"),
+        (
+            "cub",
+            "CUB_200_2011/image_class_labels.txt",
+            "1 one\n",
+            "line 1 of .* other fields than the whole numbers",
+        ),
         ("cub", "CUB_200_2011/image_class_labels.txt", "1 1\n", "damaged or do not fit together"),
         ("cub", "CUB_200_2011/classes.txt", "1 001.Only\n", "labels go from 0 to 1 but there are 1 classes"),
         ("cub", "CUB_200_2011/train_test_split.txt", "1 0\n", "the train part in '.*' lists no image"),

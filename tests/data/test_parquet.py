@@ -50,13 +50,13 @@ def test_files_of_a_part_are_one_data_set(root: Path) -> None:
 def test_reading_is_lazy_and_by_row_group(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = Parquet(root)
     reads: list[int] = []
-    read = pq.ParquetFile.read_row_group
+    read = pq.ParquetFile.iter_batches
 
-    def count(self: Any, number: int, **options: Any) -> Any:
-        reads.append(number)
-        return read(self, number, **options)
+    def count(self: Any, rows: int, **options: Any) -> Any:
+        reads.extend(options["row_groups"])
+        return read(self, rows, **options)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", count)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", count)
     assert reads == []
     _ = dataset[9], dataset[8], dataset[9]
     assert reads == [2]

@@ -44,8 +44,9 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, to stdout.")] = False,
 ) -> None:
     """Judge a trained network on labelled images: top-1, top-5, sparsity, accuracy by rank of the parts, speed."""
+    from xattn.data.opening import NoPartError
     from xattn.device import find_device
-    from xattn.errors import DataError, ParameterError, XattnWarning
+    from xattn.errors import ParameterError, XattnWarning
     from xattn.models.embedded import FOLDER
     from xattn.models.factory import FactoryError
     from xattn.schema import Range, check
@@ -70,7 +71,7 @@ def evaluate(
     section = DataSection(source=data, workers=check(workers, Annotated[int, Range(0, 256)], "--workers"))
     try:
         source, used = open_source(section, split or "test"), split or "test"
-    except DataError:
+    except NoPartError:
         if split is not None:
             raise
         source, used = open_source(section, None), "all"

@@ -57,7 +57,7 @@ class Aircraft(FileDataset):
     @cached_property
     def _boxes(self) -> dict[str, list[int]]:
         """Image -> xmin, ymin, xmax, ymax, counted from 1, the last pixel inside."""
-        return {image: [int(v) for v in values] for image, *values in self._rows("data/images_box.txt", 5)}
+        return {image: sides for image, *sides in self._rows("data/images_box.txt", 5, whole=slice(1, 5))}
 
     def _annotated(self, index: int, sample: Sample) -> Sample:
         xmin, ymin, xmax, ymax = self._boxes[sample.id]

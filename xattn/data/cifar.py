@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,16 @@ from numpy.typing import NDArray
 from xattn.data import datasets
 from xattn.data.file_dataset import FileDataset, Index
 from xattn.data.sample import Sample
+from xattn.errors import DataError
+from xattn.files import read_regular
+from xattn.schema import check
 
 SIDE = 32
+FILE_LIMIT = 512 * 2**20  # bytes
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, MemoryError, OverflowError),
+    RecursionError,
+)
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -37,6 +46,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 def _reconstruct(kind: type, shape: tuple[int, ...], dtype: bytes | str) -> NDArray[Any]:
     """What numpy's pickles call to make an empty array; `kind` can only be the plain array."""
+    if shape != (0,):  # it is filled later, by what is in the file
+        raise pickle.UnpicklingError(f"it makes an array {shape} of nothing")
     return np.ndarray(shape, dtype.decode("latin1") if isinstance(dtype, bytes) else dtype)
 
 
@@ -71,8 +82,15 @@ class _CIFAR(FileDataset):
     @cached_property
     def _loaded(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         batches = [self._unpickle(name) for name in self.batches[self.split]]
-        data = np.concatenate([np.asarray(b["data"], np.uint8).reshape(-1, 3, SIDE, SIDE) for b in batches])
-        labels = np.concatenate([np.asarray(b[self.label_key], np.int64) for b in batches])
+        for name, batch in zip(self.batches[self.split], batches, strict=True):
+            data, labels = batch.get("data"), batch.get(self.label_key)
+            pixels = isinstance(data, np.ndarray) and data.dtype == np.uint8
+            if not pixels or not isinstance(labels, list) or not all(type(label) is int for label in labels):
+                raise self._error(
+                    f"'{self.home / name}' does not hold the pixels and labels that the authors published."
+                )
+        data = np.concatenate([b["data"].reshape(-1, 3, SIDE, SIDE) for b in batches])
+        labels = np.concatenate([np.array(b[self.label_key], np.int64) for b in batches])
         if len(data) != len(labels):
             raise self._error(f"{len(data)} images but {len(labels)} labels in '{self.home}'.")
         return data, labels
@@ -82,14 +100,14 @@ class _CIFAR(FileDataset):
         return self._loaded[0]
 
     def _list(self) -> Index:
-        return Index((), self._loaded[1], tuple(str(n) for n in self._unpickle(self.meta)[self.names_key]))
+        names = check(self._unpickle(self.meta).get(self.names_key), list[str], f"{self.title}: names", DataError)
+        return Index((), self._loaded[1], tuple(names))
 
     def _unpickle(self, name: str) -> dict[str, Any]:
         path = self.home / name
         try:
-            with path.open("rb") as stream:
-                content = _ArraysOnly(stream, encoding="latin1").load()
-        except (OSError, EOFError, pickle.UnpicklingError, ValueError, LookupError, TypeError, AttributeError) as error:
+            content = _ArraysOnly(io.BytesIO(read_regular(path, FILE_LIMIT)), encoding="latin1").load()
+        except (*_DAMAGE, pickle.UnpicklingError) as error:
             raise self._error(f"'{path}' is damaged or not what the authors published ({error}).") from None
         if not isinstance(content, dict):
             raise self._error(f"'{path}' holds a {type(content).__name__}, expected a dictionary.")

@@ -52,7 +52,7 @@ class CUB(FileDataset):
         return self.segmentations and self.segmentations / image.parent.name / f"{image.stem}.png"
 
     def _list(self) -> Index:
-        label = {image: int(c) - 1 for image, c in self._rows("image_class_labels.txt", 2)}
+        label = {image: c - 1 for image, c in self._rows("image_class_labels.txt", 2, whole=slice(1, 2))}
         classes = [name.partition(".")[2].replace("_", " ") or name for _, name in self._rows("classes.txt", 2)]
         files = dict(self._rows("images.txt", 2))
         return Index(
@@ -70,8 +70,7 @@ class CUB(FileDataset):
     @cached_property
     def _boxes(self) -> dict[str, NDArray[np.float32]]:
         boxes = {}
-        for image, *values in self._rows("bounding_boxes.txt", 5):
-            x, y, width, height = (float(v) for v in values)
+        for image, x, y, width, height in self._rows("bounding_boxes.txt", 5, real=slice(1, 5)):
             boxes[image] = np.array([[x, y, x + width, y + height]], np.float32)
         return boxes
 
@@ -81,9 +80,9 @@ class CUB(FileDataset):
             return {}
         names = dict(self._rows("parts/parts.txt", 2))
         parts: dict[str, dict[str, tuple[float, float]]] = {}
-        for image, part, x, y, visible in self._rows("parts/part_locs.txt", 5):
+        for image, part, x, y, visible in self._rows("parts/part_locs.txt", 5, real=slice(2, 4)):
             if visible == "1":
-                parts.setdefault(image, {})[names[part]] = (float(x), float(y))
+                parts.setdefault(image, {})[names[part]] = (x, y)
         return parts
 
     def _annotated(self, index: int, sample: Sample) -> Sample:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+import math
 import os
 import stat
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +23,13 @@ from xattn.data.finding import listing, nearest_path
 from xattn.data.reading import read_image
 from xattn.data.sample import Sample
 from xattn.errors import DataError, XattnError, unknown
+from xattn.files import read_regular
 
+CLASS_LIMIT = 250_000
+"""Most classes of a data set: a label beyond is damage, and each class takes memory in names and in a network."""
+
+LIST_LIMIT = 256 * 2**20  # bytes of a list of images or classes
+NONE = slice(0, 0)
 TAIL = 256
 
 
@@ -133,9 +142,21 @@ class FileDataset(Dataset):
     def sample(self, index: int) -> Sample:
         """Read one sample."""
         path = self._index.paths[index]
-        name = path.relative_to(self.home).as_posix() if self._index.ids is None else self._index.ids[index]
+        name = os.path.relpath(path, self.home) if self._index.ids is None else self._index.ids[index]
         image = np.array(read_image(path, upright=self.upright), dtype=np.uint8)
-        return self._annotated(index, Sample(name, image, int(self.labels[index])))
+        try:
+            result = self._annotated(index, Sample(name, image, int(self.labels[index])))
+        except XattnError:
+            raise
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise self._error(f"what belongs to '{name}' is missing or damaged ({reason}).") from None
+        if result.mask is not None and result.mask.shape != result.image.shape[:2]:
+            sides = " and ".join(f"{h} x {w}" for h, w in (result.mask.shape, result.image.shape[:2]))
+            raise self._error(f"the mask and the image of '{name}' have other sizes: {sides}.")
+        if result.boxes is not None and not np.isfinite(result.boxes).all():
+            raise self._error(f"the boxes of '{name}' hold numbers that are not finite.")
+        return result
 
     def _annotated(self, index: int, sample: Sample) -> Sample:
         """The sample with its mask, boxes and parts."""
@@ -151,7 +172,7 @@ class FileDataset(Dataset):
             index = self._list()
         except XattnError:
             raise
-        except (ValueError, LookupError) as error:
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise self._error(f"the lists in '{self.home}' are damaged or do not fit together ({reason}).") from None
         if not len(index.labels):
@@ -174,7 +195,10 @@ class FileDataset(Dataset):
         """Raise a DataError if some of these files are missing; folders are listed, files not touched."""
         there: dict[Path, set[str]] = {}
         for folder in {p.parent for p in paths}:
-            there[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+            try:
+                there[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+            except OSError as error:
+                raise self._error(f"'{folder}' cannot be read ({error.strerror or error}).") from None
         missing = [p for p in paths if p.name not in there[p.parent]]
         if missing:
             raise self._error(
@@ -186,25 +210,89 @@ class FileDataset(Dataset):
         where = f" Get it from {self.source} and pass the unpacked folder." if self.source else ""
         return DataError(f"{self.title}: {text}{where}")
 
-    def _rows(self, name: str, fields: int, separator: str | None = None) -> list[list[str]]:
+    def _rows(
+        self, name: str, fields: int, separator: str | None = None, *, whole: slice = NONE, real: slice = NONE
+    ) -> list[list[Any]]:
         """Rows of a text file, cut in `fields` pieces; the last piece keeps its separators.
 
+        Args:
+            name: of the file.
+            fields: pieces of a row.
+            separator: between them; None is any white space.
+            whole: the pieces that are whole numbers.
+            real: the pieces that are numbers.
+
         Raises:
-            DataError: with file and line, if a row is shorter.
+            DataError: with file and line, if a row is shorter or a piece is no number, or not within a billion.
         """
         path = self.home / name
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise self._error(f"'{path}' cannot be read ({error}).") from None
-        rows = []
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
+        rows: list[list[Any]] = []
+        for line, text in enumerate(read_list(path, self.title).splitlines(), 1):
+            if not text.strip():
                 continue
-            row = [piece.strip() for piece in line.split(separator, fields - 1)]
+            row: list[Any] = [piece.strip() for piece in text.split(separator, fields - 1)]
             if len(row) < fields:
                 raise self._error(
-                    f"line {number} of '{path}' has {len(row)} fields, expected {fields}; the file is damaged or cut."
+                    f"line {line} of '{path}' has {len(row)} fields, expected {fields}; the file is damaged or cut."
                 )
+            for pieces, kind in ((whole, int), (real, float)):
+                try:
+                    row[pieces] = [kind(piece) if len(piece) < 30 else math.nan for piece in row[pieces]]
+                except ValueError:
+                    row[pieces] = [math.nan]
+                if not all(abs(value) < 1e9 for value in row[pieces]):
+                    what = "whole numbers" if kind is int else "numbers"
+                    raise self._error(f"line {line} of '{path}' has other fields than the {what} that are expected.")
             rows.append(row)
         return rows
+
+
+def read_list(path: Path, what: str) -> str:
+    """A text file of a data set, if it is a regular file of bounded size in UTF-8."""
+    try:
+        return read_regular(path, LIST_LIMIT).decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{what}: '{path}' cannot be read ({error.strerror or error}).") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what}: '{path}' is not UTF-8 text ({error.reason} at byte {error.start:,}).") from None
+
+
+def read_csv(path: Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Line number and fields of each row of a table with at least these columns."""
+    reader = csv.DictReader(io.StringIO(read_list(path, what), newline=""))
+    try:
+        rows = [(reader.line_num, {k: v or "" for k, v in row.items() if k}) for row in reader]
+    except csv.Error as error:
+        raise DataError(f"{what}: line {reader.line_num} of '{path}' is damaged ({error}).") from None
+    names = [str(name)[:60] for name in reader.fieldnames or ()]
+    if not set(columns) <= set(names):
+        raise DataError(f"{what}: '{path}' must have columns {' and '.join(columns)} but has {', '.join(names[:9])}.")
+    return rows
+
+
+def class_number(text: str, where: str) -> int:
+    """The number of a class that a table gives.
+
+    Raises:
+        DataError: if it is none, or beyond `CLASS_LIMIT`.
+    """
+    try:
+        number = int(text) if len(text) < 20 else CLASS_LIMIT
+    except ValueError:
+        raise DataError(
+            f"{where}: the label is '{text[:60]}', expected the number of a class; the row is damaged."
+        ) from None
+    if not -CLASS_LIMIT < number < CLASS_LIMIT:
+        raise DataError(f"{where}: the label is {text[:60]}; classes are numbered from 0 on, {CLASS_LIMIT:,} at most.")
+    return number
+
+
+def class_names(names: Mapping[int, str], count: int, other: str = "class {}") -> tuple[str, ...]:
+    """Names of the classes from 0 to `count`, those without a name by their number.
+
+    Raises:
+        DataError: if there are more than `CLASS_LIMIT`.
+    """
+    if count > CLASS_LIMIT:
+        raise DataError(f"labels go up to {count - 1}; classes are numbered from 0 on, {CLASS_LIMIT:,} at most.")
+    return tuple(names.get(i, other.format(i)) for i in range(count))

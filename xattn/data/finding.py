@@ -183,7 +183,10 @@ def listing(folder: Path, limit: int = 6) -> str:
     """
     if not folder.is_dir():
         return "no such folder"
-    names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
+    try:
+        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
+    except OSError:
+        return "a folder that cannot be read"
     if not names:
         return "an empty folder"
     more = f" … ({len(names)} in all)" if len(names) > limit else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from xattn.data import datasets
-from xattn.data.file_dataset import FileDataset, Index
+from xattn.data.file_dataset import FileDataset, Index, class_names, class_number, read_csv
+from xattn.errors import DataError
 
 
 @datasets.register("csv")
@@ -43,20 +43,24 @@ class Listed(FileDataset):
         tables = sorted(self.home.glob("*.csv"))
         chosen = [t for t in tables if self.table in ("", t.stem)]
         if len(chosen) != 1:
-            found = ", ".join(t.stem for t in tables) or "none"
+            there = ", ".join(t.stem for t in tables[:9]) or "none"
             wanted = f"the table '{self.table}.csv'" if self.table else "one table (name it with table=)"
-            raise self._error(f"expected {wanted} in '{self.home}' but found {found}.")
+            raise self._error(f"expected {wanted} in '{self.home}' but found {there}.")
         return chosen[0]
 
     def _list(self) -> Index:
         table = self._table()
         home = table.with_suffix("") if table.with_suffix("").is_dir() else self.home
-        with table.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-        if rows and not {"file", "label"} <= rows[0].keys():
-            raise self._error(f"'{table}' must have columns file and label but has {', '.join(rows[0])}.")
-        labels = np.array([int(row["label"]) for row in rows], np.int64)
-        names = {int(row["label"]): row.get("name") or f"class {row['label']}" for row in rows}
-        count = self.class_count or int(labels.max(initial=-1)) + 1
-        classes = tuple(names.get(i, f"class {i}") for i in range(count))
-        return Index([home / row["file"] for row in rows], labels, classes)
+        rows = read_csv(table, self.title, ("file", "label"))
+        names: dict[int, str] = {}
+        paths, labels = [], []
+        for line, row in rows:
+            where = f"{self.title}: line {line} of '{table}'"
+            if "\0" in row["file"] or not row["file"]:
+                raise DataError(f"{where} names no file.")
+            paths.append(home / row["file"])
+            labels.append(class_number(row["label"], where))
+            names[labels[-1]] = row.get("name") or f"class {labels[-1]}"
+        return Index(
+            paths, np.array(labels, np.int64), class_names(names, self.class_count or max(names, default=-1) + 1)
+        )

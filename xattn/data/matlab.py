@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 from xattn.errors import DataError, needs
+from xattn.files import read_regular
+
+FILE_LIMIT = 64 * 2**20  # bytes
+# All that scipy is known to raise on damaged files.
+_DAMAGE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError, MemoryError, OverflowError),
+    *(EOFError, RecursionError, struct.error, zlib.error),
+)
 
 
-def load_mat(path: Path, who: str) -> dict[str, Any]:
+def load_mat(path: Path, title: str) -> dict[str, Any]:
     """Variables of a MATLAB 5 file, arrays of length one unpacked.
 
     Args:
         path: the file.
-        who: name of the data set, for messages.
+        title: name of the data set, for messages.
 
     Raises:
         DataError: if the file is missing or damaged.
         MissingExtraError: without scipy.
     """
-    needs("data", f"{who} (its annotations are MATLAB files)")
+    needs("data", f"{title} (its annotations are MATLAB files)")
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
     try:
-        return dict(loadmat(str(path), squeeze_me=True))
+        return dict(loadmat(io.BytesIO(read_regular(path, FILE_LIMIT)), squeeze_me=True))
     except FileNotFoundError:
-        raise DataError(f"{who}: expected '{path}', which does not exist.") from None
-    except (OSError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
-        raise DataError(f"{who}: '{path}' is damaged or no MATLAB 5 file ({error}).") from None
+        raise DataError(f"{title}: expected '{path}', which does not exist.") from None
+    except (*_DAMAGE, MatReadError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0] or type(error).__name__
+        raise DataError(f"{title}: '{path}' is damaged or no MATLAB 5 file ({reason}).") from None

@@ -14,6 +14,8 @@ from xattn.data.sample import Sample
 from xattn.errors import DataError, ParameterError
 from xattn.spec import ModelSpec
 
+LARGEST = 8192  # pixels of a side, 200 MB
+
 
 @dataclass(frozen=True, eq=False)
 class Mosaic(Dataset):
@@ -45,6 +47,8 @@ class Mosaic(Dataset):
             raise ParameterError(f"mosaic: grid must be at least 2 but is {self.grid}.")
         if self.cell_px < 1:
             raise ParameterError(f"mosaic: cell_px must be at least 1 but is {self.cell_px}.")
+        if self.grid * self.cell_px > LARGEST:
+            raise ParameterError(f"mosaic: {self.grid} cells of {self.cell_px} pixels are more than {LARGEST:,}.")
         there = len(np.unique(self.dataset.labels))
         if there < self.grid**2:
             raise DataError(

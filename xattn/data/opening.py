@@ -109,14 +109,14 @@ def _choose(parts: list[str], split: str | None, where: str | Path) -> str:
     if split is None or split in TRAINING:
         return next((p for p in (*TRAINING, "all") if p in parts), parts[0] if parts else "all")
     if split in EVALUATION:
-        found = next((p for p in EVALUATION if p in parts), None)
-        classes = class_folders(Path(where)) if parts == ["all"] else []  # a class may be called `test`
-        empty = next((p for p in EVALUATION if Path(where, p).is_dir() and p not in classes), None)
-        if found is None and empty is not None:
-            raise DataError(f"{where}: its part '{empty}' holds no folders of images: {listing(Path(where, empty))}.")
-        if found is None:
-            raise _no_part(str(where), split)
-        return found
+        root = Path(where).expanduser()
+        classes = class_folders(root) if parts == ["all"] else []  # a class may be called `test`
+        for word in (split, *EVALUATION):
+            if word in parts:
+                return word
+            if (root / word).is_dir() and word not in classes:  # damaged: another part would pass for it
+                raise DataError(f"{where}: its part '{word}' holds no folders of images: {listing(root / word)}.")
+        raise _no_part(str(where), split)
     raise unknown(f"split of '{where}'", split, parts)
 
 
@@ -138,6 +138,8 @@ def _from_path(path: Path, split: str | None) -> Dataset:
             return Parquet(path, "all")
         archive = path.suffix in (".zip", ".tar", ".tgz", ".gz")
         raise DataError(f"{path}: is a file; {'unpack it first' if archive else f'expected {LAYOUTS}'}.")
+    if not path.is_dir():
+        raise DataError(f"{path}: is neither a file nor a folder; expected {LAYOUTS}.")
     for name in datasets.names():
         kind = datasets.get(name)
         if isinstance(kind, type) and issubclass(kind, FileDataset) and kind.sign:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import os
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xattn.data import datasets
-from xattn.data.file_dataset import FileDataset, Index
+from xattn.data.file_dataset import FileDataset, Index, class_names, class_number, read_csv
 from xattn.data.finding import listing, natural_key
 from xattn.data.reading import decode_image
 from xattn.data.sample import Sample
-from xattn.errors import DataError, needs, unknown
+from xattn.errors import DataError, XattnError, needs, unknown
+from xattn.schema import check, read_json
+
+GROUP_LIMIT = 2**30  # bytes of a row group in memory, unless `cache_mb` allows more
+ROW_LIMIT = 50_000_000  # labels are kept in memory
+METADATA_LIMIT = 16 * 2**20  # bytes
+_FIELDS = ("bytes", "path")
+# All that pyarrow is known to raise on damaged files; its own errors are kin of these.
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, NotImplementedError, MemoryError, OverflowError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class RowGroup:
         start: place of its first row in the data set.
         rows: number of rows.
         size: bytes of its images.
+        first: number of its first row in the file.
     """
 
     file: Path
@@ -41,6 +51,7 @@ class RowGroup:
     start: int
     rows: int
     size: int
+    first: int = 0
 
 
 @datasets.register("parquet")
@@ -52,6 +63,7 @@ class Parquet(FileDataset):
     on. Boxes are xmin, ymin, xmax, ymax with the last pixel inside, a multiple of four numbers in each row; the column
     may be missing. Names of the classes come from `classes.csv` (columns `label` and `name`) beside the files or from
     the metadata that Hugging Face writes. Row groups are read when needed and kept in memory up to a limit.
+    The id of a sample is its path where no other row has it, else path, file and row.
 
     Args:
         root: folder of the files, or one file.
@@ -99,13 +111,17 @@ class Parquet(FileDataset):
         if self.split not in parts:
             raise unknown(f"split of the parquet files in '{self.home}'", self.split, parts)
         files = parts[self.split]
-        shards = {int(m[1]): int(m[2]) for f in files if (m := re.search(r"-(\d+)-of-(\d+)$", f.stem))}
-        if shards and len(shards) != max(shards.values()):
-            number = next(i for i in range(max(shards.values())) if i not in shards)
-            raise self._error(
-                f"{len(shards)} of {max(shards.values())} files of the {self.split} part are there, number {number} is "
-                f"missing; '{files[0].parent}' holds {listing(files[0].parent)}."
-            )
+        shards: dict[tuple[str, int], set[int]] = {}
+        for file in files:
+            if match := re.fullmatch(r"(.*)-([0-9]+)-of-([0-9]+)", file.stem):
+                shards.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+        for (_, total), numbers in shards.items():
+            missing = next(i for i in range(len(numbers) + 1) if i not in numbers)
+            if len(numbers) != total or missing != total:
+                raise self._error(
+                    f"{len(numbers)} of {total} files of the {self.split} part are there, number {missing} is missing; "
+                    f"'{files[0].parent}' holds {listing(files[0].parent)}."
+                )
         return files
 
     def _files(self) -> list[Path]:
@@ -130,18 +146,57 @@ class Parquet(FileDataset):
         """Decode one image."""
         group = self._groups[int(np.searchsorted(self._starts, index, "right")) - 1]
         row = index - group.start
+        number = group.first + row
         columns = self._read(group)
-        name = f"{group.file.stem}:{self._row_in_file(group) + row}"
-        value = columns[self.image][row].as_py()
-        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        data = columns["bytes"][row].as_py()
         if data is None:
-            raise DataError(f"{group.file}: row {self._row_in_file(group) + row} has no image bytes.")
-        boxes = columns[self.box][row].as_py() if self.box in columns else None
-        pixels = np.array(decode_image(data, path or name, upright=self.box not in columns), dtype=np.uint8)
-        return Sample(path or name, pixels, int(self.labels[index]), boxes=None if boxes is None else _outer(boxes))
+            raise DataError(f"{group.file}: row {number} has no image bytes.")
+        path = columns["path"][row].as_py() if "path" in columns else None
+        name = f"{self._stems[group.file]}:{number}"
+        if path:
+            # Hugging Face keeps the last part of a path only, so that images of two classes may share it
+            name = path.decode("utf-8", "replace") + (f"#{name}" if path in self._repeated else "")
+        pixels = np.array(decode_image(data, name, upright="box" not in columns), dtype=np.uint8)
+        boxes = columns["box"][row].as_py() if "box" in columns else None
+        try:
+            edges = None if boxes is None else _outer(boxes)
+        except (ValueError, TypeError, OverflowError):
+            raise self._error(
+                f"row {number} of '{group.file}': column '{self.box}' must hold four finite numbers a box but holds "
+                f"{str(boxes)[:60]}."
+            ) from None
+        return Sample(name, pixels, int(self.labels[index]), boxes=edges)
 
-    def _row_in_file(self, group: RowGroup) -> int:
-        return group.start - next(g.start for g in self._groups if g.file == group.file)
+    @cached_property
+    def _stems(self) -> dict[Path, str]:
+        """What the rows of a file are called by: its name, with its folder where that is not enough."""
+        once = Counter(file.stem for file in self.files)
+        return {f: f.stem if once[f.stem] == 1 else os.path.relpath(f.with_suffix(""), self.home) for f in self.files}
+
+    @cached_property
+    def _repeated(self) -> frozenset[bytes]:
+        """Paths of more than one row of this part."""
+        import pyarrow
+        import pyarrow.compute
+
+        column = f"{self.image}.path"
+        with self._damage("the paths of the images are damaged"):
+            tables = [self._open(file).read(columns=[column], use_threads=False) for file in self.files]
+            paths = pyarrow.chunked_array([c for t in tables for c in _field(t.column(0), "path").chunks], "binary")
+            counts = pyarrow.compute.value_counts(paths)
+            often = counts.filter(pyarrow.compute.greater(counts.field("counts"), 1))
+            return frozenset(often.field("values").to_pylist())
+
+    @contextmanager
+    def _damage(self, what: str) -> Iterator[None]:
+        """Whatever pyarrow raises on damaged files, in one line."""
+        try:
+            yield
+        except XattnError:
+            raise
+        except _DAMAGE as error:
+            reason = str(error).split("\n", maxsplit=1)[0].rstrip(".") or type(error).__name__
+            raise self._error(f"{what} ({reason}).") from None
 
     @property
     def _limit(self) -> int:
@@ -156,27 +211,50 @@ class Parquet(FileDataset):
         if group in self._cache:
             self._cache.move_to_end(group)
             return self._cache[group]
+        import pyarrow
+
+        limit = max(self._limit, GROUP_LIMIT)
         names = [n for n in (self.image, self.box) if n in self._columns]
-        try:
+        batches, size = [], 0
+        with self._damage(f"row group {group.number} of '{group.file}' is damaged"):
+            file = self._open(group.file)
+            # Few rows at a time: where values repeat, the file and its footer do not tell how many bytes they become.
             # No threads: they would not survive the fork of a loader's workers.
-            table = self._open(group.file).read_row_group(group.number, columns=names, use_threads=False)
-        except (OSError, ValueError) as error:
-            raise self._error(f"row group {group.number} of '{group.file}' is damaged ({_line(error)}).") from None
-        self._cache[group] = {n: table.column(n) for n in names}
+            step = max(1, min(1024, limit // max(1, group.size)))
+            if group.size <= limit:
+                for batch in file.iter_batches(step, row_groups=[group.number], columns=names, use_threads=False):
+                    batches.append(batch)
+                    size += batch.nbytes
+                    if size > limit:
+                        break
+            if max(size, group.size) > limit:
+                raise self._error(
+                    f"row group {group.number} of '{group.file}' takes more than {limit:,} bytes in memory; write the "
+                    "file with fewer rows a group, or raise cache_mb."
+                )
+            table = pyarrow.Table.from_batches(batches)
+            if len(table) != group.rows:
+                raise self._error(
+                    f"row group {group.number} of '{group.file}' has {len(table)} rows, not {group.rows}."
+                )
+            columns = {"bytes": table.column(self.image)}
+            if pyarrow.types.is_struct(columns["bytes"].type):
+                columns = {f.name: _field(columns["bytes"], f.name) for f in columns["bytes"].type if f.name in _FIELDS}
+            if self.box in names:
+                columns["box"] = table.column(self.box)
+        self._cache[group] = columns
         while len(self._cache) > 1 and sum(g.size for g in self._cache) > self._limit:
             self._cache.popitem(last=False)
-        return self._cache[group]
+        return columns
 
     def _open(self, path: Path) -> Any:
         needs("data", "a parquet data set")
         import pyarrow.parquet
 
-        try:
-            return pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
-        except (OSError, ValueError) as error:
-            raise self._error(
-                f"'{path}' ({path.stat().st_size:,} bytes) is not a complete parquet file ({_line(error)})."
-            ) from None
+        if not path.is_file():
+            raise self._error(f"'{path}' is no regular file.")
+        with self._damage(f"'{path}' ({path.stat().st_size:,} bytes) is not a complete parquet file"):
+            return pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False, page_checksum_verification=True)
 
     @cached_property
     def _columns(self) -> list[str]:
@@ -188,11 +266,17 @@ class Parquet(FileDataset):
         start = 0
         for path in self.files:
             meta = self._open(path).metadata
+            first = 0
             for number in range(meta.num_row_groups):
                 part = meta.row_group(number)
                 rows, size = part.num_rows, part.total_byte_size
-                groups.append(RowGroup(path, number, start, rows, size))
+                if rows < 0 or size < 0 or start + rows > ROW_LIMIT:
+                    raise self._error(
+                        f"'{path}' has {rows:,} rows in one group; at most {ROW_LIMIT:,} in all are read."
+                    )
+                groups.append(RowGroup(path, number, start, rows, size, first))
                 start += rows
+                first += rows
         return groups
 
     @cached_property
@@ -201,39 +285,65 @@ class Parquet(FileDataset):
         return np.array([group.start for group in self._groups], np.int64)
 
     def _list(self) -> Index:
-        import pyarrow
-
         for name in (self.image, self.label):
             if name not in self._columns:
                 raise unknown(f"column of '{self.files[0]}'", name, self._columns)
+        rows = sum(group.rows for group in self._groups)
         labels: list[NDArray[np.int64]] = []
         for path in self.files:
             file = self._open(path)
-            if self.label not in file.schema_arrow.names or self.image not in file.schema_arrow.names:
-                raise self._error(f"'{path}' has other columns than '{self.files[0]}': {file.schema_arrow.names}.")
-            try:
+            self._check_columns(path, file.schema_arrow)
+            with self._damage(f"the labels of '{path}' are damaged"):
                 column = file.read(columns=[self.label], use_threads=False).column(0)
-            except (OSError, ValueError) as error:
-                raise self._error(f"the labels of '{path}' are damaged ({_line(error)}).") from None
-            if not pyarrow.types.is_integer(column.type) or column.null_count:
-                raise self._error(
-                    f"column '{self.label}' of '{path}' holds {column.type}; expected integers from 0 on."
-                )
-            labels.append(column.to_numpy().astype(np.int64))
+                if column.null_count:
+                    raise self._error(
+                        f"column '{self.label}' of '{path}' lacks {column.null_count:,}; expected integers."
+                    )
+                labels.append(column.cast("int64").to_numpy())
         joined = np.concatenate(labels)
-        names = self._class_names() or tuple(str(i) for i in range(int(joined.max(initial=-1)) + 1))
+        if len(joined) != rows:
+            raise self._error(f"the files in '{self.home}' hold {len(joined):,} labels for {rows:,} rows.")
+        names = self._class_names() or class_names({}, int(joined.max(initial=-1)) + 1, "{}")
         return Index((), joined, names)
+
+    def _check_columns(self, path: Path, schema: Any) -> None:
+        """Raise a DataError if a column of a file is missing or holds something else."""
+        import pyarrow
+
+        kinds = pyarrow.types
+        if not {self.image, self.label} <= set(schema.names):
+            raise self._error(f"'{path}' has other columns than '{self.files[0]}': {str(schema.names)[:200]}.")
+        whole, image = schema.field(self.label).type, schema.field(self.image).type
+        if not kinds.is_integer(whole):
+            raise self._error(f"column '{self.label}' of '{path}' holds {whole}; expected integers from 0 on.")
+        fields = {f.name: f.type for f in image} if kinds.is_struct(image) else {"bytes": image}
+        texts = ("null", "binary", "large_binary", "string", "large_string")
+        if str(fields.get("bytes")) not in texts[:3] or str(fields.get("path", "string")) not in texts:
+            raise self._error(
+                f"column '{self.image}' of '{path}' holds {str(image)[:60]}; expected the contents of image files, as "
+                "binary or as a struct of bytes and path."
+            )
+        if self.box in schema.names:
+            number = box = schema.field(self.box).type
+            while kinds.is_list(number) or kinds.is_large_list(number) or kinds.is_fixed_size_list(number):
+                number = number.value_type
+            if number is box or not (kinds.is_integer(number) or kinds.is_floating(number)):
+                raise self._error(f"column '{self.box}' of '{path}' holds {str(box)[:60]}; expected lists of numbers.")
 
     def _class_names(self) -> tuple[str, ...]:
         """Names from `classes.csv`, else from the metadata of the file, else none."""
         path = self.home / "classes.csv"
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as stream:
-                rows = {int(row["label"]): row["name"] for row in csv.DictReader(stream)}
-            return tuple(rows.get(i, str(i)) for i in range(max(rows, default=-1) + 1))
-        metadata = self._open(self.files[0]).schema_arrow.metadata or {}
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        return tuple(features.get(self.label, {}).get("names", ()))
+        if path.exists():
+            rows = read_csv(path, self.title, ("label", "name"))
+            names = {class_number(r["label"], f"{self.title}: line {n} of '{path}'"): r["name"] for n, r in rows}
+            return class_names(names, max(names, default=-1) + 1, "{}")
+        what = f"{self.title}: metadata 'huggingface' of '{self.files[0]}'"
+        metadata = (self._open(self.files[0]).schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+        value = read_json(metadata, what, max_bytes=METADATA_LIMIT)
+        for key in ("info", "features", self.label):
+            what = f"{what}: {key}"
+            value = check(check(value, dict, what, DataError).get(key, {}), dict, what, DataError)
+        return tuple(check(value.get("names", []), list[str], f"{what}: names", DataError))
 
 
 def parquet_parts(root: Path) -> dict[str, list[Path]]:
@@ -253,10 +363,18 @@ def parquet_parts(root: Path) -> dict[str, list[Path]]:
     return parts
 
 
+def _field(column: Any, name: str) -> Any:
+    """A field of a column of structs as bytes; text may be no UTF-8."""
+    import pyarrow
+    import pyarrow.compute
+
+    values = pyarrow.compute.struct_field(column, name)
+    return values.cast("large_binary" if str(values.type).startswith("large") else "binary")
+
+
 def _outer(boxes: Any) -> NDArray[np.float32]:
     """Boxes whose last pixel is inside, as boxes of outer edges."""
-    return np.array(boxes, np.float32).reshape(-1, 4) + np.array([0, 0, 1, 1], np.float32)
-
-
-def _line(error: Exception) -> str:
-    return str(error).split("\n", maxsplit=1)[0].rstrip(".")
+    edges = np.array(boxes, np.float32).reshape(-1, 4) + np.array([0, 0, 1, 1], np.float32)
+    if not np.isfinite(edges).all():
+        raise ValueError("a box is not finite")
+    return edges

@@ -9,11 +9,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from xattn.data import datasets
-from xattn.data.file_dataset import FileDataset, Index
+from xattn.data.file_dataset import FileDataset, Index, class_names
+from xattn.data.reading import read_image
 from xattn.data.sample import Sample, tight_box
+from xattn.errors import DataError
+from xattn.files import read_regular
 
 FOREGROUND, BORDER = 1, 3  # of a trimap; 2 is background
 
@@ -55,28 +57,27 @@ class Pets(FileDataset):
     @cached_property
     def _names(self) -> list[tuple[str, int]]:
         """Name and label of the images of this part."""
-        rows = self._rows(f"annotations/{self.split}.txt", 4)
-        return [(name, int(label) - 1) for name, label, _, _ in rows]
+        rows = self._rows(f"annotations/{self.split}.txt", 4, whole=slice(1, 2))
+        return [(name, label - 1) for name, label, _, _ in rows]
 
     def _list(self) -> Index:
         breeds: dict[int, str] = {}
         for part in self.splits:  # each alone may lack a breed
-            for name, label, _, _ in self._rows(f"annotations/{part}.txt", 4):
-                breeds[int(label) - 1] = " ".join(w.title() for w in name.rpartition("_")[0].split("_"))
+            for name, label, _, _ in self._rows(f"annotations/{part}.txt", 4, whole=slice(1, 2)):
+                breeds[label - 1] = " ".join(w.title() for w in name.rpartition("_")[0].split("_"))
         return Index(
             [self.home / "images" / f"{name}.jpg" for name, _ in self._names],
             np.array([label for _, label in self._names], np.int64),
-            tuple(breeds.get(i, f"breed {i + 1}") for i in range(max(breeds, default=-1) + 1)),
+            class_names(breeds, max(breeds, default=-1) + 1),
             [name for name, _ in self._names],
         )
 
     def _annotated(self, index: int, sample: Sample) -> Sample:
-        path = self.home / "annotations" / "trimaps" / f"{sample.id}.png"
+        file = self.home / "annotations" / "trimaps" / f"{sample.id}.png"
         try:
-            with Image.open(path) as image:
-                trimap = np.asarray(image)
-        except (OSError, UnidentifiedImageError) as error:
-            raise self._error(f"the trimap '{path}' cannot be read ({error}).") from None
+            trimap = np.asarray(read_image(file, stored=True))
+        except DataError as error:
+            raise self._error(f"the trimap '{file}' cannot be read ({error}).") from None
         mask = trimap == FOREGROUND
         if self.border:
             mask |= trimap == BORDER
@@ -88,9 +89,9 @@ class Pets(FileDataset):
         if not path.is_file():
             return np.zeros((0, 4), np.float32)
         try:
-            found = [b for b in ElementTree.parse(path).iter("bndbox")]
-            sides = [[float(b.findtext(s, "")) for s in ("xmin", "ymin", "xmax", "ymax")] for b in found]
-        except (ElementTree.ParseError, ValueError) as error:
+            tree = ElementTree.fromstring(read_regular(path, 2**20))
+            sides = [[float(b.findtext(s, "")) for s in ("xmin", "ymin", "xmax", "ymax")] for b in tree.iter("bndbox")]
+        except (OSError, ElementTree.ParseError, ValueError) as error:
             raise self._error(f"the boxes in '{path}' are damaged ({error}).") from None
         # Counted from 1, the last pixel inside, as in Pascal VOC
         return np.array(sides, np.float32).reshape(-1, 4) - np.array([1, 1, 0, 0], np.float32)

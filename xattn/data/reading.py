@@ -59,7 +59,9 @@ _DECODE_ERRORS = (
 )
 
 
-def read_image(path: str | Path, *, pixel_limit: int = PIXEL_LIMIT, upright: bool = True) -> Image.Image:
+def read_image(
+    path: str | Path, *, pixel_limit: int = PIXEL_LIMIT, upright: bool = True, stored: bool = False
+) -> Image.Image:
     """Read an image file of any kind as 8-bit RGB, upright.
 
     - The EXIF orientation is applied.
@@ -76,6 +78,7 @@ def read_image(path: str | Path, *, pixel_limit: int = PIXEL_LIMIT, upright: boo
             third for WebP and a quarter for JPEG 2000, whose decoders take more memory. Pillow's own bound (twice
             `PIL.Image.MAX_IMAGE_PIXELS`) holds as well.
         upright: apply the EXIF orientation. Data sets whose boxes were drawn on the stored pixels leave it.
+        stored: leave mode and values as they are, for masks whose values are numbers of regions.
 
     Returns:
         An image of mode RGB, detached from the file and without its metadata.
@@ -94,7 +97,7 @@ def read_image(path: str | Path, *, pixel_limit: int = PIXEL_LIMIT, upright: boo
         if file.stat().st_size == 0:
             raise DataError(f"{file}: is empty (0 bytes); expected an image. Copy or download it again.")
         with file.open("rb") as stream:
-            return _decode(stream, str(file), pixel_limit, upright)
+            return _decode(stream, str(file), pixel_limit, upright, stored)
     except PermissionError:
         raise DataError(f"{file}: permission denied; make the file and its folders readable for this user.") from None
     except OSError as error:
@@ -120,7 +123,9 @@ def decode_image(
     return _decode(BytesIO(data), name, pixel_limit, upright)
 
 
-def _decode(stream: BinaryIO | BytesIO, name: str, pixel_limit: int, upright: bool) -> Image.Image:
+def _decode(
+    stream: BinaryIO | BytesIO, name: str, pixel_limit: int, upright: bool, stored: bool = False
+) -> Image.Image:
     """Open, check and convert one image; every failure becomes one line."""
     try:
         with warnings.catch_warnings():
@@ -129,6 +134,8 @@ def _decode(stream: BinaryIO | BytesIO, name: str, pixel_limit: int, upright: bo
                 _check_size(image, stream, name, pixel_limit)
                 with _quiet(image.format):
                     image.load()
+                if stored:
+                    return image.copy()
                 return _upright(_to_rgb(image, name), _orientation(image) if upright else 1)
     except DataError:
         raise

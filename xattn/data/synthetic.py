@@ -19,6 +19,7 @@ from xattn.spec import ModelSpec
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 230, 40), "blue": (40, 40, 230)}
 GRID = 2
+LONGEST, LARGEST = 10_000_000, 4096  # labels and one image take 80 MB and some 100 MB
 PLACES = ("upper left", "upper right", "lower left", "lower right")
 
 
@@ -50,8 +51,14 @@ class Synthetic(Dataset):
     def __post_init__(self) -> None:
         if self.size < 16 or self.size % 2:
             raise ParameterError(f"synthetic: size must be even and at least 16 but is {self.size}.")
+        if self.size > LARGEST:
+            raise ParameterError(f"synthetic: size must be at most {LARGEST:,} but is {self.size}.")
         if self.length < 1:
             raise ParameterError(f"synthetic: length must be at least 1 but is {self.length}.")
+        if self.length > LONGEST:
+            raise ParameterError(f"synthetic: length must be at most {LONGEST:,} but is {self.length}.")
+        if not 0 <= self.seed < 2**63:
+            raise ParameterError(f"synthetic: seed must be from 0 to 2**63 - 1 but is {self.seed}.")
         if self.decides not in ("place", "colour"):
             raise ParameterError(f"synthetic: decides must be place or colour but is '{self.decides}'.")
         if self.split not in self.splits:

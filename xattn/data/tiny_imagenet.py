@@ -83,12 +83,12 @@ class TinyImageNet(FileDataset):
     def _boxes(self) -> dict[Path, list[int]]:
         """Image file -> xmin, ymin, xmax, ymax, the last pixel inside."""
         if self.split == "val":
-            rows = self._rows("val/val_annotations.txt", 6)
-            return {self.home / "val" / "images" / row[0]: [int(v) for v in row[2:]] for row in rows}
+            rows = self._rows("val/val_annotations.txt", 6, whole=slice(2, 6))
+            return {self.home / "val" / "images" / row[0]: row[2:] for row in rows}
         boxes: dict[Path, list[int]] = {}
         for (wnid,) in sorted(self._rows("wnids.txt", 1)):
-            for row in self._rows(f"train/{wnid}/{wnid}_boxes.txt", 5):
-                boxes[self.home / "train" / wnid / "images" / row[0]] = [int(v) for v in row[1:]]
+            for row in self._rows(f"train/{wnid}/{wnid}_boxes.txt", 5, whole=slice(1, 5)):
+                boxes[self.home / "train" / wnid / "images" / row[0]] = row[1:]
         return boxes
 
     def _annotated(self, index: int, sample: Sample) -> Sample:
