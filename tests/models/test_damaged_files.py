@@ -191,6 +191,14 @@ def test_the_commands_say_it_in_one_line(altered: Callable[..., Path], command: 
     assert "input_size" in result.stderr
 
 
+def test_names_that_are_no_files() -> None:
+    for name in ("x" * 5000, "a\0b", "x" * 5000 + ".pt", "a\0b.safetensors", "/dev/null.pt"):
+        with pytest.raises(XattnError):
+            create_model(name)
+        with pytest.raises(XattnError):
+            create_model("squeezenet1_1", weights=name)
+
+
 def test_factories_that_leave_the_program_or_are_no_names(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="left the program"):
         create_model("sys:exit")

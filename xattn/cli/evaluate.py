@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xattn.cli import console
+from xattn.cli import console, options
 
 if TYPE_CHECKING:
     from xattn.training.evaluation import Evaluation
@@ -38,8 +38,8 @@ def evaluate(
         str | None,
         typer.Option(metavar="NAME", help="Part of the data set.", show_default="the test part, else all there is"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images that go through the network together.")] = 128,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
+    batch_size: options.BatchSize = 128,
+    device: options.Device = "auto",
     workers: Annotated[int, typer.Option(metavar="N", help="Processes that decode large images.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, to stdout.")] = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xattn.cli import console
+from xattn.cli import console, options
 
 if TYPE_CHECKING:
     from xattn.training.checkpoint import Progress
@@ -44,9 +44,7 @@ def train(
     ] = None,
     head: Annotated[str | None, typer.Option(metavar="linear|bcnn|brnpa", help="Pooling.")] = None,
     parts: Annotated[int | None, typer.Option(metavar="N", help="Attention maps of the head.")] = None,
-    resolution: Annotated[
-        str | None, typer.Option(metavar="low|high", help="high: without the strides of the last two stages.")
-    ] = None,
+    resolution: options.Resolution = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="FILE", help="Distil from these weights, and start there.")
     ] = None,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from xattn.errors import CheckpointError
 from xattn.files import whole_file
-from xattn.models.header import DIGEST, MOST_TENSORS, parse_header, read_start
+from xattn.models.header import DIGEST, MOST_TENSORS, is_file, parse_header, read_start
 from xattn.spec import ModelSpec
 
 RANKS = "ranks."  # prefix of the rank-ablation heads, which are stored beside the network but are no part of it
@@ -87,7 +87,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     """Tensors of a file that `torch.save` wrote, none of them larger than the file."""
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"no weights at '{path}'.")
     size = path.stat().st_size
     try:

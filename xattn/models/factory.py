@@ -20,7 +20,7 @@ from xattn.errors import CheckpointError, ParameterError, UnknownNameError, Xatt
 from xattn.inspection import infer_spec
 from xattn.models import models, timm_models, torchvision_models
 from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state
-from xattn.models.header import Architecture, Resolution, read_header
+from xattn.models.header import Architecture, Resolution, is_file, read_header
 from xattn.models.heads import Classifier, checked_options, create_head, heads
 from xattn.models.resolution import remove_strides, use_circular_padding
 from xattn.models.trunk import cut, noise
@@ -311,7 +311,7 @@ def fill(
 
 def _is_file(weights: str | os.PathLike[str]) -> bool:
     path = Path(weights)
-    return not isinstance(weights, str) or path.suffix.lower() in WEIGHT_FILES or len(path.parts) > 1 or path.is_file()
+    return not isinstance(weights, str) or path.suffix.lower() in WEIGHT_FILES or len(path.parts) > 1 or is_file(path)
 
 
 def _classes_in(path: str | os.PathLike[str]) -> int | None:
@@ -361,16 +361,16 @@ def _import(name: str) -> Callable[..., Any]:
         raise UnknownNameError(f"model '{name}': expected package.module:factory, names of Python.")
     try:
         with _working_folder():
-            found = importlib.import_module(module)
+            imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever foreign code raises
         reason = (str(error).splitlines() or [""])[0]
         raise UnknownNameError(
             f"model '{name}': '{module}' cannot be imported ({type(error).__name__}: {reason})."
         ) from error
     try:
-        factory: Callable[..., Any] = getattr(found, attribute)
+        factory: Callable[..., Any] = getattr(imported, attribute)
     except AttributeError:
-        raise unknown(f"factory in {module}", attribute, [n for n in dir(found) if not n.startswith("_")]) from None
+        raise unknown(f"factory in {module}", attribute, [n for n in dir(imported) if not n.startswith("_")]) from None
     if not callable(factory):
         raise ParameterError(f"{name} is {type(factory).__name__}; expected a function that returns a torch.nn.Module.")
     return factory
@@ -403,13 +403,13 @@ def _spec_of(model: nn.Module, name: str, published: str | None) -> ModelSpec:
 
 
 def _classifier_of(model: nn.Module, spec: ModelSpec) -> nn.Linear | nn.Conv2d:
-    found = model.get_submodule(spec.classifier) if spec.classifier else None
-    if not isinstance(found, (nn.Linear, nn.Conv2d)):
+    layer = model.get_submodule(spec.classifier) if spec.classifier else None
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
         raise ParameterError(
             f"{type(model).__name__}: the layer that gives the logits was not found; leave out num_classes, or "
             "pass it with a head."
         )
-    return found
+    return layer
 
 
 def _logits(model: nn.Module, spec: ModelSpec) -> int:

@@ -100,17 +100,17 @@ def _frozen(model: nn.Module) -> nn.Module:
 
 def _fold(model: nn.Module, source: nn.Conv2d, norm: _Norm) -> None:
     """Fold: gamma (W x + b - mean) / sqrt(var + eps) + beta as one convolution."""
-    found = norm.module
-    mean, variance = found.running_mean, found.running_var
+    module = norm.module
+    mean, variance = module.running_mean, module.running_var
     if mean is None or variance is None:
         return
-    scale = (variance.double() + found.eps).rsqrt()
-    if found.weight is not None:
-        scale = scale * found.weight.double()
+    scale = (variance.double() + module.eps).rsqrt()
+    if module.weight is not None:
+        scale = scale * module.weight.double()
     bias = torch.zeros_like(scale) if source.bias is None else source.bias.double()
     bias = (bias - mean.double()) * scale
-    if found.bias is not None:
-        bias = bias + found.bias.double()
+    if module.bias is not None:
+        bias = bias + module.bias.double()
     weight = source.weight
     source.weight = nn.Parameter((weight.double() * scale[:, None, None, None]).to(weight.dtype), requires_grad=False)
     source.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)

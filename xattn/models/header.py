@@ -68,6 +68,14 @@ class Header:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; a name that is no name of a file is none either."""
+    try:
+        return path.is_file()
+    except OSError:  # too long
+        return False
+
+
 def read_start(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     """Metadata of a safetensors file and shapes of its tensors by name, without reading a tensor.
 
@@ -75,7 +83,7 @@ def read_start(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, 
         CheckpointError: if the file is missing, is no safetensors file, or has more than a header needs.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"no weights at '{path}'; pass a .safetensors file, such as best.safetensors of a run.")
     with path.open("rb") as file:
         start = file.read(8)

@@ -168,7 +168,7 @@ class BRNPAAttention(nn.Module):
     Args:
         parts: number P of maps.
         activation: see `xattn.functional.br_npa.br_npa_maps`, as for the other options.
-        suppress: what suppresses a found part.
+        suppress: what suppresses the parts before.
         refine: False pools the seeds alone.
         seed: how the seeds are chosen.
     """
@@ -220,7 +220,7 @@ class BRNPAHead(Head):
         refine: False pools the seeds alone (ablation).
         seed: `"random"` for the ablation.
         activation: what ranks the cells.
-        suppress: what suppresses a found part.
+        suppress: what suppresses the parts before.
     """
 
     kind = "brnpa"

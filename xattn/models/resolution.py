@@ -39,16 +39,16 @@ def remove_strides(
         NotApplicableError: for transformers, whose tokens have no stride to remove, and for models that lower the
             resolution outside of convolution and pooling layers.
     """
-    who = type(model).__name__
+    kind = type(model).__name__
     if has_attention(model):
         raise NotApplicableError(
-            f"{who} is a transformer: its grid is that of its patches and there is no stride to remove; give it larger "
-            "images, or choose a CNN such as resnet50."
+            f"{kind} is a transformer: its grid is that of its patches and there is no stride to remove; give it "
+            "larger images, or choose a CNN such as resnet50."
         )
     steps, before = _steps(model, feature_layer, input_size)
     if not 1 <= stages <= len(steps):
         raise ParameterError(
-            f"{who} lowers the resolution {len(steps)} times before '{feature_layer}' (grids "
+            f"{kind} lowers the resolution {len(steps)} times before '{feature_layer}' (grids "
             f"{', '.join(f'{h}x{w}' for h, w in steps) or 'none'}); remove_strides: stages={stages} does not fit."
         )
     chosen = list(steps)[-stages:]
@@ -63,13 +63,13 @@ def remove_strides(
         if isinstance(error, NotApplicableError):
             raise
         raise NotApplicableError(
-            f"{who}: without its last {stages} strides the model does not run ({str(error).splitlines()[0]}); it "
+            f"{kind}: without its last {stages} strides the model does not run ({str(error).splitlines()[0]}); it "
             "lowers the resolution outside of its layers too, so choose another model."
         ) from None
     if after != chosen[0]:
         _revert(undo)
         raise NotApplicableError(
-            f"{who}: without its last {stages} strides the map is {after[0]}x{after[1]} instead of "
+            f"{kind}: without its last {stages} strides the map is {after[0]}x{after[1]} instead of "
             f"{chosen[0][0]}x{chosen[0][1]} (it was {before[0]}x{before[1]}); it lowers the resolution outside of its "
             "layers too, so choose another model."
         )
@@ -85,14 +85,14 @@ def _steps(
     model: nn.Module, feature_layer: str, size: tuple[int, int]
 ) -> tuple[dict[tuple[int, int], dict[str, nn.Module]], tuple[int, int]]:
     """Strided layers before the features by the grid that they read, from the finest; and the grid of the features."""
-    found: dict[tuple[int, int], dict[str, nn.Module]] = {}
+    steps: dict[tuple[int, int], dict[str, nn.Module]] = {}
     features: list[tuple[int, int]] = []
     handles = []
 
     def strided(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if not features and output.shape[-1] * output.shape[-2] > 1:
-                found.setdefault((inputs[0].shape[-2], inputs[0].shape[-1]), {})[name] = module
+                steps.setdefault((inputs[0].shape[-2], inputs[0].shape[-1]), {})[name] = module
 
         return hook
 
@@ -111,7 +111,7 @@ def _steps(
             handle.remove()
     if not features:
         raise NotApplicableError(f"{type(model).__name__}: layer '{feature_layer}' did not run; choose one that does.")
-    return dict(sorted(found.items(), reverse=True)), features[0]
+    return dict(sorted(steps.items(), reverse=True)), features[0]
 
 
 def _pair(value: Any) -> tuple[int, int]:

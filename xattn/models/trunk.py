@@ -46,14 +46,14 @@ def cut(model: nn.Module, feature_layer: str, size: tuple[int, int]) -> tuple[nn
     Raises:
         NotApplicableError: for transformers, and where the sequence does not reproduce the features.
     """
-    who = type(model).__name__
+    kind = type(model).__name__
     if has_attention(model):
         raise NotApplicableError(
-            f"{who} is a transformer: its features are tokens, and a linear, B-CNN or BR-NPA head needs the feature "
+            f"{kind} is a transformer: its features are tokens, and a linear, B-CNN or BR-NPA head needs the feature "
             "map of a CNN; choose a CNN such as resnet50."
         )
     if feature_layer not in dict(model.named_modules()):
-        raise unknown(f"layer of {who}", feature_layer, [name for name, _ in model.named_modules() if name])
+        raise unknown(f"layer of {kind}", feature_layer, [name for name, _ in model.named_modules() if name])
     order: dict[str, list[str]] = {}
     tapped: list[Tensor] = []
     handles = []
@@ -84,7 +84,7 @@ def cut(model: nn.Module, feature_layer: str, size: tuple[int, int]) -> tuple[nn
             handle.remove()
     if len(tapped) != 1 or tapped[0].ndim != 4:
         raise NotApplicableError(
-            f"{who}: layer '{feature_layer}' does not give one feature map (N, C, h, w) in a pass."
+            f"{kind}: layer '{feature_layer}' does not give one feature map (N, C, h, w) in a pass."
         )
     trunk = _sequence(model, parents, path, order)
     with evaluating(trunk), torch.no_grad():
@@ -94,7 +94,7 @@ def cut(model: nn.Module, feature_layer: str, size: tuple[int, int]) -> tuple[nn
             same = False
     if not same:
         raise NotApplicableError(
-            f"{who}: calling its layers one after the other does not give the features of '{feature_layer}', so it "
+            f"{kind}: calling its layers one after the other does not give the features of '{feature_layer}', so it "
             "cannot take another head; give it one in your own code, or choose a model whose layers form a sequence."
         )
     return trunk, tapped[0].shape[1]
