@@ -15,16 +15,14 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from xattn.explainers import resolve
+from xattn.labels import Label
+from xattn.looks import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "benchmarks" / "results" / "embedded" / "tiny-imagenet-tiny-cnn" / "leaderboard.csv"
 PICTURE = ROOT / "docs" / "images" / "benchmark.png"
 COLUMNS = ("insertion (steps=16) ↑", "deletion (steps=16) ↓", "energy_pointing_game ↑")
 TITLES = ("insertion ↑", "deletion ↓", "energy in the object's box ↑")
-COLORS = {
-    "CAM": "#0072b2", "activation": "#56b4e9", "gradient": "#e69f00", "propagation": "#009e73",
-    "attention": "#d55e00", "perturbation": "#cc79a7", "control": "#888888",
-}  # fmt: skip
 _CELL = re.compile(r"(\S+) \[(\S+), (\S+?)\](†?)")
 
 
@@ -41,18 +39,24 @@ def main() -> None:
         for y, (i, family) in enumerate(zip(order, families, strict=True)):
             mean, low, high = (float(values[i][k][part]) for part in (1, 2, 3))
             proven = not values[i][k][4] and family != "control"
-            axis.plot([low, high], [y, y], color=COLORS[family], lw=1.6)
-            axis.plot(mean, y, "o", ms=5, color=COLORS[family], mfc=COLORS[family] if proven else "white")
+            axis.plot([low, high], [y, y], color=FAMILIES[family].color, lw=1.6)
+            axis.plot(
+                mean, y, "o", ms=5, color=FAMILIES[family].color, mfc=FAMILIES[family].color if proven else "white"
+            )
         controls = [float(values[i][k][1]) for i, f in zip(order, families, strict=True) if f == "control"]
         axis.axvline(min(controls) if "↓" in title else max(controls), color="#555555", lw=0.8, ls="--")
         axis.set_title(title, fontsize=10)
         axis.grid(axis="x", color="#e5e5e5")
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.tick_params(length=0, labelsize=8)
-    axes[0].set_yticks(range(len(order)), [name.split(":")[0] for name in names])
+    axes[0].set_yticks(range(len(order)), [Label.parse(name).name for name in names])
     axes[0].invert_yaxis()
     axes[0].margins(y=0.01)
-    handles = [plt.Line2D([], [], color=c, marker="o", ls="", label=f) for f, c in COLORS.items() if f in families]
+    handles = [
+        plt.Line2D([], [], color=look.color, marker="o", ls="", label=name)
+        for name, look in FAMILIES.items()
+        if name in families
+    ]
     handles.append(plt.Line2D([], [], color="#555555", marker="o", mfc="white", ls="", label="not above the controls"))
     handles.append(plt.Line2D([], [], color="#555555", ls="--", lw=0.8, label="best control"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8, frameon=False)

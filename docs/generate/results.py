@@ -48,10 +48,10 @@ def part(path: Path, name: str) -> str:
     title = re.escape(name.removesuffix("*")) + (r"[^\n]*" if name.endswith("*") else "")
     marked = re.search(rf"<!-- {title} -->\n(.*?)<!-- /{title} -->", text, re.DOTALL)
     section = re.search(rf"^#+ {title}\n(.*?)(?=^#{{1,6}} |\Z)", text, re.DOTALL | re.MULTILINE)
-    found = marked or section
-    if found is None:
+    match = marked or section
+    if match is None:
         raise LookupError(f"{path.name} has no part '{name}'.")
-    return _LINK.sub(lambda m: "" if m[1] else m[2], _COMMENT.sub("", found[1])).strip() + "\n"
+    return _LINK.sub(lambda m: "" if m[1] else m[2], _COMMENT.sub("", match[1])).strip() + "\n"
 
 
 def tables(kind: str) -> str:
@@ -60,10 +60,10 @@ def tables(kind: str) -> str:
     Args:
         kind: file name without suffix of a table that `xattn report` writes.
     """
-    found = sorted(RUNS.glob(f"**/{kind}.md"))
-    if not found:
+    paths = sorted(RUNS.glob(f"**/{kind}.md"))
+    if not paths:
         return f"No published run has this table yet; `xattn report` writes it as `{kind}.md`.\n"
-    return "\n".join(f"**{_title(path)}**\n\n{path.read_text(encoding='utf-8').strip()}\n" for path in found)
+    return "\n".join(f"**{_title(path)}**\n\n{path.read_text(encoding='utf-8').strip()}\n" for path in paths)
 
 
 def _title(path: Path) -> str:
@@ -83,8 +83,8 @@ def findings() -> str:
         for path in sorted(RUNS.glob("**/report.md"))
         for match in re.finditer(r"^## (.+)\n\n(\*\*.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     ]
-    found = [*verdicts, *(_agreement(path) for path in sorted(RUNS.glob("**/columns.csv")))]
-    return "\n".join(found) + "\n" if found else "No benchmark run has been published yet.\n"
+    lines = [*verdicts, *(_agreement(path) for path in sorted(RUNS.glob("**/columns.csv")))]
+    return "\n".join(lines) + "\n" if lines else "No benchmark run has been published yet.\n"
 
 
 def _agreement(path: Path) -> str:
@@ -114,13 +114,13 @@ def costs() -> dict[str, tuple[float, str]]:
     path = ROOT / "benchmarks" / "speed" / "results" / "methods.json"
     if not path.exists():
         return {}
-    found: dict[str, tuple[float, str]] = {}
+    costs_by_name: dict[str, tuple[float, str]] = {}
     networks = json.loads(path.read_text(encoding="utf-8"))["networks"]
     for network, rows in sorted(networks.items(), key=lambda item: item[0] != "resnet18"):
         for name, row in rows.items():
             if "ratio" in row:
-                found.setdefault(name, (row["ratio"], network))
-    return found
+                costs_by_name.setdefault(name, (row["ratio"], network))
+    return costs_by_name
 
 
 def citation() -> str:

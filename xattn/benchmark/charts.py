@@ -108,18 +108,18 @@ def pairs(axis: Axes, panel: Panel, s: Summary) -> tuple[ScalarMappable, Tips]:
 
 def rank_diagram(axis: Axes, panel: Panel, s: Summary) -> Tips:
     """Critical-difference diagram (Demšar 2006, JMLR 7, fig. 1)."""
-    found = s.friedman
-    if found is None:
+    tested = s.friedman
+    if tested is None:
         return {}
     there = np.flatnonzero(~np.isnan(s.values).all(0)).tolist()
-    mean = found.mean_ranks
+    mean = tested.mean_ranks
     order = np.argsort(mean, kind="stable").tolist()
     m = len(order)
     low, high = math.floor(mean.min()), math.ceil(mean.max())
     high = max(high, low + 1)
     room = (high - low) * 0.06
     half = (m + 1) // 2
-    bars = _levels([mean[list(g)] for g in found.groups(ALPHA) if len(g) > 1], room)
+    bars = _levels([mean[list(g)] for g in tested.groups(ALPHA) if len(g) > 1], room)
     top = 0.8 + 0.45 * max((level + 1 for level, _ in bars), default=0)
     axis.set_xlim(low - (high - low) * 0.62, high + (high - low) * 0.62)
     axis.set_ylim(top + half, -2.4)
@@ -129,10 +129,10 @@ def rank_diagram(axis: Axes, panel: Panel, s: Summary) -> Tips:
         if (high - low) <= 12 or (tick - low) % 2 == 0:
             axis.plot([tick, tick], [0, -0.25], color="black", linewidth=1)
             axis.text(tick, -0.4, str(tick), ha="center", va="bottom", fontsize=7)
-    width = critical_difference(m, found.n, ALPHA)
+    width = critical_difference(m, tested.n, ALPHA)
     axis.plot([low, low + width], [-1.75, -1.75], color="black", linewidth=2, solid_capstyle="butt")
-    p = "p < 0.001" if found.p < 1e-3 else f"p = {found.p:.2g}"
-    axis.text(low + width + room, -1.75, f"CD = {width:.2g}, {found.n} images, Friedman {p}", va="center", fontsize=7)
+    p = "p < 0.001" if tested.p < 1e-3 else f"p = {tested.p:.2g}"
+    axis.text(low + width + room, -1.75, f"CD = {width:.2g}, {tested.n} images, Friedman {p}", va="center", fontsize=7)
     for place, k in enumerate(order):
         left = place < half
         y = top + (place if left else m - 1 - place)
@@ -156,13 +156,13 @@ def rank_diagram(axis: Axes, panel: Panel, s: Summary) -> Tips:
 
 def _levels(groups: Sequence[Array], room: float) -> list[tuple[int, tuple[float, float]]]:
     """Bars from the lowest to the highest rank of each group, each on the first level where it meets no other."""
-    found: list[tuple[int, tuple[float, float]]] = []
+    bars: list[tuple[int, tuple[float, float]]] = []
     ends: list[float] = []
     for left, right in sorted((float(g.min()), float(g.max())) for g in groups):
         level = next((i for i, end in enumerate(ends) if end + room < left), len(ends))
         ends[level : level + 1] = [right]
-        found.append((level, (left, right)))
-    return found
+        bars.append((level, (left, right)))
+    return bars
 
 
 def square(axis: Axes, values: Array, left: Sequence[str], above: Sequence[str]) -> tuple[ScalarMappable, Tips]:
@@ -284,10 +284,10 @@ def by_sizes(
 
 def curve_points(panel: Panel) -> dict[str, list[tuple[float, Summary]]]:
     """Shares of the pixels and the scores there, for each curve of deletion and insertion that was measured."""
-    found: dict[str, list[tuple[float, Summary]]] = {}
+    curves: dict[str, list[tuple[float, Summary]]] = {}
     for (metric, name), s in panel.summaries.items():
         kind, at, percent = name.partition("_at_")
         label = Label.parse(metric)
         if label.name == "curves" and at and percent.isdecimal():
-            found.setdefault(f"{kind} {label.settings}".strip(), []).append((int(percent) / 100, s))
-    return {title: sorted(points, key=lambda point: point[0]) for title, points in found.items()}
+            curves.setdefault(f"{kind} {label.settings}".strip(), []).append((int(percent) / 100, s))
+    return {title: sorted(points, key=lambda point: point[0]) for title, points in curves.items()}

@@ -103,13 +103,13 @@ def draw_all(panel: Panel, scores: Scores) -> dict[str, tuple[str, Figure]]:
             lambda: sizes(panel, scores),
         ),
     }
-    found = {}
+    drawn = {}
     with style_of_figures():
         for name, (caption, make) in makers.items():
             figure = make()
             if figure is not None:
-                found[name] = (caption, figure)
-    return found
+                drawn[name] = (caption, figure)
+    return drawn
 
 
 def _families(panel: Panel, entries: Sequence[int]) -> list[Line2D]:
@@ -265,19 +265,19 @@ def _square(values: Array, left: Sequence[str], above: Sequence[str]) -> Figure:
 
 def reliabilities(panel: Panel) -> Figure | None:
     """Krippendorff's alpha of each column."""
-    found = [(s, s.reliability) for s in panel.directed if s.reliability and not math.isnan(s.reliability.alpha)]
-    if not found:
+    known = [(s, s.reliability) for s in panel.directed if s.reliability and not math.isnan(s.reliability.alpha)]
+    if not known:
         return None
-    found.sort(key=lambda pair: -pair[1].alpha)
-    figure = Figure(figsize=(5.6, 0.21 * len(found) + 0.9), layout="constrained")
+    known.sort(key=lambda pair: -pair[1].alpha)
+    figure = Figure(figsize=(5.6, 0.21 * len(known) + 0.9), layout="constrained")
     axis = figure.subplots()
-    for y, (_, r) in enumerate(found):
+    for y, (_, r) in enumerate(known):
         axis.plot([r.low, r.high], [y, y], color="#0072B2", linewidth=1.5)
         axis.plot(r.alpha, y, "o", color="#0072B2", markersize=4.5)
-    axis.set_yticks(range(len(found)), [s.column.title for s, _ in found])
-    axis.set_ylim(len(found) - 0.4, -0.6)
+    axis.set_yticks(range(len(known)), [s.column.title for s, _ in known])
+    axis.set_ylim(len(known) - 0.4, -0.6)
     axis.axvline(0, color="#777777", linewidth=1, linestyle="--")
-    axis.set_xlim(min(-0.05, min(r.alpha for _, r in found) - 0.05), 1)
+    axis.set_xlim(min(-0.05, min(r.alpha for _, r in known) - 0.05), 1)
     axis.set_xlabel("Krippendorff's alpha", loc="right")
     axis.grid(axis="x", color="#e5e5e5")
     axis.tick_params(axis="y", length=0)

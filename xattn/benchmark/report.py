@@ -82,7 +82,7 @@ def _about(scores: Scores) -> list[str]:
 
 def _section(panel: Panel, scores: Scores, folder: Path) -> list[str]:
     name = folder.name
-    lines = [f"## {in_markdown(panel.name)}", "", *_said(panel), ""]
+    lines = [f"## {in_markdown(panel.name)}", "", *_answer(panel), ""]
     drawn = figures.draw_all(panel, scores)
     for key, (_, figure) in drawn.items():
         figures.save(figure, folder, key)
@@ -103,8 +103,8 @@ def _section(panel: Panel, scores: Scores, folder: Path) -> list[str]:
     return lines
 
 
-def _said(panel: Panel) -> list[str]:
-    """The answer in bold, then what else can be said."""
+def _answer(panel: Panel) -> list[str]:
+    """The answer in bold, then what else there is to say."""
     first, *others = verdict.summary(panel)
     return [in_markdown(f"**{first}** {' '.join(others)}", 10_000)]
 

@@ -174,18 +174,18 @@ def trust(verdict: Verdict) -> list[str]:
     """Which methods beat the controls."""
     if not verdict.tested:
         return []
-    found, count = verdict.trusted, len(verdict.order)
-    beat = "beats" if len(found) < 2 else "beat"
-    said = [f"{len(found) or 'None'} of {count} methods {beat} the best control on {verdict.asked}."]
+    trusted, count = verdict.trusted, len(verdict.order)
+    beat = "beats" if len(trusted) < 2 else "beat"
+    lines = [f"{len(trusted) or 'None'} of {count} methods {beat} the best control on {verdict.asked}."]
     for q, s in enumerate(verdict.questions):
         some = [j for j in verdict.partly if not s.unproven[j]]
         if some:
-            said.append(f"{verdict.names(some)} {_is(some, 'does', 'do')} so on {name_of(s)} alone.")
+            lines.append(f"{verdict.names(some)} {_is(some, 'does', 'do')} so on {name_of(s)} alone.")
         control = verdict.controls[q]
         turned = s.spread.mean * s.column.sign
         if control is not None and not verdict.mixed and int(np.nanargmax(turned)) == control:
-            said.append(f"On {name_of(s)} a control, {verdict.panel.labels[control]}, has the best mean of all.")
-    return said
+            lines.append(f"On {name_of(s)} a control, {verdict.panel.labels[control]}, has the best mean of all.")
+    return lines
 
 
 def unproven(verdict: Verdict) -> list[str]:
@@ -194,14 +194,14 @@ def unproven(verdict: Verdict) -> list[str]:
         return ["No control was scored, so nothing shows that a method is better than a map that knows nothing."]
     some, count, asked = verdict.unproven, len(verdict.order), verdict.any_asked
     if some:
-        said = [f"{len(some)} of {count} methods {_is(some, 'does', 'do')} not beat the best control on {asked}."]
+        lines = [f"{len(some)} of {count} methods {_is(some, 'does', 'do')} not beat the best control on {asked}."]
     else:
-        said = [f"Every method beats the best control on {asked}."]
+        lines = [f"Every method beats the best control on {asked}."]
     if verdict.mixed:
-        return [*said, "Each is held against the controls on its own model."]
+        return [*lines, "Each is held against the controls on its own model."]
     best = [(name_of(s), c) for s, c in zip(verdict.questions, verdict.controls, strict=True) if c is not None]
-    said.append("The best control is " + listing([f"{verdict.panel.labels[c]} on {name}" for name, c in best]) + ".")
-    return said
+    lines.append("The best control is " + listing([f"{verdict.panel.labels[c]} on {name}" for name, c in best]) + ".")
+    return lines
 
 
 def ties(verdict: Verdict) -> list[str]:
@@ -212,18 +212,18 @@ def ties(verdict: Verdict) -> list[str]:
     first, *others = verdict.top
     name = verdict.panel.labels[first]
     if others:
-        said = [f"{name} comes first; {verdict.names(others)} cannot be told from it on {verdict.any_asked}."]
+        lines = [f"{name} comes first; {verdict.names(others)} cannot be told from it on {verdict.any_asked}."]
     else:
         rest = "every other that beats the controls" if len(verdict.trusted) > 1 else "every other method"
         alone = not verdict.same(first) or len(verdict.trusted) > 1
-        said = [f"{name} comes first and can be told from {rest}." if alone else f"{name} comes first."]
+        lines = [f"{name} comes first and can be told from {rest}." if alone else f"{name} comes first."]
     weaker = [j for j in verdict.same(first) if j not in verdict.top]
     if weaker:
-        said.append(f"{verdict.names(weaker)} cannot be told from it either, though not shown to beat the controls.")
+        lines.append(f"{verdict.names(weaker)} cannot be told from it either, though not shown to beat the controls.")
     pairs = len(order) * (len(order) - 1) // 2
     apart = int(np.triu(verdict.apart[np.ix_(order, order)], 1).sum())
-    said.append(f"{apart} of {pairs} pairs of methods differ on {verdict.images:,} images.")
-    return said
+    lines.append(f"{apart} of {pairs} pairs of methods differ on {verdict.images:,} images.")
+    return lines
 
 
 def costs(verdict: Verdict) -> list[str]:
@@ -234,14 +234,14 @@ def costs(verdict: Verdict) -> list[str]:
     if not known:
         return []
     first, last = known[0], known[-1]
-    said = [f"{panel.labels[first]} is the cheapest with {duration(seconds[first])} an image."]
+    lines = [f"{panel.labels[first]} is the cheapest with {duration(seconds[first])} an image."]
     best = verdict.top[0]
     if best in known and best != first:
-        said.append(f"{panel.labels[best]}, the first, takes {duration(seconds[best])}{_times(seconds, best, first)}.")
+        lines.append(f"{panel.labels[best]}, the first, takes {duration(seconds[best])}{_times(seconds, best, first)}.")
     if last not in (first, best):
         took = f"{duration(seconds[last])}{_times(seconds, last, first)}"
-        said.append(f"{panel.labels[last]} is the most expensive: {took}.")
-    return said
+        lines.append(f"{panel.labels[last]} is the most expensive: {took}.")
+    return lines
 
 
 def _times(seconds: dict[int, float], j: int, first: int) -> str:
@@ -256,47 +256,47 @@ def sensitivity(verdict: Verdict) -> list[str]:
         return []
     wins = Counter(int(np.nanargmin(s.rank)) for s in shown)
     best = listing([f"{panel.labels[j]} ({count})" for j, count in wins.most_common()])
-    said = [f"Of {len(shown)} protocols these are won by: {best}."]
+    lines = [f"Of {len(shown)} protocols these are won by: {best}."]
     by_control = sum(count for j, count in wins.items() if panel.entries[j].control)
     if by_control:
-        said.append(f"A control wins {by_control} of them, by which no method should be judged.")
-    return said
+        lines.append(f"A control wins {by_control} of them, by which no method should be judged.")
+    return lines
 
 
 def agreement(panel: Panel, shown: Sequence[Summary]) -> list[str]:
     """Which columns order the methods alike, and on which the images agree."""
     if len(shown) < 2:
         return []
-    said = []
+    lines = []
     tau = np.where(np.triu(np.ones((len(shown), len(shown))), 1) > 0, tau_of(shown), np.nan)
     if not np.isnan(tau).all():
         ends = [divmod(int(f(tau)), len(shown)) for f in (np.nanargmax, np.nanargmin)]
         most, least = (f"{name_of(shown[i])} and {name_of(shown[k])} (τ = {tau[i, k]:.2f})" for i, k in ends)
-        said.append(f"{most} order the methods most alike" + (f", {least} least." if most != least else "."))
+        lines.append(f"{most} order the methods most alike" + (f", {least} least." if most != least else "."))
     known = [(s.reliability.alpha, s) for s in shown if s.reliability and not math.isnan(s.reliability.alpha)]
     if len(known) > 1:
         known.sort(key=lambda pair: pair[0])
         (low, least_of), (high, most_of) = known[0], known[-1]
-        said.append(
+        lines.append(
             f"Images agree most on the order by {name_of(most_of)} (alpha = {high:.2f}), "
             f"least on that by {name_of(least_of)} (alpha = {low:.2f})."
         )
-    return said
+    return lines
 
 
 def cautions(verdict: Verdict) -> list[str]:
     """What to keep in mind: maps that are not fine, and few images."""
     panel = verdict.panel
     bad = sorted((j for j in verdict.order if panel.coverage[j] < 1), key=lambda j: panel.coverage[j])
-    said = ["Scores of different models tell as much of the models as of the methods."] if verdict.mixed else []
+    lines = ["Scores of different models tell as much of the models as of the methods."] if verdict.mixed else []
     if bad:
         shares = listing([f"{100 * (1 - panel.coverage[j]):.2g} % of {panel.labels[j]}" for j in bad], most=3)
-        said.append(f"Some maps are constant, undefined or do not add up: {shares}.")
+        lines.append(f"Some maps are constant, undefined or do not add up: {shares}.")
     if verdict.tested and not verdict.trusted and verdict.images:
-        said.append(
+        lines.append(
             f"{verdict.images:,} images may be too few: that no difference is shown does not show that there is none."
         )
-    return said
+    return lines
 
 
 def summary(panel: Panel) -> list[str]:

@@ -121,7 +121,7 @@ def kendall(scores: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
 
 
 def krippendorff_alpha(values: ArrayLike, level: Level = "ordinal") -> float:
-    """Agreement of raters, 1 is perfect and 0 chance (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability).
+    """Agreement of raters, 1 is perfect and 0 random (Krippendorff 2011, Computing Krippendorff's Alpha-Reliability).
 
     One less the observed over the expected disagreement. Units with fewer than two ratings do not count. Ordinal
     distances are differences between the middles of the values in the cumulative distribution of all ratings, which is

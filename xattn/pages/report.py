@@ -176,10 +176,10 @@ def _cards(panel: Panel, judged: Verdict) -> list[dict[str, Any]]:
             "title": title,
             "kind": kind,
             "methods": [(j, duration(seconds[j] or 0) if methods is cheap else "") for j in methods],
-            "said": said,
+            "sentences": sentences,
         }
-        for title, kind, methods, said in cards
-        if said or methods
+        for title, kind, methods, sentences in cards
+        if sentences or methods
     ]
 
 
@@ -270,18 +270,18 @@ def _cell(s: Summary, j: int, scale: tuple[float, float], *, bar: bool) -> dict[
         tip.append(f"{'not told from' if close else 'worse than'} the best, p = {text_of(float(s.best.adjusted[j]))}")
     if weak:
         tip.append("not shown to beat the best control")
-    found: dict[str, Any] = {
+    cell: dict[str, Any] = {
         "value": mean,
         "text": text_of(mean),
         "marks": ("best " if best else "close " if close else "") + ("weak" if weak else ""),
         "tip": "\n".join(tip),
     }
     if bar:
-        found |= {
+        cell |= {
             name: round(100 * (v - scale[0]) / scale[1], 1) for name, v in zip("mlh", (mean, low, high), strict=True)
         }
-        found["interval"] = f"{text_of(low)} to {text_of(high)}"
-    return found
+        cell["interval"] = f"{text_of(low)} to {text_of(high)}"
+    return cell
 
 
 # Tables and plots
@@ -312,9 +312,9 @@ def _smaller(picture: Any) -> Any:
 
 def _facts(scores: Scores) -> list[str]:
     models = {model for dataset in scores.datasets for model in scores.models(dataset)}
-    found = [", ".join(scores.datasets), f"{scores.images:,} images", _many(len(models), "model")]
+    facts = [", ".join(scores.datasets), f"{scores.images:,} images", _many(len(models), "model")]
     methods = {e.method for d in scores.datasets for m in scores.models(d) for e in scores.entries(d, m)}
-    return [*found, _many(len(methods), "method"), f"{scores.rows:,} scores"]
+    return [*facts, _many(len(methods), "method"), f"{scores.rows:,} scores"]
 
 
 def _many(count: int, what: str) -> str:
@@ -324,25 +324,25 @@ def _many(count: int, what: str) -> str:
 def _details(scores: Scores, resamples: int, seed: int) -> list[tuple[str, list[str]]]:
     """The manifest for reading."""
     config, identity = scores.manifest.config, scores.manifest.identity
-    found: list[tuple[str, list[str]]] = []
+    details: list[tuple[str, list[str]]] = []
     for where in scores.manifest.environments:
         versions = [f"{name} {v}" for name, v in where.versions.items() if v]
         extra = [f"{name} {v}" for name, v in (("commit", where.commit), ("started", where.started)) if v]
-        found.append(("Made with", [f"{where.device}, {_many(where.threads, 'thread')}", *versions, *extra]))
+        details.append(("Made with", [f"{where.device}, {_many(where.threads, 'thread')}", *versions, *extra]))
     settings = {**(config.run.model_dump() if config else {}), **(identity.run.model_dump() if identity else {})}
     if settings:
-        found.append(("Settings", [f"{name} {value}" for name, value in settings.items()]))
+        details.append(("Settings", [f"{name} {value}" for name, value in settings.items()]))
     for data in config.data if config else ():
         known = identity.data.get(data.name) if identity else None
         facts = [data.source, f"split {data.split or 'to test on'}", f"fit {data.fit}"]
         facts.append(f"{data.limit:,} of {known.images if known else 0:,} images" if data.limit else "all images")
         if data.mosaic:
             facts.append(f"mosaics of {data.mosaic} x {data.mosaic}")
-        found.append((f"Data {data.name}", facts))
+        details.append((f"Data {data.name}", facts))
     for model in config.models if config else ():
         weights = identity.models.get(model.title) if identity else None
-        found.append((f"Model {model.title}", [model.name, *([f"weights {weights.weights}"] if weights else [])]))
-    found.append(
+        details.append((f"Model {model.title}", [model.name, *([f"weights {weights.weights}"] if weights else [])]))
+    details.append(
         (
             "Statistics",
             [
@@ -353,7 +353,7 @@ def _details(scores: Scores, resamples: int, seed: int) -> list[tuple[str, list[
             ],
         )
     )
-    return found
+    return details
 
 
 def _files(folder: Path) -> list[dict[str, Any]]:
