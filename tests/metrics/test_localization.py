@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from xattn import functional as F
 from xattn.data.sample import Batch, box_masks
 from xattn.errors import DataError, ParameterError, ShapeError
 from xattn.explainer import Explainer, Family
 from xattn.explanation import Explanation
-from xattn.functional import localization as F
+from xattn.functional import boxes as regions
 from xattn.functional.control import center_map, sobel_map
 from xattn.metric import HIGHER, Metric
 from xattn.metrics import metrics
@@ -322,7 +323,7 @@ def test_box_iou_curve_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = [torch.tensor([[1.0, 1.0, 5.0, 4.0]])] * 6
     whole = F.box_iou_curve(maps, boxes, [0.1, 0.5])
     overlap = F.threshold_overlap(maps, maps > 0)
-    monkeypatch.setattr(F, "_CHUNK", 7 * 9 * 5)
+    monkeypatch.setattr(regions, "_CHUNK", 7 * 9 * 5)
     assert torch.equal(whole, F.box_iou_curve(maps, boxes, [0.1, 0.5]))
     assert torch.equal(overlap["iou"], F.threshold_overlap(maps, maps > 0)["iou"])
 

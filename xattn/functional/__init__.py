@@ -14,6 +14,7 @@ from typing import Any
 _FORMULAS = {
     "attention": "attention_pool class_map weighted_sums",
     "baselines": "gaussian_kernel separable_blur",
+    "boxes": "box_iou box_iou_curve component_boxes fill_rectangles max_box_accuracy overlap threshold_overlap",
     "br_npa": "br_npa_maps",
     "cam": "activation_map eigen_cam grad_cam grad_cam_elementwise grad_cam_plus_plus hires_cam layer_cam "
     "smooth_grad_cam_plus_plus weighted_channels xgrad_cam",
@@ -23,9 +24,8 @@ _FORMULAS = {
     "curves": "area_over curve_correlation pearson step_counts step_means trapezoid_auc",
     "gradient": "guided_relu reduce_channels",
     "imputation": "linear_imputation",
-    "localization": "average_precision box_iou box_iou_curve component_boxes dilate energy_pointing energy_share "
-    "mask_share max_box_accuracy overlap pixel_average_precision pixel_counts pixel_ranking pointing_hit "
-    "relevance_rank roc_auc threshold_overlap top_k_intersection top_share",
+    "localization": "average_precision dilate energy_pointing energy_share mask_share pixel_average_precision "
+    "pixel_counts pixel_ranking pointing_hit relevance_rank roc_auc top_k_intersection top_share",
     "path": "blur_matrix blurred guided_step quadrature",
     "perturb": "curve_scores packed_scores removal replaced_scores seen_through segment_means",
     "pixels": "denormalize denormalize_pixels normalize_pixels",

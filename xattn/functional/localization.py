@@ -7,7 +7,7 @@ the order or the scale of cells matters give NaN: nothing can be said about them
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -18,10 +18,8 @@ from xattn.errors import ParameterError, ShapeError
 from xattn.functional.ranking import sort_values, sort_with_order, tie_groups
 from xattn.functional.resize import normalize
 
-_CHUNK = 1 << 22  # pixels of binary masks that are labelled at a time
 
-
-def _check(maps: Tensor, masks: Tensor, who: str) -> tuple[Tensor, Tensor]:
+def check_maps(maps: Tensor, masks: Tensor, who: str) -> tuple[Tensor, Tensor]:
     """Maps and masks as rows (N, L), after a look at their shapes."""
     if maps.ndim != 4 or maps.shape[1] != 1:
         raise ShapeError(f"{who}: expected maps (N, 1, H, W) but got {tuple(maps.shape)}.")
@@ -32,16 +30,18 @@ def _check(maps: Tensor, masks: Tensor, who: str) -> tuple[Tensor, Tensor]:
     return maps.flatten(1), masks.flatten(1).bool()
 
 
-def _finite(rows: Tensor) -> Tensor:
+def finite(rows: Tensor) -> Tensor:
+    """Whether each row holds numbers alone: bool (N,)."""
     return rows.isfinite().all(1)
 
 
-def _varies(rows: Tensor) -> Tensor:
+def varies(rows: Tensor) -> Tensor:
     """Finite and not constant."""
-    return _finite(rows) & (rows.amax(1) > rows.amin(1))
+    return finite(rows) & (rows.amax(1) > rows.amin(1))
 
 
-def _where(valid: Tensor, values: Tensor) -> Tensor:
+def where_valid(valid: Tensor, values: Tensor) -> Tensor:
+    """Values as float64, NaN where they are not valid."""
     return values.double().masked_fill(~valid, torch.nan)
 
 
@@ -105,11 +105,11 @@ def pointing_hit(maps: Tensor, masks: Tensor, tolerance_px: int = 15) -> Tensor:
     Raises:
         ShapeError: if maps and masks disagree.
     """
-    rows, target = _check(maps, masks, "pointing_hit")
+    rows, target = check_maps(maps, masks, "pointing_hit")
     near = dilate(masks, tolerance_px).flatten(1)
     top = rows == rows.amax(1, keepdim=True)
     share = (top & near).sum(1).double() / top.sum(1)
-    return _where(_varies(rows) & target.any(1), share)
+    return where_valid(varies(rows) & target.any(1), share)
 
 
 def energy_share(maps: Tensor, masks: Tensor) -> Tensor:
@@ -129,12 +129,12 @@ def energy_share(maps: Tensor, masks: Tensor) -> Tensor:
     Raises:
         ShapeError: if maps and masks disagree.
     """
-    rows, target = _check(maps, masks, "energy_share")
+    rows, target = check_maps(maps, masks, "energy_share")
     positive = rows.double().clamp(min=0)
     peak = positive.amax(1, keepdim=True)
     positive = positive / peak  # keeps the sum in range
     share = (positive * target).sum(1) / positive.sum(1)
-    return _where(_finite(rows) & target.any(1) & (peak[:, 0] > 0), share)
+    return where_valid(finite(rows) & target.any(1) & (peak[:, 0] > 0), share)
 
 
 def energy_pointing(maps: Tensor, masks: Tensor) -> Tensor:
@@ -153,10 +153,10 @@ def energy_pointing(maps: Tensor, masks: Tensor) -> Tensor:
     Raises:
         ShapeError: if maps and masks disagree.
     """
-    rows, target = _check(maps, masks, "energy_pointing")
+    rows, target = check_maps(maps, masks, "energy_pointing")
     low, high = rows.amin(1, keepdim=True).double(), rows.amax(1, keepdim=True).double()
     scaled = (rows.double() - low) / (high - low)
-    return _where(_varies(rows) & target.any(1), (scaled * target).sum(1) / scaled.sum(1))
+    return where_valid(varies(rows) & target.any(1), (scaled * target).sum(1) / scaled.sum(1))
 
 
 def top_share(maps: Tensor, masks: Tensor, counts: Tensor) -> Tensor:
@@ -177,14 +177,14 @@ def top_share(maps: Tensor, masks: Tensor, counts: Tensor) -> Tensor:
         ShapeError: if maps and masks disagree.
         ParameterError: if a count is out of range.
     """
-    rows, target = _check(maps, masks, "top_share")
+    rows, target = check_maps(maps, masks, "top_share")
     if bool(((counts < 1) | (counts > rows.shape[1])).any()):
         raise ParameterError(f"top_share: counts must be from 1 to {rows.shape[1]}, the cells of a map.")
     last = sort_values(rows).gather(1, rows.shape[1] - counts[:, None])
     above, tied = rows > last, rows == last
     room = counts - above.sum(1)
     hits = (above & target).sum(1) + room * (tied & target).sum(1).double() / tied.sum(1)
-    return _where(_varies(rows) & target.any(1), hits / counts)
+    return where_valid(varies(rows) & target.any(1), hits / counts)
 
 
 def top_k_intersection(maps: Tensor, masks: Tensor, k: int) -> Tensor:
@@ -237,7 +237,7 @@ def pixel_ranking(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ShapeError: if maps and masks disagree.
     """
-    rows, target = _check(maps, masks, "pixel_ranking")
+    rows, target = check_maps(maps, masks, "pixel_ranking")
     ordered, order = sort_with_order(rows)
     hit = target.gather(1, order)
     first, last = tie_groups(ordered)
@@ -248,8 +248,8 @@ def pixel_ranking(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     off_below, off_upto = first - on_below, last + 1 - on_upto
     auc = ((off_below + off_upto).double() * hit).sum(1) / 2 / (positives * negatives)
     precision = (positives[:, None] - on_below).double() / (cells - first)
-    valid = _varies(rows) & (positives > 0)
-    return _where(valid & (negatives > 0), auc), _where(valid, (precision * hit).sum(1) / positives)
+    valid = varies(rows) & (positives > 0)
+    return where_valid(valid & (negatives > 0), auc), where_valid(valid, (precision * hit).sum(1) / positives)
 
 
 def roc_auc(maps: Tensor, masks: Tensor) -> Tensor:
@@ -290,239 +290,6 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     return pixel_ranking(maps, masks)[1]
 
 
-def component_boxes(masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Bounding rectangles of the connected components of masks, neighbours also across corners.
-
-    All images at once, on their device: a mask is cut into the runs of its rows, runs of neighbouring rows that touch
-    are joined, and labels of joined runs follow the largest one. There are far fewer runs than cells.
-
-    Args:
-        masks: bool (N, 1, H, W).
-
-    Returns:
-        For R components in all: the image of each (R,), its rectangle (R, 4) as xmin, ymin, xmax, ymax with the last
-        two exclusive, and its number of cells (R,). All int64.
-
-    >>> [t.tolist() for t in component_boxes(torch.tensor([[[[True, True, False, True]]]]))]
-    [[0, 0], [[0, 0, 2, 1], [3, 0, 4, 1]], [2, 1]]
-    """
-    height, width = masks.shape[-2:]
-    lines = pad(masks.bool().reshape(-1, width), (1, 1))
-    line, first = (lines[:, 1:] & ~lines[:, :-1]).nonzero(as_tuple=True)
-    end = (lines[:, :-1] & ~lines[:, 1:]).nonzero(as_tuple=True)[1]  # one past the last cell of the same runs
-    y = line % height
-    runs = torch.arange(len(line), device=masks.device)
-
-    # Runs of the next line that touch a run are neighbours in the list: from the first that ends far enough to the
-    # right to the last that starts far enough to the left.
-    stride = width + 2
-    low = torch.searchsorted(line * stride + end, (line + 1) * stride + first)
-    high = torch.searchsorted(line * stride + first, (line + 1) * stride + end, right=True)
-    count = torch.where(y < height - 1, high - low, 0)
-    upper = runs.repeat_interleave(count)
-    lower = low[upper] + torch.arange(len(upper), device=masks.device) - (count.cumsum(0) - count)[upper]
-
-    labels = runs
-    while not torch.equal(above := labels[upper], below := labels[lower]):
-        most = torch.maximum(above, below)
-        leader = runs.scatter_reduce(0, above, most, "amax").scatter_reduce(0, below, most, "amax")
-        while not torch.equal(leader, further := leader[leader]):
-            leader = further
-        labels = leader[labels]
-    roots, owner = labels.unique(return_inverse=True)
-
-    def reduce(values: Tensor, how: str) -> Tensor:
-        return torch.zeros_like(roots).scatter_reduce(0, owner, values, how, include_self=False)
-
-    sides = reduce(first, "amin"), reduce(y, "amin"), reduce(end, "amax"), reduce(y + 1, "amax")
-    return line[roots] // height, torch.stack(sides, 1), reduce(end - first, "sum")
-
-
-def fill_rectangles(owner: Tensor, boxes: Tensor, n: int, size: tuple[int, int]) -> Tensor:
-    """Union of rectangles as masks.
-
-    Args:
-        owner: int64 (R,), the image of each rectangle.
-        boxes: int64 (R, 4) as xmin, ymin, xmax, ymax, the last two exclusive.
-        n: number of images.
-        size: height and width of the masks.
-
-    Returns:
-        bool (n, 1, H, W).
-    """
-    height, width = size
-    corners = torch.zeros(n, height + 1, width + 1, dtype=torch.int64, device=boxes.device)
-    xmin, ymin, xmax, ymax = boxes.unbind(1)
-    one = torch.ones_like(owner)
-    for y, x, sign in ((ymin, xmin, one), (ymin, xmax, -one), (ymax, xmin, -one), (ymax, xmax, one)):
-        corners.index_put_((owner, y, x), sign, accumulate=True)
-    return (corners.cumsum(1).cumsum(2) > 0)[:, None, :height, :width]
-
-
-def overlap(found: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """How two masks agree, pixel by pixel.
-
-    Args:
-        found: bool (N, 1, H, W), what the map marks.
-        masks: bool (N, 1, H, W), the object.
-
-    Returns:
-        float64 (N,) for `iou`, `dice`, `precision`, `recall` and `pixel_accuracy`; all NaN for an empty object.
-        Nothing found is precision 0.
-
-    Raises:
-        ShapeError: if the two disagree.
-    """
-    a, b = _check(found, masks, "overlap")
-    a = a.bool()
-    both, marked, real = ((t.sum(1)).double() for t in (a & b, a, b))
-    values = {
-        "iou": both / (marked + real - both),
-        "dice": 2 * both / (marked + real),
-        "precision": both / marked.clamp(min=1),
-        "recall": both / real,
-        "pixel_accuracy": (a == b).double().mean(1),
-    }
-    return {name: _where(real > 0, value) for name, value in values.items()}
-
-
-def threshold_overlap(maps: Tensor, masks: Tensor, threshold: float = 0.5, *, boxes: bool = True) -> dict[str, Tensor]:
-    """Overlap of the object with the rectangles around what exceeds a threshold (AGCAM; Leem, Seo 2024).
-
-    The map is scaled to [0, 1] by its own range and compared with the threshold (strictly above); the union of the
-    bounding rectangles of its connected regions is compared with the object.
-
-    Args:
-        maps: (N, 1, H, W).
-        masks: bool (N, 1, H, W): the union of the object's boxes, as published, or its outline.
-        threshold: on the scaled map.
-        boxes: compare rectangles; False compares the regions themselves.
-
-    Returns:
-        The columns of `overlap`; all NaN for an empty object, a constant map or one that is not finite.
-
-    Raises:
-        ShapeError: if maps and masks disagree.
-        ParameterError: if the threshold is not in [0, 1).
-    """
-    rows, _ = _check(maps, masks, "threshold_overlap")
-    if not 0 <= threshold < 1:
-        raise ParameterError(f"threshold_overlap: threshold must be in [0, 1) but is {threshold}.")
-    found = normalize(maps) > threshold
-    if boxes:
-        parts = []
-        for piece in found.split(_per_chunk(found)):
-            owner, rectangles, _ = component_boxes(piece)
-            parts.append(fill_rectangles(owner, rectangles, len(piece), (found.shape[2], found.shape[3])))
-        found = torch.cat(parts) if parts else found
-    return {name: _where(_varies(rows), value) for name, value in overlap(found, masks).items()}
-
-
-def _per_chunk(masks: Tensor) -> int:
-    return max(1, _CHUNK // (masks.shape[-2] * masks.shape[-1]))
-
-
-def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes (R, 4) with boxes (R, B, 4), float64 (R, B); NaN coordinates give NaN."""
-    a = a[:, None].double()
-    b = b.double()
-    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
-    outer = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
-    return inner / outer
-
-
-def box_iou_curve(
-    maps: Tensor, boxes: Sequence[Tensor], thresholds: Sequence[float], *, largest: bool = False
-) -> Tensor:
-    """Best IoU of a box of the object with a box of the map, at each threshold (Choe et al. 2020, arXiv:2001.07437).
-
-    The map is scaled to [0, 1] by its own range; each connected region strictly above the threshold gives one box.
-    `max_box_accuracy` makes MaxBoxAcc of the curves of a data set. Differs from the released code, which rounds maps to
-    256 levels, also takes the outlines of holes, and counts a box's last pixel twice.
-
-    Args:
-        maps: (N, 1, H, W).
-        boxes: for each image (B, 4) as xmin, ymin, xmax, ymax in pixels of the map, the last two exclusive.
-        thresholds: T numbers in [0, 1).
-        largest: only the region with most cells counts (MaxBoxAcc); False takes all (MaxBoxAccV2).
-
-    Returns:
-        float64 (N, T); NaN without boxes, for a constant map or one that is not finite.
-
-    Raises:
-        ShapeError: if maps and boxes differ in number.
-    """
-    if maps.ndim != 4 or maps.shape[1] != 1 or len(boxes) != len(maps):
-        raise ShapeError(
-            f"box_iou_curve: expected maps (N, 1, H, W) and N lists of boxes but got {tuple(maps.shape)} and "
-            f"{len(boxes)}."
-        )
-    n, _, height, width = maps.shape
-    many = len(thresholds)
-    valid = _varies(maps.flatten(1)) & torch.tensor([len(b) > 0 for b in boxes], dtype=torch.bool, device=maps.device)
-    true = maps.new_full((n, max([len(b) for b in boxes], default=0), 4), torch.nan, dtype=torch.float64)
-    for i, rows in enumerate(boxes):
-        true[i, : len(rows)] = rows.to(true)
-    if not (n and many and true.shape[1]):
-        return maps.new_full((n, many), torch.nan, dtype=torch.float64)
-    scaled = normalize(maps)
-    levels = torch.tensor(thresholds, dtype=scaled.dtype, device=maps.device)
-    best = torch.zeros(n * many, dtype=torch.float64, device=maps.device)
-    for start, stop in _chunks(n * many, max(1, _CHUNK // (height * width))):
-        flat = torch.arange(start, stop, device=maps.device)
-        above = scaled[flat // many] > levels[flat % many][:, None, None, None]
-        owner, found, sizes = component_boxes(above)
-        if largest:
-            most = torch.zeros(stop - start, dtype=sizes.dtype, device=maps.device)
-            keep = sizes == most.scatter_reduce(0, owner, sizes, "amax")[owner]
-            owner, found = owner[keep], found[keep]
-        cell = flat[owner]
-        ious = box_iou(found, true[cell // many]).nan_to_num(0).amax(1)
-        best.scatter_reduce_(0, cell, ious, "amax")
-    return _where(valid[:, None], best.view(n, many))
-
-
-def _chunks(total: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, total, size):
-        yield start, min(start + size, total)
-
-
-def max_box_accuracy(
-    curves: Tensor, deltas: Sequence[float] = (0.3, 0.5, 0.7), *, chosen_on: Tensor | None = None
-) -> dict[str, float]:
-    """MaxBoxAcc and MaxBoxAccV2 of a data set (Choe et al. 2020, arXiv:2001.07437).
-
-    For each delta, the share of images whose IoU is at least delta, at the ONE threshold that is best for the data set;
-    V2 is the mean over the deltas. The threshold is chosen on other images where they are given, as the authors do it.
-
-    Args:
-        curves: IoU (N, T) of `box_iou_curve`; images with NaN are left out and counted.
-        deltas: IoU that counts as found.
-        chosen_on: IoU (M, T) of held-out images on which the thresholds are chosen; None takes `curves` itself, which
-            is optimistic.
-
-    Returns:
-        `max_box_acc_v2`, `max_box_acc_<100 delta>` for each delta, `threshold_<100 delta>` as the place of the chosen
-        threshold in the curve, and `images`, how many counted.
-
-    >>> max_box_accuracy(torch.tensor([[0.2, 0.9], [0.6, 0.1]]), (0.5,))
-    {'max_box_acc_v2': 0.5, 'max_box_acc_50': 0.5, 'threshold_50': 0.0, 'images': 2.0}
-    """
-    kept = curves[~curves.isnan().any(1)]
-    judge = kept if chosen_on is None else chosen_on[~chosen_on.isnan().any(1)]
-    values: dict[str, float] = {}
-    for delta in deltas:
-        name = f"{round(100 * delta)}"
-        if not len(kept) or not len(judge):
-            values[f"max_box_acc_{name}"] = values[f"threshold_{name}"] = float("nan")
-            continue
-        place = int((judge >= delta).double().mean(0).argmax())
-        values[f"max_box_acc_{name}"] = float((kept[:, place] >= delta).double().mean())
-        values[f"threshold_{name}"] = float(place)
-    mean = sum(v for k, v in values.items() if k.startswith("max_box_acc")) / len(deltas)
-    return {"max_box_acc_v2": mean, **values, "images": float(len(kept))}
-
-
 def pixel_counts(maps: Tensor, masks: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Pixels at or above each threshold, on and off the object (Choe et al. 2020, arXiv:2001.07437, for PxAP).
 
@@ -540,18 +307,18 @@ def pixel_counts(maps: Tensor, masks: Tensor, thresholds: Sequence[float]) -> tu
         ShapeError: if maps and masks disagree.
         ParameterError: unless the thresholds start at 0 and increase.
     """
-    rows, target = _check(maps, masks, "pixel_counts")
+    rows, target = check_maps(maps, masks, "pixel_counts")
     if not thresholds or thresholds[0] != 0 or any(a >= b for a, b in pairwise(thresholds)):
         raise ParameterError(f"pixel_counts: thresholds must start at 0 and increase but are {list(thresholds)}.")
     scaled = normalize(maps).flatten(1)
     levels = torch.tensor(thresholds, dtype=scaled.dtype, device=maps.device)
     level = torch.bucketize(scaled, levels, right=True) - 1  # the last threshold that the pixel reaches
-    valid = (_varies(rows) & target.any(1))[:, None]
+    valid = (varies(rows) & target.any(1))[:, None]
 
     def count(which: Tensor) -> Tensor:
         histogram = torch.zeros(len(rows), len(thresholds), dtype=torch.float64, device=maps.device)
         histogram.scatter_add_(1, level, which.double())
-        return _where(valid, histogram.flip(1).cumsum(1).flip(1))
+        return where_valid(valid, histogram.flip(1).cumsum(1).flip(1))
 
     return count(target), count(~target)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from xattn.errors import DataError, ShapeError
 from xattn.explanation import Explanation
+from xattn.functional import boxes as B
 from xattn.functional import localization as F
 from xattn.metric import HIGHER, NEITHER, Direction, Metric
 from xattn.metrics import metrics
@@ -219,7 +220,7 @@ class ThresholdOverlap(_OnMasks):
         return self.compare(explanation.resized(), object_masks(self, batch, explanation, boxes=self.rectangles))
 
     def compare(self, maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        return F.threshold_overlap(maps, masks, self.threshold, boxes=self.rectangles)
+        return B.threshold_overlap(maps, masks, self.threshold, boxes=self.rectangles)
 
 
 @metrics.register("max_box_accuracy", "maxboxaccv2")
@@ -246,11 +247,11 @@ class MaxBoxAccuracy(Metric):
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
         boxes = object_boxes(self, batch, explanation)
-        curves = F.box_iou_curve(explanation.resized(), boxes, THRESHOLDS, largest=self.largest)
+        curves = B.box_iou_curve(explanation.resized(), boxes, THRESHOLDS, largest=self.largest)
         return dict(zip(self.columns, curves.unbind(1), strict=True))
 
     def pool(self, columns: Mapping[str, Tensor]) -> dict[str, float]:
-        return F.max_box_accuracy(torch.stack([torch.as_tensor(columns[name]) for name in self.columns], 1))
+        return B.max_box_accuracy(torch.stack([torch.as_tensor(columns[name]) for name in self.columns], 1))
 
 
 @metrics.register("pxap", "pixel_average_precision")
