@@ -15,14 +15,13 @@ from xattn.metrics import metrics
 from xattn.registry import Registry
 from xattn.schema import Range, hints_of
 
-OPEN = {"lrp"}  # its rules are being written anew
 EVERYTHING: tuple[Registry[Any], ...] = (explainers, metrics)
 
 
 def numbers() -> Iterator[Any]:
     """Registry, name, field and annotation of each number."""
     for registry in EVERYTHING:
-        for name in sorted({*registry.names()} - OPEN):
+        for name in registry.names():
             for field, hint in hints_of(registry.get(name)).items():
                 kinds = {hint, *typing.get_args(hint), *(a for k in typing.get_args(hint) for a in typing.get_args(k))}
                 if kinds & {int, float}:

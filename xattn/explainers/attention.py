@@ -94,7 +94,6 @@ class BRNPA(LayerExplainer):
     the same for every class, and parts come in order of activity.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         parts: number of maps P; None is that of the trained head, or 3.
         saliency: the map of all parts is the `"first"` (as published), their `"mean"` or their `"max"`.
         activation: `"norm"`, or `"squared_norm"` as printed.

@@ -27,7 +27,6 @@ class Activation(LayerExplainer):
     The same for every class.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         reduce: `"norm"`, `"squared_norm"` or `"mean"` over the channels; all three are in use.
     """
 
@@ -116,7 +115,6 @@ class GradCAM(LayerExplainer):
     """Grad-CAM: channels by their mean gradient, then ReLU (Selvaraju et al. 2017, arXiv:1610.02391, eqs. 1-2).
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         relu: False keeps the evidence against the class, as captum does by default.
     """
 
@@ -158,7 +156,6 @@ class HiResCAM(LayerExplainer):
     Signed. Where a single linear layer follows the features, with pooling or without, the map sums to logit - bias.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         relu: drop the evidence against the class, as pytorch-grad-cam does; the formula has no ReLU.
     """
 
@@ -182,7 +179,6 @@ class XGradCAM(LayerExplainer):
     A channel whose activations sum to zero has no such mean and adds nothing.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         relu: False keeps the evidence against the class.
     """
 
@@ -223,7 +219,6 @@ class EigenCAM(LayerExplainer):
     The same for every class. A singular vector has no sign: active cells are made high.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         center: subtract the mean over the cells first, as pytorch-grad-cam does; the paper does not.
     """
 

@@ -23,7 +23,6 @@ class EigenGradCAM(LayerExplainer):
     It has no paper of its own. A singular vector has no sign: what speaks for the class is made high.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         center: subtract the mean over the cells first, as pytorch-grad-cam does.
     """
 
@@ -47,7 +46,6 @@ class KPCACAM(LayerExplainer):
     kernel, as in the released code.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         kernel: `"sigmoid"` or `"rbf"`.
         gamma: scale of the kernel; None is 1 / number of channels.
     """
@@ -72,7 +70,6 @@ class FEM(LayerExplainer):
     the share of strong cells instead.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         k: how many standard deviations above its mean a response is strong.
     """
 
@@ -97,7 +94,6 @@ class DFF(LayerExplainer):
     error. Negative features are cut to zero, as by the ReLU that the paper reads behind.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         parts: number of factors P.
         iterations: updates of all factors.
     """

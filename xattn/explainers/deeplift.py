@@ -263,9 +263,6 @@ class DeepLift(PixelExplainer):
     Args:
         baseline: what the image is compared with: `"black"`, `"mean"`, `"blur"` or `"noise"`, defined on pixels and
             then normalized.
-        reduce: over the channels: `"sum"` with signs, which keeps the map complete, `"max"` of the absolute values,
-            `"mean_abs"` or `"norm"`.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "2 forward, 1 backward"
@@ -313,9 +310,6 @@ class DeepLiftShap(DeepLift):
     Args:
         baseline: what is drawn: `"noise"`; a fixed image (`"black"`, `"mean"`, `"blur"`) gives `deeplift`.
         samples: baselines.
-        reduce: over the channels: `"sum"` with signs, which keeps the map complete, `"max"` of the absolute values,
-            `"mean_abs"` or `"norm"`.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "20 forward, 10 backward"

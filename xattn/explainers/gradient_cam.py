@@ -46,7 +46,6 @@ class FinerCAM(LayerExplainer):
     differentiates too.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         strength: how much the other classes count; 0 is Grad-CAM, 1 leaves the differences alone.
         classes: number of classes to compare with, at most all others.
     """
@@ -88,7 +87,6 @@ class ShapleyCAM(LayerExplainer):
     H is zero and the map is Grad-CAM.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         utility: `"rest"` is the paper's logit plus log-probability of the target (ReST), whatever the score; a model
             with one output z is taken as one with the logits -z and z. `"score"` is the score.
     """
@@ -143,7 +141,6 @@ class SmoothGradCAMPlusPlus(LayerExplainer):
     Grad-CAM++. Powers are those of the gradient of the score.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         samples: number of noisy copies of each image, from its own seed.
         noise: standard deviation of the Gaussian noise as a share of the image's range, max - min.
     """

@@ -232,10 +232,6 @@ class GuidedGradCAM(_GuidedCAM):
     """Guided Grad-CAM: guided backpropagation times Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, fig. 2).
 
     Grad-CAM is upsampled bilinearly to the grid of the image.
-
-    Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
-        reduce: over the channels: `"max"` of the absolute values, `"sum"` with signs, `"mean_abs"` or `"norm"`.
     """
 
     paper: ClassVar[str] = "Selvaraju et al. 2017, arXiv:1610.02391, sec. 3.2"
@@ -248,10 +244,6 @@ class GuidedGradCAMPlusPlus(_GuidedCAM):
     """Guided Grad-CAM++: guided backpropagation times Grad-CAM++ (Chattopadhyay et al. 2018, arXiv:1710.11063).
 
     Grad-CAM++ is upsampled bilinearly to the grid of the image.
-
-    Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
-        reduce: over the channels: `"max"` of the absolute values, `"sum"` with signs, `"mean_abs"` or `"norm"`.
     """
 
     paper: ClassVar[str] = "Chattopadhyay et al. 2018, arXiv:1710.11063"

@@ -89,11 +89,8 @@ class IntegratedGradients(PathExplainer):
     Args:
         baseline: where the path begins: `"black"`, `"mean"`, `"blur"` or `"noise"`, defined on pixels and then
             normalized.
-        reduce: over the channels: `"sum"` with signs, which keeps the map complete, `"max"` of the absolute values,
-            `"mean_abs"` or `"norm"`.
         steps: gradients on the way.
         rule: of the integral, `"midpoint"` or `"gauss-legendre"`.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "51 forward, 50 backward"
@@ -128,10 +125,7 @@ class BlurIG(PathExplainer):
 
     Args:
         sigma: of the first blur, as a share of the image's shorter side; the paper's 50 pixels at 224.
-        reduce: over the channels: `"sum"` with signs, which keeps the map complete, `"max"` of the absolute values,
-            `"mean_abs"` or `"norm"`.
         steps: from the sharp image to the first blur.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "52 forward, 51 backward"
@@ -177,11 +171,9 @@ class GuidedIG(PixelExplainer):
     Args:
         baseline: where the path begins: `"black"`, `"mean"`, `"blur"` or `"noise"`, defined on pixels and then
             normalized.
-        reduce: over the channels: `"sum"` with signs, `"max"` of the absolute values, `"mean_abs"` or `"norm"`.
         steps: on the way, one after the other.
         fraction: of the features that move at a time.
         reach: how far a feature may be from the straight path, as a share of its way; 0 is the straight path.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "101 forward, 101 backward, one after the other"
@@ -224,9 +216,7 @@ class GradientShap(PixelExplainer):
 
     Args:
         baseline: what is drawn: `"noise"`; or a fixed image, `"black"`, `"mean"` or `"blur"`.
-        reduce: over the channels: `"sum"` with signs, `"max"` of the absolute values, `"mean_abs"` or `"norm"`.
         samples: draws.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "50 forward, 50 backward"
@@ -370,7 +360,6 @@ class SmoothGrad(NoiseTunnel):
         samples: noisy copies.
         noise: standard deviation of the Gaussian noise, as a share of the range of the normalized image; the paper
             has 0.1 to 0.2.
-        chunk: images a batch; no part of the result.
     """
 
     paper: ClassVar[str] = "Smilkov et al. 2017, arXiv:1706.03825"
@@ -388,7 +377,6 @@ class SmoothGradSquared(NoiseTunnel):
         of: the other method and its parameter, as in `"saliency"`, `"gradcam"` or `"integrated-gradients:steps=8"`.
         samples: noisy copies.
         noise: standard deviation of the Gaussian noise, as a share of the range of the normalized image.
-        chunk: images a batch; no part of the result.
     """
 
     paper: ClassVar[str] = "Hooker et al. 2019, ROAR, arXiv:1806.10758"
@@ -406,7 +394,6 @@ class VarGrad(NoiseTunnel):
         of: the other method and its parameter, as in `"saliency"`, `"gradcam"` or `"integrated-gradients:steps=8"`.
         samples: noisy copies, at least two.
         noise: standard deviation of the Gaussian noise, as a share of the range of the normalized image.
-        chunk: images a batch; no part of the result.
     """
 
     paper: ClassVar[str] = "Adebayo et al. 2018, arXiv:1810.03292"

@@ -29,7 +29,6 @@ class ScoreCAM(LayerExplainer):
     the baseline of the paper. A channel that is constant has no mask and is left out.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         weights: `"softmax"` over the channels of the scores (algorithm 1), in which the baseline's score cancels, or
             `"increase"`, the score less that of the baseline (eq. 10). The released code weights by the probability,
             which is neither; `"increase"` with the score `prob` comes closest.
@@ -81,7 +80,6 @@ class AblationCAM(LayerExplainer):
     the channel's sum.
 
     Args:
-        layer: name of the layer; None is the model's last layer with a spatial output.
         relative: True divides the fall y - y_k by the score y, as printed. Where y is positive that scales the map, and
             where it is negative it turns the sign, so that the map shows what speaks against the class; by default
             nothing is divided.

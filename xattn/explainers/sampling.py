@@ -66,7 +66,6 @@ class Occlusion(HidingExplainer):
         stride: from one square to the next, as a share of its side.
         baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
             on pixels and then normalized.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "169 forward for a square image"
@@ -110,7 +109,6 @@ class RISE(HidingExplainer):
         normalize: divide by the sum of the masks at the pixel (`"sum"`), or by its expectation (`"expected"`).
         baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"` or `"noise"`, defined on pixels and then
             normalized.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "1000 forward"
@@ -154,7 +152,6 @@ class SegmentExplainer(HidingExplainer):
         count: segments to ask for.
         baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
             on pixels and then normalized.
-        chunk: images a batch; no part of the result.
     """
 
     whole: ClassVar[bool] = False
@@ -256,7 +253,6 @@ class FeatureAblation(SegmentExplainer):
         count: segments to ask for.
         baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
             on pixels and then normalized.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "50 forward"
@@ -284,7 +280,6 @@ class ShapleySampling(ShapleyExplainer):
         count: segments to ask for.
         baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
             on pixels and then normalized.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "491 forward"
@@ -320,7 +315,6 @@ class KernelShap(ShapleyExplainer):
         count: segments to ask for.
         baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
             on pixels and then normalized.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "501 forward"
@@ -352,7 +346,6 @@ class LIME(SegmentExplainer):
         count: segments to ask for.
         baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
             on pixels and then normalized.
-        chunk: images a batch; no part of the result.
     """
 
     passes: ClassVar[str] = "500 forward"
