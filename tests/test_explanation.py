@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from xattn.errors import DataError, ParameterError, ShapeError
+from xattn import storage
+from xattn.errors import DataError, ParameterError, ShapeError, XattnError
 from xattn.explainers import explainers
 from xattn.explanation import Explanation, status_of
 from xattn.spec import ModelSpec
@@ -100,3 +102,50 @@ def test_images_of_a_bare_file_are_missed(explanation: Explanation, tmp_path: Pa
     loaded = load_explanation(save_explanation(explanation, tmp_path / "maps.npz"))
     with pytest.raises(DataError, match="holds no images"):
         _ = loaded.images
+
+
+def rewritten(source: Path, path: Path, tensors: dict[str, np.ndarray], **changes: object) -> Path:
+    """A saved explanation with something else in it."""
+    with np.load(source) as arrays:
+        kept = {**arrays, **tensors}
+    metadata = {**json.loads(str(kept.pop("metadata"))), **changes}
+    np.savez(path, metadata=np.array(json.dumps(metadata)), **kept)  # type: ignore[arg-type]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tensors", "changes", "message"),
+    [
+        ({}, {"format": 2}, "format must be"),
+        ({}, {"input_size": [12, -1]}, "input_size"),
+        ({}, {"input_size": 10**30}, "input_size"),
+        ({}, {"status": ["ok"]}, "for 1 images"),
+        ({}, {"status": "ok"}, "status must be a list"),
+        ({}, {"parameters": [1]}, "parameters must be a table"),
+        ({}, {"spec": {"feature_layer": 3}}, "feature_layer"),
+        ({}, {"surprise": 1}, "unknown key 'surprise'"),
+        ({}, {"method": "os:abort"}, "unknown method"),
+        ({}, {"parameters": {"parts": 10**9}}, "parts must be none or at least 1"),
+        ({}, {"parameters": {"root": "/"}}, "unknown parameter"),
+        ({"maps": np.zeros((2, 3, 4))}, {}, "'maps' is torch.float64"),
+        ({"maps": np.zeros((2, 2, 3, 4), np.float32)}, {}, "'maps' is"),
+        ({"target": np.zeros(2, np.float32)}, {}, "'target' is"),
+        ({"parts": np.zeros((3, 2, 3, 4), np.float32)}, {}, "'parts' is"),
+    ],
+)
+def test_load_checks_what_it_reads(
+    explanation: Explanation, tmp_path: Path, tensors: dict[str, np.ndarray], changes: dict[str, object], message: str
+) -> None:
+    source = save_explanation(explanation, tmp_path / "maps.npz")
+    with pytest.raises(XattnError, match=message):
+        load_explanation(rewritten(source, tmp_path / "changed.npz", tensors, **changes))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_load_refuses_more_than_it_would_hold(
+    explanation: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = save_explanation(explanation, tmp_path / f"maps{suffix}")
+    monkeypatch.setattr(storage, "_LARGEST", 100)
+    with pytest.raises(DataError, match="more than the 100 that are read"):
+        load_explanation(path)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from xattn import __version__
 from xattn.errors import DataError, ParameterError
 from xattn.explainers import explainers
 from xattn.explanation import Explanation
 from xattn.files import whole_file
-from xattn.spec import ModelSpec
+from xattn.schema import Length, Range, build, read_json
+from xattn.spec import LARGEST_SIDE, ModelSpec
 
 _FORMAT = 1  # of saved files
+_LARGEST = 1 << 32  # bytes of a file, unpacked
+_DIMENSIONS = {"maps": 4, "target": 1, "parts": 4, "probability": 1, "images": 4}
 
 
 def save_explanation(explanation: Explanation, path: str | Path, *, images: bool = False) -> Path:
@@ -60,37 +68,83 @@ def save_explanation(explanation: Explanation, path: str | Path, *, images: bool
     return path
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What stands beside the tensors of a file."""
+
+    format: Annotated[int, Range(_FORMAT, _FORMAT)]
+    xattn: Annotated[str, Length(0, 100)]
+    method: Annotated[str, Length(1, 100)]
+    parameters: Annotated[dict[str, Any], Length(0, 100)]
+    input_size: tuple[Annotated[int, Range(1, LARGEST_SIDE)], Annotated[int, Range(1, LARGEST_SIDE)]]
+    status: tuple[Annotated[str, Length(1, 100)], ...]
+    spec: ModelSpec | None
+
+
 def load_explanation(path: str | Path) -> Explanation:
     """Read what `save_explanation` wrote; nothing in the file is executed.
 
     Raises:
-        DataError: if the file is missing, damaged or not an explanation.
+        DataError: if the file is missing, damaged, larger than 4 GiB in memory, or not an explanation.
+        UnknownNameError: if its method or a parameter of it is not known here.
     """
     path = Path(path)
+    who = f"load: '{path.name}'"
     try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, "pt") as file:
-                text = (file.metadata() or {})["xattn_explanation"]
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        else:
-            with np.load(path, allow_pickle=False) as arrays:
-                text = str(arrays["metadata"])
-                tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "metadata"}
-        metadata = json.loads(text)
+        text, tensors = (_read_safetensors if path.suffix == ".safetensors" else _read_npz)(path)
     except FileNotFoundError:
         raise DataError(f"load: there is no file '{path}'.") from None
-    except Exception as error:  # zipfile, numpy, safetensors and json each have their own
-        raise DataError(f"load: '{path.name}' is not a saved explanation ({error}).") from None
+    except Exception as error:  # zipfile, numpy and safetensors each have their own
+        raise DataError(f"{who} is not a saved explanation ({error}).") from None
+    header = build(_Header, read_json(text, f"{who}: metadata", max_bytes=2**24), who)
+    _check(tensors, len(header.status), who)
     return Explanation(
         maps=tensors["maps"],
         target=tensors["target"],
-        method=explainers.create(metadata["method"], **metadata["parameters"]),
-        input_size=(metadata["input_size"][0], metadata["input_size"][1]),
+        method=explainers.create(header.method, **header.parameters),
+        input_size=header.input_size,
         parts=tensors.get("parts"),
-        status=tuple(metadata["status"]),
+        status=header.status,
         probability=tensors.get("probability"),
         inputs=tensors.get("images"),
-        spec=ModelSpec.from_dict(metadata["spec"]) if metadata["spec"] else None,
+        spec=header.spec,
     )
+
+
+def _bounded(sizes: Iterable[int]) -> None:
+    if (size := sum(sizes)) > _LARGEST:
+        raise DataError(f"its {size:,} bytes are more than the {_LARGEST:,} that are read")
+
+
+def _read_npz(path: Path) -> tuple[str, dict[str, Tensor]]:
+    with zipfile.ZipFile(path) as archive:
+        _bounded(item.file_size for item in archive.infolist())
+    with np.load(path, allow_pickle=False) as arrays:
+        text = str(arrays["metadata"])
+        return text, {name: torch.from_numpy(arrays[name]) for name in arrays.files if name in _DIMENSIONS}
+
+
+def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
+    from safetensors import safe_open
+
+    _bounded([path.stat().st_size])
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {})["xattn_explanation"]
+        return text, {name: file.get_tensor(name) for name in file.keys() if name in _DIMENSIONS}  # noqa: SIM118
+
+
+def _check(tensors: dict[str, Tensor], n: int, who: str) -> None:
+    """Refuse tensors that are missing, or of another kind, number of dimensions or number of images."""
+    for name in ("maps", "target"):
+        if name not in tensors:
+            raise DataError(f"{who}: '{name}' is missing.")
+    for name, tensor in tensors.items():
+        whole = {"target": torch.int64, "images": torch.uint8}.get(name)
+        fits = tensor.is_floating_point() if whole is None else tensor.dtype == whole
+        if (
+            not fits
+            or tensor.ndim != _DIMENSIONS[name]
+            or len(tensor) != n
+            or (name == "maps" and tensor.shape[1] != 1)
+        ):
+            raise DataError(f"{who}: '{name}' is {tensor.dtype} of shape {tuple(tensor.shape)}, for {n} images.")
