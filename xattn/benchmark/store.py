@@ -39,7 +39,7 @@ TEXTS = tuple(name for name in COLUMNS if SCHEMA.field(name).type == pa.string()
 _FOOTER = b"xattn"
 # The digest is that of the whole file; in parts of earlier versions, a short one of the footer alone.
 _PART = re.compile(r"block-(\d{5,12})-([0-9a-f]{8}|[0-9a-f]{32})\.parquet")
-_PART_BYTES, _PART_ROWS, _JSON_BYTES = 2**29, 10**7, 2**24  # the most that is read
+_PART_BYTES, _PART_ROWS, _JSON_BYTES = 2**28, 10**7, 2**24  # the most that is read
 _TEXT = 20_000  # bytes of a text in a row
 
 

@@ -43,7 +43,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], m
     path.parent.mkdir(parents=True, exist_ok=True)
     # A scalar or a channels-last weight would not be contiguous enough for the format.
     plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-    with whole_file(path) as temporary:
+    with whole_file(path, durable=True) as temporary:
         content = save(plain, metadata={**metadata, DIGEST: _digest(plain, metadata)})
         temporary.write_bytes(content)  # save_file would hide it from other users
     return path
