@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,24 @@ def test_no_class_folders(tmp_path: Path) -> None:
         ImageFolder(tmp_path / "nowhere")
     with pytest.raises(DataError, match="is a file"):
         ImageFolder(tmp_path / "1.png")
+
+
+def test_names_that_are_no_text_can_be_written(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(folder / os.fsdecode(b"\xff.png"))
+    dataset = ImageFolder(tmp_path)
+    assert dataset.classes == ("caf\\xe9",)
+    assert dataset[0].id == "caf\\xe9/\\xff.png"
+    assert dataset.fingerprint().encode()
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    copies.image_folder(tmp_path)
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+        ImageFolder(tmp_path)

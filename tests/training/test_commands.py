@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,16 @@ def test_classes_that_do_not_fit_are_refused(run: Path, colours: Path, tmp_path:
     result = xattn("evaluate", run / "best.safetensors", "--data", tmp_path / "data")
     assert result.exit_code == 2
     assert "knows 3 classes but the images have 2" in result.output
+
+
+def test_a_damaged_test_part_is_an_error_and_not_all_images(run: Path, colours: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(colours, tmp_path / "data" / part)
+    for file in (tmp_path / "data" / "test").rglob("*.png"):
+        file.unlink()
+    result = xattn("evaluate", run / "best.safetensors", "--data", tmp_path / "data")
+    assert result.exit_code == 2
+    assert "its part 'test' holds no folders of images" in result.output
 
 
 def test_ctrl_c_says_how_to_go_on(colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn.data.dataset import Dataset
-from xattn.data.finding import listing, nearest_path
+from xattn.data.finding import as_text, listing, nearest_path
 from xattn.data.reading import read_image
 from xattn.data.sample import Sample
 from xattn.errors import DataError, XattnError, unknown
@@ -142,7 +142,7 @@ class FileDataset(Dataset):
     def sample(self, index: int) -> Sample:
         """Read one sample."""
         path = self._index.paths[index]
-        name = os.path.relpath(path, self.home) if self._index.ids is None else self._index.ids[index]
+        name = as_text(os.path.relpath(path, self.home)) if self._index.ids is None else self._index.ids[index]
         image = np.array(read_image(path, upright=self.upright), dtype=np.uint8)
         try:
             result = self._annotated(index, Sample(name, image, int(self.labels[index])))
@@ -193,13 +193,13 @@ class FileDataset(Dataset):
 
     def _check_files(self, paths: Sequence[Path]) -> None:
         """Raise a DataError if some of these files are missing; folders are listed, files not touched."""
-        there: dict[Path, set[str]] = {}
+        names: dict[Path, set[str]] = {}
         for folder in {p.parent for p in paths}:
             try:
-                there[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+                names[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
             except OSError as error:
                 raise self._error(f"'{folder}' cannot be read ({error.strerror or error}).") from None
-        missing = [p for p in paths if p.name not in there[p.parent]]
+        missing = [p for p in paths if p.name not in names[p.parent]]
         if missing:
             raise self._error(
                 f"{len(missing):,} of {len(paths):,} images of the {self.split} part are missing, the first is "

@@ -175,6 +175,15 @@ def nearest_path(path: str | Path) -> Path | None:
     return near.joinpath(*tail) if tail and near.joinpath(*tail).exists() else near
 
 
+def as_text(name: str) -> str:
+    r"""A name of a file as text that can be written anywhere: bytes that are no UTF-8 become escapes.
+
+    >>> print(as_text("caf\udce9.png"))
+    caf\xe9.png
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def listing(folder: Path, limit: int = 6) -> str:
     """What a folder holds, for messages.
 

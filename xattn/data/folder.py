@@ -11,8 +11,8 @@ import numpy as np
 
 from xattn.data import datasets
 from xattn.data.file_dataset import FileDataset, Index
-from xattn.data.finding import SUFFIXES, listing, natural_key
-from xattn.errors import unknown
+from xattn.data.finding import SUFFIXES, as_text, listing, natural_key
+from xattn.errors import DataError, unknown
 
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
@@ -47,19 +47,19 @@ class ImageFolder(FileDataset):
         parts = find_parts(self.home)
         here = parts.get(self.split, self.home)
         classes = class_folders(next((parts[p] for p in ("train", "training") if p in parts), here))
-        found = class_folders(here)
-        if not found:
+        names = class_folders(here)
+        if not names:
             raise self._error(f"expected folders of images, one for each class, in '{here}' but found {listing(here)}.")
-        strange = sorted(set(found) - set(classes))
+        strange = sorted(set(names) - set(classes))
         if strange:
             raise self._error(f"'{here}' has the class '{strange[0]}', which the training part does not have.")
         paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            files = _images(here / name) if name in found else []
+            files = _images(here / name) if name in names else []
             paths += files
             labels += [label] * len(files)
-        return Index(paths, np.array(labels, np.int64), tuple(classes))
+        return Index(paths, np.array(labels, np.int64), tuple(map(as_text, classes)))
 
 
 def find_parts(root: Path) -> dict[str, Path]:
@@ -74,7 +74,10 @@ def class_folders(root: Path) -> list[str]:
     """Names of the folders of a root that hold images, in alphabetical order."""
     if not root.is_dir():
         return []
-    return sorted(e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith(".") and _has_image(e))
+    try:
+        return sorted(e.name for e in root.iterdir() if e.is_dir() and not e.name.startswith(".") and _has_image(e))
+    except OSError as error:
+        raise DataError(f"{root}: cannot be read ({error.strerror or error}).") from None
 
 
 def _has_image(folder: Path) -> bool:

@@ -49,10 +49,10 @@ class Mosaic(Dataset):
             raise ParameterError(f"mosaic: cell_px must be at least 1 but is {self.cell_px}.")
         if self.grid * self.cell_px > LARGEST:
             raise ParameterError(f"mosaic: {self.grid} cells of {self.cell_px} pixels are more than {LARGEST:,}.")
-        there = len(np.unique(self.dataset.labels))
-        if there < self.grid**2:
+        classes = len(np.unique(self.dataset.labels))
+        if classes < self.grid**2:
             raise DataError(
-                f"mosaic: {self.grid**2} cells need as many classes but the data set has images of {there}; "
+                f"mosaic: {self.grid**2} cells need as many classes but the data set has images of {classes}; "
                 "use a smaller grid or more images."
             )
 

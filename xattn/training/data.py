@@ -189,17 +189,18 @@ def open_source(section: DataSection, split: str | None) -> Source:
     if len(dataset) == 0:
         raise DataError(f"'{text}' has no images for '{split or 'any part'}'.")
     labels = torch.as_tensor(dataset.labels, dtype=torch.int64)
-    pixels = _in_memory(dataset)
+    fingerprint = dataset.fingerprint()
+    pixels = _in_memory(dataset, fingerprint)
     source: Source = (
         LazySource(dataset, labels, dataset.classes, section.workers)
         if pixels is None
         else MemorySource(pixels, labels, dataset.classes)
     )
-    source.fingerprint = dataset.fingerprint()
+    source.fingerprint = fingerprint
     return _subset(source, section)
 
 
-def _in_memory(dataset: Dataset) -> Tensor | None:
+def _in_memory(dataset: Dataset, fingerprint: str) -> Tensor | None:
     """All images as one uint8 tensor (n, H, W, 3), decoded once and then mapped from the cache; None if too large.
 
     None too if their sizes differ.
@@ -212,7 +213,7 @@ def _in_memory(dataset: Dataset) -> Tensor | None:
     (shape,) = shapes
     if shape[0] * shape[1] > SMALL_PIXELS:
         return None
-    digest = hashlib.blake2b(f"{dataset.fingerprint()} {n} {shape}".encode(), digest_size=8)
+    digest = hashlib.blake2b(f"{fingerprint} {n} {shape}".encode(), digest_size=8)
     for image in probed.values():  # a data set that does not know its files is told by some of its images
         digest.update(image.tobytes())
     path = cache_folder() / f"images-{digest.hexdigest()}.npy"
