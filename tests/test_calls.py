@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn.calls import _NAMES, KINDS, Call, Calls, Kind, Refusal, Ruled, bounds, refuse_scripts, tracked
+from xattn.calls import _NAMES, KINDS, Call, Calls, Kind, Notes, Refusal, Ruled, bounds, refuse_scripts, tracked
 from xattn.errors import NotApplicableError
 
 
@@ -173,6 +173,20 @@ def test_a_rule_makes_the_gradient() -> None:
     same = Ruled.apply(lambda: a.detach() ** 2, None, a)
     same.mul_(3)  # in place behind it
     assert torch.autograd.grad(same.sum(), a)[0].tolist() == [3, 3, 3]
+
+
+def test_notes_go_with_their_tensors() -> None:
+    notes: Notes[str] = Notes()
+    a, b = torch.zeros(1), torch.zeros(1)
+    notes[a] = "a"
+    assert (notes.get(a), notes.get(b)) == ("a", None)
+    address = id(a)
+    del a
+    reused = next((t for t in (torch.zeros(1) for _ in range(1000)) if id(t) == address), None)
+    assert reused is None or notes.get(reused) is None
+    notes[b] = "b"
+    notes.pop(b)
+    assert notes.get(b) is None
 
 
 def test_a_name_comes_before_its_kind() -> None:

@@ -8,9 +8,10 @@ touched.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum, auto
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from xattn.errors import NotApplicableError
 
 Rule = TypeVar("Rule")
+T = TypeVar("T")
 
 
 class Kind(Enum):
@@ -198,8 +200,8 @@ class Call:
 
     def rule(self, rules: Mapping[str | Kind, Rule]) -> Rule | None:
         """What a table says of its name, or else of its kind."""
-        found = rules.get(self.name)
-        return rules.get(self.kind) if found is None else found
+        rule = rules.get(self.name)
+        return rules.get(self.kind) if rule is None else rule
 
 
 class Refusal(Exception):  # noqa: N818 (it becomes an error outside of the model)
@@ -231,6 +233,29 @@ class Calls(TorchFunctionMode):
         super().__exit__(kind, error, *rest)
         if isinstance(error, Refusal):
             raise NotApplicableError(str(error)) from None
+
+
+class Notes(Generic[T]):
+    """What is known of tensors, by identity; a note is void once its tensor is gone."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[weakref.ref[Tensor], T]] = {}
+
+    def __setitem__(self, tensor: Tensor, note: T) -> None:
+        self._kept[id(tensor)] = weakref.ref(tensor), note
+
+    def get(self, tensor: Tensor) -> T | None:
+        """The note of a tensor, None where there is none."""
+        ref, note = self._kept.get(id(tensor), (None, None))
+        return note if ref is not None and ref() is tensor else None
+
+    def pop(self, tensor: Tensor) -> None:
+        """Forget the note of a tensor."""
+        self._kept.pop(id(tensor), None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
 
 
 class Ruled(torch.autograd.Function):

@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from xattn.calls import Call, Calls, Kind, bounds, refuse_scripts
+from xattn.calls import Call, Calls, Kind, Notes, bounds, refuse_scripts
 from xattn.errors import NotApplicableError
 from xattn.explainer import Explainer, Family, LayerExplainer
 from xattn.explainers import explainers
@@ -78,7 +77,7 @@ class Guided(Calls):
         self.relu = relu
         self.guided = 0
         self.others: Counter[str] = Counter()
-        self._gates: Any = WeakTensorKeyDictionary()  # what each gate was made of
+        self._gates: Notes[Tensor] = Notes()  # what each gate was made of
 
     def handle(self, call: Call) -> Any:
         """A ReLU with the gradient wanted; all else as it is, and counted where it is nonlinear."""

@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from xattn.calls import Call, Calls, Kind, Refusal, Ruled, bounds, refuse_scripts, tensors_in, tracked
+from xattn.calls import Call, Calls, Kind, Notes, Refusal, Ruled, bounds, refuse_scripts, tensors_in, tracked
 from xattn.errors import NotApplicableError, unknown
 from xattn.explainers.rules import Layer
 from xattn.functional.attention import without_autocast
@@ -59,10 +58,11 @@ class Tape(Calls):
         self.joins = 0
         self.bare = 0
         self.around: list[Tensor] = []
-        # By tensor: the layer that made it and what that read; made by weights, with no activation since; constants.
-        self._made: Any = WeakTensorKeyDictionary()
-        self._signed: Any = WeakTensorKeyDictionary()
-        self._constants: Any = WeakTensorKeyDictionary()
+        # Of tensors: what the layer that made it read, that layer and its weight; made by weights, with no activation
+        # since; which kind of constant.
+        self._made: Notes[tuple[Tensor, Layer, Tensor]] = Notes()
+        self._signed: Notes[bool] = Notes()
+        self._constants: Notes[str] = Notes()
 
     def __exit__(self, *error: Any) -> None:
         self._made.clear()  # inputs that the backward pass frees one after the other
@@ -91,7 +91,7 @@ class Tape(Calls):
         gated = any(self._constant(tensor) == CUT for tensor in tensors)
         if gated and call.kind not in _CONSTANT_TAKERS:
             raise self.refuse(f"calls {call.name}() with a gate, a mask or attention maps")
-        signed = any(tensor in self._signed for tensor in tensors)
+        signed = any(map(self._signed.get, tensors))
         self.bare += signed and call.kind in _WEIGHTED
         if call.kind in (Kind.SUM, Kind.JOIN):
             call.args, call.kwargs = self._with_sinks(call.args, anchor), self._with_sinks(call.kwargs, anchor)
@@ -102,7 +102,7 @@ class Tape(Calls):
             if signed:
                 self._signed[tensor] = True
             else:
-                self._signed.pop(tensor, None)
+                self._signed.pop(tensor)
         return result
 
     def set_constant(self, made: object, *, cut: bool) -> None:
@@ -171,7 +171,7 @@ class Tape(Calls):
         if bias is not None:
             layer.bias = _along(bias.detach(), y, -1 if call.kind is Kind.LINEAR else x.ndim - y.ndim + 1)
         if "transpose" not in call.name:
-            self._made[y] = x, layer
+            self._made[y] = x, layer, weight.detach()
         return y
 
     def _batch_norm(self, call: Call) -> Any:
@@ -188,10 +188,10 @@ class Tape(Calls):
             # No convolution to fold it into. Its offset is a bias as that of a convolution: if it were passed over,
             # relevance would reach units that gave nothing.
             return self._shift(Ruled.apply(lambda: y * _along(scale, y, 1), None, y), shift)
-        x, unfolded = made
+        x, unfolded, weight = made
         z = self._layer(
             unfolded.kind, x, call.value, unfolded.run,
-            weight=unfolded.weight * scale.view(-1, *[1] * (unfolded.weight.ndim - 1)),
+            weight=weight * scale.view(-1, *[1] * (weight.ndim - 1)),
             bias=shift if unfolded.bias is None else shift + unfolded.bias * _along(scale, y, 1),
         )  # fmt: skip
         # In place of the convolution, whose own output leads nowhere unless something else reads it too.
