@@ -15,7 +15,7 @@ from xattn.errors import DataError, SpecError, UnknownNameError, XattnError, nea
 from xattn.schema import Length, Range
 
 # Limits of what a file may say about a model: far above what is in use, far below what exhausts the memory.
-LARGEST_SIDE = 2048  # pixels of an input
+LARGEST_SIDE = 1024  # pixels of an input; the largest networks of timm
 MOST_CLASSES = 1_000_000
 _Name = Annotated[str, Length(0, 1000)]
 _Pixels = Annotated[int, Range(1, LARGEST_SIDE)]

@@ -55,7 +55,7 @@ WRONG = {
     "architecture.resolution": ["higher", 1, None],
     "architecture.circular": [1, "yes", None],
     "architecture.wrong": [1],
-    "spec.input_size": [[0, 0], [-5, 5], [10**6, 10**6], "big", [64], [64, 64, 64], [64.0, 64], [1, 64], None],
+    "spec.input_size": [[0, 0], [10**6, 10**6], [1025, 64], [-5, 5], "big", [64], [64, 64, 64], [64.0, 64], [1, 64]],
     "spec.mean": [["a", "b", "c"], [], [1e300, 0, 0], [0.5], 0.5, [0, 0, 0, 0]],
     "spec.std": [[0, 1, 1], [-1, 1, 1], [1, 1], ["1", "1", "1"]],
     "spec.tokens": [{"nope": 1}, {"patch": [0, 8]}, {"patch": [8, 8], "prefix": -1},

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from xattn.errors import DataError, ParameterError, XattnError, nearest
+from xattn.errors import DataError, ParameterError, XattnError, nearest, unknown
 from xattn.files import read_regular
 
 
@@ -85,7 +85,7 @@ class ModelEntry(_Section):
     Args:
         name: name, `package.module:factory`, or weights file.
         weights: `"DEFAULT"` or a file.
-        head: `linear`, `bcnn` or `brnpa`.
+        head: name of a registered head: `linear`, `bcnn`, `brnpa`.
         resolution: `low` or `high`.
         methods: methods for this model; empty takes those of the run.
         label: name in tables; empty takes the name.
@@ -93,10 +93,19 @@ class ModelEntry(_Section):
 
     name: Text
     weights: Text | None = None
-    head: Literal["linear", "bcnn", "brnpa"] | None = None
+    head: Text | None = None
     resolution: Literal["low", "high"] = "low"
     methods: Texts = ()
     label: Text = ""
+
+    @field_validator("head")
+    @classmethod
+    def _known_head(cls, name: str | None) -> str | None:
+        from xattn.models.heads import heads
+
+        if name is not None and name not in heads:
+            raise ValueError(str(unknown("head", name, heads)))
+        return name
 
     @property
     def title(self) -> str:
