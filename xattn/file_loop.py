@@ -206,7 +206,7 @@ def _explain_batch(
     for network in batch[0].inputs:
         x = torch.stack([ready.inputs[network] for ready in batch]).to(place_of(network.model)[0])
         answers.add(network, x)
-    if answers.wanted is None:
+    if all(column.refused is not None for column in columns):
         raise NotApplicableError("no method fits the model; `xattn doctor` says why for each.")
     for i, ready in enumerate(batch):
         yield Explained(
