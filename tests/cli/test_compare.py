@@ -132,10 +132,10 @@ def test_a_method_that_refuses_on_the_way_has_no_column(run: Run, photo: Path) -
         texts, parts=None, model=CNN[1], weights=None, head=None, resolution=None, device="cpu"
     )
     work.columns[0].refused = "gradcam: not today"
-    with sheet(work, None, "plasma", None, 0) as comparison:
-        for result, _ in work.results([photo]):
-            comparison.add("a.png", result.view, result.lines)
-        write(work, comparison, Path("a.html"))
+    comparison = sheet(work, None, "plasma", None, 0)
+    for result, _ in work.results([photo]):
+        comparison.add("a.png", result.view, result.lines)
+    write(work, comparison, Path("a.html"))
     assert [c["title"] for c in columns("a.html")] == ["BR-NPA"]
     assert "<p>Left out: gradcam: not today</p>" in Path("a.html").read_text(encoding="utf-8")
 

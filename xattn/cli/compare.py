@@ -108,18 +108,18 @@ def compare(
         )  # fmt: skip
         work.columns = sorted(columns, key=lambda column: column.method.family is Family.CONTROL)
         try:
-            with sheet(work, title, colormap, alpha, steps if curves else 0) as comparison:
-                for result, entry in work.results(files, None if metric is None else curves_by(metric)):
-                    entry["maps"] = [
-                        {**facts_of(column, explanation), "seconds": round(seconds, 6)}
-                        for line in result.lines
-                        for column, explanation, seconds in zip(work.columns, line, result.seconds, strict=True)
-                        if not isinstance(explanation, str)
-                    ]
-                    comparison.add(
-                        str(result.file), result.view, result.lines, predicted=result.predicted, curves=result.measured
-                    )
-                page = write(work, comparison, out) if work.entries else None
+            comparison = sheet(work, title, colormap, alpha, steps if curves else 0)
+            for result, entry in work.results(files, None if metric is None else curves_by(metric)):
+                entry["maps"] = [
+                    {**facts_of(column, explanation), "seconds": round(seconds, 6)}
+                    for line in result.lines
+                    for column, explanation, seconds in zip(work.columns, line, result.seconds, strict=True)
+                    if not isinstance(explanation, str)
+                ]
+                comparison.add(
+                    str(result.file), result.view, result.lines, predicted=result.predicted, curves=result.measured
+                )
+            page = write(work, comparison, out) if work.entries else None
         except KeyboardInterrupt:
             console.fail(f"stopped after {len(work.entries)} of {len(files)} images; nothing was written.")
             raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -91,12 +91,6 @@ class Comparison:
         self._parts = [0] * len(self.columns)
         self._curves = [None] * len(self.columns)
 
-    def __enter__(self) -> Comparison:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.blocks.close()
-
     def add(
         self,
         file: str,
@@ -264,10 +258,9 @@ def compare_page(
     network = next((e.spec.name for e in explanations if e.spec is not None), "")
     page = Comparison([Column(e.method, network) for e in explanations], heading)
     images = explanations[0].images.numpy()
-    with page:
-        for i in range(count):
-            page.add(f"image {i}" if names is None else names[i], to_rgb(images[i]), [explanations], i)
-        return page.write(path)
+    for i in range(count):
+        page.add(f"image {i}" if names is None else names[i], to_rgb(images[i]), [explanations], i)
+    return page.write(path)
 
 
 def _only(line: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Spool:
 
     def __init__(self, rows: Iterable[dict[str, Any]] = ()) -> None:
         self.count = 0
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the object)
         self._sum = hashlib.sha256()
         for row in rows:
             self.append(row)
@@ -115,9 +115,8 @@ class Spool:
         """What the rows are, in short."""
         return self._sum.hexdigest()
 
-    def close(self) -> None:
-        """Forget the rows."""
-        self._file.close()
+    def __del__(self) -> None:
+        self._file.close()  # which is all that removes it
 
 
 def asset(name: str) -> Markup:
