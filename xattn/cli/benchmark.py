@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xattn.cli import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console
+from xattn.cli import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console, options
 
 if TYPE_CHECKING:
     from xattn.benchmark.config import Config
@@ -55,7 +55,7 @@ def benchmark(
     change: Annotated[
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a value of the file.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, only the result.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Score explanation methods by every metric, per image, with controls beside them."""
     from xattn.benchmark.config import Config

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xattn.cli import console
+from xattn.cli import console, options
 from xattn.errors import unknown
 from xattn.registry import first_sentence, paper_of
 
@@ -31,7 +31,7 @@ def show(
         str, typer.Argument(metavar="WHAT", help="methods, models, scores, datasets or metrics.")
     ] = "methods",
     only: Annotated[str, typer.Option("--filter", "-f", help="Only names that contain this.", metavar="TEXT")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, to stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """List what there is, with one line each: methods (with paper and cost), models, scores, datasets, metrics."""
     if kind.lower() not in _ROWS:

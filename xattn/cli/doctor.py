@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xattn.cli import console
+from xattn.cli import console, options
 from xattn.errors import ParameterError, XattnError
 
 if TYPE_CHECKING:
@@ -60,18 +60,11 @@ def doctor(
     model: Annotated[
         str, typer.Option(metavar="NAME|PACKAGE.MODULE:FACTORY|FILE", help="The model to check.")
     ] = "tiny-brnpa",
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="DEFAULT|FILE", help="Weights of a model by name: those its library offers, or a file."),
-    ] = None,
-    head: Annotated[
-        str | None, typer.Option(metavar="linear|bcnn|brnpa", help="Put this head on the backbone of --model.")
-    ] = None,
-    resolution: Annotated[
-        str | None, typer.Option(metavar="low|high", help="high: without the strides of the last two stages.")
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, to stdout.")] = False,
+    weights: options.Weights = None,
+    head: options.Head = None,
+    resolution: options.Resolution = None,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
 ) -> None:
     """Check a model before you believe a picture: does its path work, and which methods are valid on it?"""
     from xattn.cli.loading import load

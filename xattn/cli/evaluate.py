@@ -30,10 +30,7 @@ def evaluate(
     weights: Annotated[
         str | None, typer.Option(metavar="FILE", help="best.safetensors, if CHECKPOINT is a package.module:factory.")
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DIR|NAME:DIR", help="Folder of the images, or a data set by name (xattn list datasets)."),
-    ] = None,
+    data: options.Data = None,
     split: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Part of the data set.", show_default="the test part, else all there is"),
@@ -41,7 +38,7 @@ def evaluate(
     batch_size: options.BatchSize = 128,
     device: options.Device = "auto",
     workers: Annotated[int, typer.Option(metavar="N", help="Processes that decode large images.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, to stdout.")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Judge a trained network on labelled images: top-1, top-5, sparsity, accuracy by rank of the parts, speed."""
     from xattn.data.opening import NoPartError
@@ -55,6 +52,7 @@ def evaluate(
     from xattn.training.evaluation import load_trained
     from xattn.training.recipe import DataSection
 
+    options.check_numbers({"--batch-size": batch_size})
     if data is None:
         raise ParameterError("evaluate: pass the folder of the images with --data.")
     shipped = FOLDER / f"{checkpoint}.safetensors"

@@ -50,9 +50,14 @@ Fit = Annotated[
     str, typer.Option(metavar="crop|squash|whole", help="How an image of another shape fits the model's input.")
 ]
 Score = Annotated[str, typer.Option(metavar="NAME", help="The number to explain: logit, prob, sigmoid or margin.")]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print a machine-readable summary; what people read goes to stderr.")
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="DIR|NAME:DIR", help="Folder of the images, or a data set by name (xattn list datasets)."),
 ]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result machine-readable; what people read goes to stderr.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, only the result.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")]
 Precision = Annotated[str, typer.Option(metavar="fp32|bf16|fp16", help="Of the model's arithmetic.")]
 BatchSize = Annotated[int, typer.Option(metavar="N", help="Images that go through the model together.")]

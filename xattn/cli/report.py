@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xattn.cli import console
+from xattn.cli import console, options
 
 EPILOG = "\n\n".join(
     (
@@ -47,7 +47,7 @@ def report(
     ] = None,
     resamples: Annotated[int, typer.Option(metavar="N", min=1, help="Of the bootstrap intervals.")] = 1000,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the bootstrap.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Turn scores into a page that says which methods to trust, with tables and figures beside it."""
     from xattn.benchmark.config import Config

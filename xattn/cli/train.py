@@ -34,10 +34,7 @@ def train(
     recipe: Annotated[
         Path | None, typer.Argument(help="A recipe (TOML); options override it.", metavar="RECIPE")
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="DIR|NAME:DIR", help="Folder of the images, or a data set by name (xattn list datasets)."),
-    ] = None,
+    data: options.Data = None,
     backbone: Annotated[str | None, typer.Option(metavar="NAME", help="A CNN by name, such as resnet50.")] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="NAME", help="Pretrained weights of the backbone, such as DEFAULT.")
@@ -62,7 +59,7 @@ def train(
         list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any other key of the recipe.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even if the folder holds a run.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, only the result.")] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train or distil a CNN, B-CNN or BR-NPA; the best epoch on held-out training images is kept."""
     from xattn.errors import ParameterError
