@@ -17,13 +17,14 @@ ROOT = Path(__file__).parent.parent / "xattn"
 # import each other. What is above `explaining` may need more than torch, numpy and Pillow.
 ORDER = (
     ("__init__", "errors"),
-    ("schema", "files"),
+    ("schema", "files", "outputs"),
     ("device", "labels", "looks"),
     ("registry",),
     ("score", "spec"),
     ("functional",),
     ("calls",),
     ("attention_taps",),
+    ("taps",),
     ("trace",),
     ("explanation", "inspection"),
     ("explainer", "metric"),

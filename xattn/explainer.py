@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from xattn.errors import ShapeError
 from xattn.explanation import NON_CONSERVING, OK, Explanation, status_of
 from xattn.schema import check_fields
-from xattn.score import prob
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, promote, record
 
@@ -105,7 +104,7 @@ class Explainer(ABC):
             if error is not None:
                 excess = (error > self.tolerance).tolist()
                 status = [NON_CONSERVING if s == OK and e else s for s, e in zip(status, excess, strict=True)]
-            probability = prob(trace.logits, trace.target)
+            probability = trace.probabilities.gather(1, trace.target[:, None])[:, 0]
         return Explanation(
             maps=maps,
             target=trace.target,

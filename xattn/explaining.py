@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from xattn.data.preprocessing import to_batch
 from xattn.errors import NotApplicableError, SpecError, XattnWarning
-from xattn.explainer import Explainer, needs_of
+from xattn.explainer import Explainer, LayerExplainer, needs_of
 from xattn.explainers import applicable, resolve
 from xattn.explanation import OK, Explanation
-from xattn.inspection import infer_spec
+from xattn.inspection import facts_about
 from xattn.score import ScoreFn
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, place_of, record, unwrap
@@ -132,8 +132,8 @@ def explain(
     if spec is None:
         spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
-        size = (x.shape[-2], x.shape[-1]) if isinstance(x, Tensor) and x.is_floating_point() else None
-        spec = infer_spec(model, input_size=size)
+        images = x if isinstance(x, Tensor) and x.is_floating_point() else None
+        spec = facts_about(model, images, [m.layer for m in chosen if isinstance(m, LayerExplainer) and m.layer])
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         if spec.mean is None or spec.std is None:
             raise SpecError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
@@ -23,20 +23,25 @@ _Pixels = Annotated[int, Range(1, LARGEST_SIDE)]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenGrid:
-    """How the tokens of a transformer lie on the image.
+    """How the tokens of a layer lie on the image.
 
     Args:
         patch: pixels (height, width) that one token covers.
         prefix: tokens before the grid (class token, distillation token, registers).
+        suffix: tokens behind the grid.
         channels_last: the layer gives (N, h, w, C), as Swin does, instead of (N, T, C).
         class_tokens: how many of the prefix the classifier reads, from the first on; with 0 it reads the grid. None is
             one where there is a prefix.
+        blocks: sides of the square blocks in whose order the tokens come, the largest first, where they do not come
+            row by row: `(7,)` is window by window, each of 7 x 7 tokens.
     """
 
     patch: tuple[_Pixels, _Pixels]
     prefix: Annotated[int, Range(0, 1000)] = 0
+    suffix: Annotated[int, Range(0, 1000)] = 0
     channels_last: bool = False
     class_tokens: int | None = None
+    blocks: Annotated[tuple[Annotated[int, Range(2, 1000)], ...], Length(0, 20)] = ()
 
     def __post_init__(self) -> None:
         if self.class_tokens is None:
@@ -46,25 +51,84 @@ class TokenGrid:
                 f"TokenGrid: {self.class_tokens} class tokens are not among {self.prefix} prefix tokens; correct one."
             )
 
+    def folds(self, tensor: Tensor) -> bool:
+        """Whether a tensor of this many dimensions has tokens to be folded."""
+        return tensor.ndim == 3 or (tensor.ndim == 4 and (self.channels_last or bool(self.blocks)))
+
     def fold(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
-        """Tokens (N, T, C) or (N, h, w, C) of an image of `size` pixels as a feature map (N, C, h, w)."""
-        if tokens.ndim == 4:
+        """Tokens (N, T, C), (N, h, w, C) or (N, blocks, T, C) of an image of `size` pixels as a map (N, C, h, w).
+
+        Raises:
+            SpecError: if the tokens do not make a grid.
+        """
+        if tokens.ndim == 4 and not self.blocks:
             return tokens.permute(0, 3, 1, 2) if self.channels_last else tokens
-        h, w = size[0] // self.patch[0], size[1] // self.patch[1]
-        if tokens.shape[1] != h * w + self.prefix:
-            raise SpecError(
-                f"TokenGrid: {tokens.shape[1]} tokens do not make {self.prefix} prefix tokens and a grid of {h}x{w}; "
-                "check `patch` and `prefix`."
-            )
-        return tokens[:, self.prefix :].transpose(1, 2).unflatten(2, (h, w))
+        if tokens.ndim == 4:
+            tokens = tokens.flatten(1, 2)
+        body = tokens[:, self.prefix : tokens.shape[1] - self.suffix]
+        h, w = self.cells(body.shape[1], size)
+        return in_rows(body, (h, w), self.blocks).permute(0, 3, 1, 2)
+
+    def cells(self, count: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of `count` tokens of an image of `size` pixels.
+
+        A stem without padding gives a row less than the patches would.
+
+        Raises:
+            SpecError: if no grid of nearly that shape has so many cells.
+        """
+        rows, columns = size[0] // self.patch[0], size[1] // self.patch[1]
+        for more in (0, -1, 1, -2, 2):
+            h = rows + more
+            if h > 0 and count % h == 0 and abs(count // h - columns) <= 2:
+                return h, count // h
+        raise SpecError(
+            f"TokenGrid: {count} tokens do not make {self.prefix} prefix tokens and a grid of {rows}x{columns}; "
+            "check `patch` and `prefix`."
+        )
 
     def read(self, matrix: Tensor, size: tuple[int, int]) -> Tensor:
         """What the tokens that the classifier reads take from each cell: (N, T, T), rows from columns, as (N, 1, h, w).
 
         That is the row of the class token, or the mean of the rows where several tokens are read.
         """
-        read = slice(0, self.class_tokens) if self.class_tokens else slice(self.prefix, None)
+        read = slice(0, self.class_tokens) if self.class_tokens else slice(self.prefix, matrix.shape[1] - self.suffix)
         return self.fold(matrix[:, read].mean(dim=1)[:, :, None], size)
+
+
+def in_rows(tokens: Tensor, grid: tuple[int, int], blocks: tuple[int, ...]) -> Tensor:
+    """Tokens (N, h * w, C) that come block by block as (N, h, w, C), row by row.
+
+    >>> import torch
+    >>> in_rows(torch.arange(16)[None, :, None], (4, 4), (2,))[0, :, :, 0].tolist()
+    [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    """
+    if not blocks:
+        return tokens.unflatten(1, grid)
+    side = blocks[0]
+    rows, columns = grid[0] // side, grid[1] // side
+    inner = tokens.unflatten(1, (rows * columns, side * side))
+    inner = in_rows(inner.flatten(0, 1), (side, side), blocks[1:]).unflatten(0, (len(tokens), rows, columns))
+    return inner.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+
+
+GIVEN, PROVED, ASSUMED = "given", "proved", "assumed"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How a fact about a model was found.
+
+    Args:
+        how: `given` by the person or the model itself, `proved` by an experiment, or `assumed`.
+        why: what was seen, in words.
+    """
+
+    how: _Name
+    why: _Name = ""
+
+    def __str__(self) -> str:
+        return self.how + (f" ({self.why})" if self.why else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +150,11 @@ class ModelSpec:
         crop: share of the shorter side that the evaluation crop keeps.
         interpolation: how images are resized, `"bilinear"` or `"bicubic"`.
         name: name of the model for tables and files.
+        channels: of the input; None if unknown.
+        output: keys and indices that lead to the class scores in what the model returns.
+        values: what these are: `"logits"`, `"probabilities"` or `"log-probabilities"`.
+        layouts: how the tokens of other layers than `feature_layer` lie, by name.
+        evidence: how each of these facts was found, by its name.
     """
 
     feature_layer: _Name
@@ -101,6 +170,15 @@ class ModelSpec:
     crop: Annotated[float, Range(0.1, 1)] = 0.875
     interpolation: _Name = "bilinear"
     name: _Name = ""
+    channels: Annotated[int, Range(1, 4096)] | None = None
+    output: Annotated[tuple[Annotated[str, Length(0, 1000)] | int, ...], Length(0, 20)] = ()
+    values: Literal["logits", "probabilities", "log-probabilities"] = "logits"
+    layouts: dict[_Name, TokenGrid | None] = field(default_factory=dict, compare=False, repr=False)
+    evidence: dict[_Name, Evidence] = field(default_factory=dict, compare=False, repr=False)
+
+    def layout(self, layer: str) -> TokenGrid | None:
+        """How the tokens of a layer lie; None for a feature map (N, C, h, w)."""
+        return self.layouts.get(layer, self.tokens)
 
     def class_index(self, target: str) -> int:
         """The index of a class given by number or by name ("tabby" finds "tabby, tabby cat").
@@ -126,8 +204,8 @@ class ModelSpec:
         return self.classes[index] if 0 <= index < len(self.classes) else f"class {index}"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values that go into JSON."""
-        return dataclasses.asdict(self)
+        """As plain values that go into JSON; the layouts of other layers are left out."""
+        return dataclasses.asdict(dataclasses.replace(self, layouts={}))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], what: str = "spec", error: type[XattnError] = DataError) -> ModelSpec:

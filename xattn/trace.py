@@ -11,16 +11,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from xattn.attention_taps import AttentionTaps, attention_of, layer_of
+from xattn.attention_taps import attention_of
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, unknown
 from xattn.functional.baselines import Baseline, Replace
-from xattn.score import ScoreFn, apply_score, find_score
+from xattn.outputs import choose, rows, spelled, take
+from xattn.score import ScoreFn, apply_score, find_score, probabilities
 from xattn.spec import ModelSpec
+from xattn.taps import INPUT as INPUT
+from xattn.taps import Taps
 
 T = TypeVar("T")
-
-INPUT = ""
-"""Name of the input itself among the layers."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -76,27 +76,34 @@ def place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.float32
 
 
-def logits_of(output: object, model: nn.Module) -> Tensor:
-    """The logits (N, K) in what a model returned: a tensor, an object with `.logits`, or a tuple that starts with it.
+def logits_of(output: object, model: nn.Module, images: int, path: Sequence[str | int] = ()) -> Tensor:
+    """The class scores (N, K) in what a model returned.
+
+    Args:
+        output: what it returned.
+        model: for messages.
+        images: number of images N.
+        path: keys and indices that lead to them (`ModelSpec.output`); none finds them.
 
     Raises:
-        NotApplicableError: if there is no (N, K) tensor in it.
+        NotApplicableError: if there is no tensor with one row per image.
     """
-    found = getattr(output, "logits", output)
-    if isinstance(found, (tuple, list)) and found:
-        found = found[0]
-    if isinstance(found, Tensor) and found.ndim == 1:
-        found = found[:, None]
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    try:
+        chosen = take(output, tuple(path)) if path else output
+        if isinstance(chosen, Tensor) and chosen.ndim == 2:
+            return chosen
+        values = rows(take(chosen, None), images) if path else choose(output, images).values
+    except NotApplicableError as reason:
+        raise NotApplicableError(f"{type(model).__name__}: {reason}") from None
+    if values is None:
         raise NotApplicableError(
-            f"{type(model).__name__}: expected logits of shape (N, K) but the model returned {shape}; "
-            "wrap it in a module that ends in logits."
+            f"{type(model).__name__}: {spelled(path)} has no row of class scores for each of {images} images; "
+            "correct ModelSpec.output."
         )
-    return found
+    return values
 
 
-def check_target(target: Tensor | Sequence[int] | int | None, logits: Tensor) -> Tensor:
+def check_target(target: Tensor | Sequence[int] | int | None, logits: Tensor, values: str = "logits") -> Tensor:
     """Targets as int64 (N,): None is the predicted class, one number stands for all images.
 
     Raises:
@@ -105,7 +112,7 @@ def check_target(target: Tensor | Sequence[int] | int | None, logits: Tensor) ->
     """
     n, k = logits.shape
     if target is None:
-        return logits.argmax(dim=1) if k > 1 else (logits[:, 0] > 0).long()
+        return (logits if k > 1 else probabilities(logits, values)).argmax(dim=1)
     classes = max(k, 2)
     if isinstance(target, int) and not 0 <= target < classes:  # it may be too large for a tensor
         raise ParameterError(f"target: class {target} does not exist; the model has classes 0 to {classes - 1}.")
@@ -122,71 +129,6 @@ def check_target(target: Tensor | Sequence[int] | int | None, logits: Tensor) ->
         wrong = chosen[(chosen < 0) | (chosen >= classes)][0].item()
         raise ParameterError(f"target: class {wrong} does not exist; the model has classes 0 to {classes - 1}.")
     return chosen.long()
-
-
-class _Taps:
-    """Keeps the outputs of named layers of one pass, and the scores and probabilities of named attention modules."""
-
-    def __init__(self, model: nn.Module, layers: Sequence[str], grad: bool) -> None:
-        self.model = model
-        self.grad = grad
-        self.kept: dict[str, Tensor] = {}
-        self._layers = frozenset(layers)
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        modules = dict(model.named_modules())
-        plain: dict[str, nn.Module] = {}
-        inside: dict[str, nn.Module] = {}
-        for layer in layers:
-            attention = attention_of(layer)
-            name = layer if attention is None else attention[0]
-            if name not in modules:
-                raise unknown(f"layer of {type(model).__name__}", name, [n for n in modules if n])
-            (plain if attention is None else inside)[name] = modules[name]
-        self.attention = AttentionTaps(inside, self._see) if inside else nullcontext()
-        try:
-            for layer, module in plain.items():
-                self._handles.append(module.register_forward_hook(self._hook(layer)))
-        except BaseException:
-            self.remove()
-            raise
-
-    def _keep(self, layer: str, tensor: Tensor) -> Tensor:
-        """Keep a tensor; the model goes on with what is returned."""
-        if layer in self.kept:
-            raise NotApplicableError(
-                f"{type(self.model).__name__}: layer '{layer}' runs more than once in a pass, so its output is "
-                "ambiguous; choose another layer, or give each call its own module."
-            )
-        if self.grad:
-            # Nothing before the first tapped layer needs a graph; everything after it does.
-            torch.set_grad_enabled(True)
-            if not tensor.requires_grad:
-                tensor = tensor.detach().requires_grad_()
-        self.kept[layer] = tensor
-        return tensor.clone()  # a later in-place layer must not change what is kept
-
-    def _see(self, module: str, kind: str, tensor: Tensor) -> Tensor:
-        layer = layer_of(module, kind)
-        return self._keep(layer, tensor) if layer in self._layers else tensor
-
-    def _hook(self, layer: str):  # type: ignore[no-untyped-def]
-        def keep(module: nn.Module, inputs: object, output: object) -> object:
-            tensor = output[0] if isinstance(output, (tuple, list)) and output else output
-            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                raise NotApplicableError(
-                    f"{type(self.model).__name__}: layer '{layer}' gives {type(tensor).__name__}, not a feature map."
-                )
-            passed_on = self._keep(layer, tensor)
-            if not isinstance(output, (tuple, list)):
-                return passed_on
-            parts = (passed_on, *output[1:])
-            return output._make(parts) if hasattr(output, "_make") else type(output)(parts)
-
-        return keep
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 class Trace:
@@ -241,6 +183,11 @@ class Trace:
         """Height and width of the images in pixels."""
         return self.x.shape[-2], self.x.shape[-1]
 
+    @property
+    def probabilities(self) -> Tensor:
+        """Probabilities (N, K) of the classes, (N, 2) of a binary model."""
+        return probabilities(self.logits, self.spec.values)
+
     def _tapped(self, layer: str) -> Tensor:
         try:
             return self._kept[layer]
@@ -248,9 +195,8 @@ class Trace:
             raise unknown("recorded layer", layer, list(self._kept)) from None
 
     def _grid(self, layer: str, tensor: Tensor) -> Tensor:
-        tokens = None if layer == INPUT or attention_of(layer) else self.spec.tokens
-        folds = tokens is not None and (tensor.ndim == 3 or (tokens.channels_last and tensor.ndim == 4))
-        return tokens.fold(tensor, self.input_size) if tokens is not None and folds else tensor
+        tokens = None if layer == INPUT or attention_of(layer) else self.spec.layout(layer)
+        return tokens.fold(tensor, self.input_size) if tokens is not None and tokens.folds(tensor) else tensor
 
     def dtype(self, layer: str) -> torch.dtype:
         """The dtype in which the model gave the output of a tapped layer: how exact a sum over it can be.
@@ -309,7 +255,7 @@ class Trace:
         self.count(forwards=1)
         model = self.model if self.scoring is None else self.scoring
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-            return promote(logits_of(model(_as_model_input(model, x)), model))
+            return promote(logits_of(model(_as_model_input(model, x)), model, len(x), self.spec.output))
 
     def score(self, x: Tensor, target: Tensor, score: ScoreFn | None = None) -> Tensor:
         """Score (M,) of other images (M, C, H, W), without a graph.
@@ -453,7 +399,7 @@ def record(
         raise DataError(f"x: image {bad} has values that are NaN or infinite; check how it was read and normalized.")
     if seeds is not None and len(seeds) != len(x):
         raise ShapeError(f"seeds: {len(seeds)} do not fit {len(x)} images; pass one for each.")
-    score_fn = find_score(score)
+    score_fn = find_score(score, spec.values)
     layers = list(dict.fromkeys(layers))
     inner = [layer for layer in layers if layer != INPUT]
     if grad and any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
@@ -466,13 +412,14 @@ def record(
         x = x.clone() if x.is_inference() else x
         fed = _as_model_input(model, x)
         with evaluating(model), torch.set_grad_enabled(grad and INPUT in layers):
-            taps = _Taps(model, inner, grad)
+            taps = Taps(model, inner, grad)
             try:
                 if INPUT in layers:
                     fed = fed.detach().clone().requires_grad_(grad)
                     taps.kept[INPUT] = fed
                 with taps.attention:
-                    logits = promote(logits_of(model(fed.clone() if INPUT in layers else fed), model))
+                    output = model(fed.clone() if INPUT in layers else fed)
+                logits = promote(logits_of(output, model, len(x), spec.output))
             finally:
                 taps.remove()
             if missing := [layer for layer in inner if layer not in taps.kept]:
@@ -485,7 +432,7 @@ def record(
                     f"{type(model).__name__}: layer '{missing[0]}' did not run in the forward pass, so there is "
                     "nothing to read; choose a layer that does."
                 )
-            chosen = check_target(target, logits.detach())
+            chosen = check_target(target, logits.detach(), spec.values)
             chosen = chosen.clone() if chosen.is_inference() else chosen
             scores = apply_score(score_fn, logits, chosen) if grad else None
     kept = taps.kept if grad else {layer: tensor.detach() for layer, tensor in taps.kept.items()}

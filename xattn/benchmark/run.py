@@ -24,7 +24,6 @@ from xattn.explaining import record_for
 from xattn.explanation import OK, Explanation
 from xattn.metric import Metric
 from xattn.models.fast import fast_copy
-from xattn.score import probabilities
 from xattn.spec import ModelSpec
 from xattn.trace import Trace
 
@@ -252,7 +251,7 @@ def _measured(
 
 
 def _add_prediction(add: Callable[..., None], trace: Trace, batch: Batch, cell: Cell) -> None:
-    scores = probabilities(trace.logits)
+    scores = trace.probabilities
     add("", PREDICTION, "probability", scores.gather(1, trace.target[:, None])[:, 0])
     right = (scores.argmax(1) == batch.target).double()
     # Labels of a data set with other classes say nothing about the prediction.

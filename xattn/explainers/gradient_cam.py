@@ -123,7 +123,7 @@ class ShapleyCAM(LayerExplainer):
         if curvature is not None:
             weights = weights - promote(curvature) / 2
         trace.count(backwards=2)
-        return formulas.grad_cam(trace.activation(layer), fold(trace, weights))
+        return formulas.grad_cam(trace.activation(layer), fold(trace, layer, weights))
 
 
 def residual_softmax(logits: Tensor, target: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,36 +11,47 @@ from torch import Tensor, nn
 
 from xattn.errors import ShapeError
 from xattn.score import apply_score
+from xattn.taps import first_tensor, put_back, split_call
 from xattn.trace import Trace
 
 
 @contextmanager
 def replaced_output(model: nn.Module, layer: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While it is entered, what follows a layer reads `change(output)`; of a tuple the first item is changed."""
+    """While it is entered, what follows a layer reads `change(output)`; of several the first tensor is changed.
+
+    Of a layer that runs more than once, `pool[1]` is the second call.
+    """
+    name, wanted = split_call(layer, dict(model.named_modules()))
+    calls = itertools.count()
+
+    def begin(module: nn.Module, inputs: object) -> None:
+        nonlocal calls
+        calls = itertools.count()
 
     def hook(module: nn.Module, inputs: object, output: object) -> object:
-        if not isinstance(output, (tuple, list)):
-            return change(output)  # type: ignore[arg-type]
-        parts = (change(output[0]), *output[1:])
-        return output._make(parts) if hasattr(output, "_make") else type(output)(parts)
+        tensor = first_tensor(output)
+        if tensor is None or (next(calls) != wanted and wanted is not None):
+            return None
+        return put_back(output, change(tensor))
 
-    handle = model.get_submodule(layer).register_forward_hook(hook)
+    handles = [model.register_forward_pre_hook(begin), model.get_submodule(name).register_forward_hook(hook)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def fold(trace: Trace, tensor: Tensor) -> Tensor:
+def fold(trace: Trace, layer: str, tensor: Tensor) -> Tensor:
     """The output of a layer, or a gradient by it, as a feature map (N, C, h, w); tokens are folded to their grid."""
-    tokens = trace.spec.tokens
-    return tensor if tokens is None or tensor.ndim not in (3, 4) else tokens.fold(tensor, trace.input_size)
+    tokens = trace.spec.layout(layer)
+    return tokens.fold(tensor, trace.input_size) if tokens is not None and tokens.folds(tensor) else tensor
 
 
-def channel_dim(trace: Trace, tensor: Tensor) -> int:
+def channel_dim(trace: Trace, layer: str, tensor: Tensor) -> int:
     """The dimension of the channels in the output of a layer: the last one of tokens, else 1."""
-    tokens = trace.spec.tokens
-    return tensor.ndim - 1 if tokens is not None and (tensor.ndim == 3 or tokens.channels_last) else 1
+    tokens = trace.spec.layout(layer)
+    return tensor.ndim - 1 if tokens is not None and tokens.folds(tensor) else 1
 
 
 def scores_without(trace: Trace, layer: str, i: int, channels: Tensor) -> Tensor:
@@ -62,7 +74,9 @@ def scores_without(trace: Trace, layer: str, i: int, channels: Tensor) -> Tensor
 
     def ablate(features: Tensor) -> Tensor:
         many = features.expand(len(channels), *features.shape[1:]).clone(memory_format=torch.contiguous_format)
-        many.movedim(channel_dim(trace, many), 1)[torch.arange(len(channels), device=channels.device), channels] = 0
+        many.movedim(channel_dim(trace, layer, many), 1)[
+            torch.arange(len(channels), device=channels.device), channels
+        ] = 0
         return many
 
     target = trace.target[i].expand(len(channels))

@@ -300,6 +300,6 @@ class LeGrad(AttentionExplainer):
         tokens = torch.cat([layer.mean(dim=1, keepdim=True).expand_as(layer) for layer in formed])
         handle = trace.model.get_submodule(last).register_forward_hook(lambda *_: tokens)
         try:
-            return logits_of(trace.model(trace.x[:1].to(place_of(trace.model)[1])), trace.model)
+            return logits_of(trace.model(trace.x[:1].to(place_of(trace.model)[1])), trace.model, len(tokens))
         finally:
             handle.remove()

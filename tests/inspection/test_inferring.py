@@ -41,7 +41,7 @@ def test_torchvision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(nn.init, slow, lambda tensor, *args, **kwargs: tensor)
     model = models.get_model(name, weights=None)
     for parameter in model.parameters():
-        nn.init.constant_(parameter, 0.01)
+        parameter.data.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).mul_(0.05))
     spec = infer_spec(model, input_size=(96, 64))
     assert (spec.feature_layer, spec.classifier) == TORCHVISION[name]
     assert spec.mean == (0.485, 0.456, 0.406)
@@ -99,12 +99,14 @@ def test_modes_and_hooks_are_put_back() -> None:
 
 
 def test_no_spatial_layer_names_the_field() -> None:
-    with pytest.raises(SpecError, match=r"no layer with a spatial output.*ModelSpec\(feature_layer=…\)"):
+    with pytest.raises(SpecError, match=r"no layer with a spatial output.*infer_spec\(model, feature_layer=…\)"):
         infer_spec(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), input_size=(32, 32))
 
 
 def test_a_model_that_does_not_run_names_the_field() -> None:
-    with pytest.raises(SpecError, match=r"does not run on an image of .*ModelSpec\(input_size=…\)"):
+    with pytest.raises(
+        SpecError, match=r"does not run on an image of .*infer_spec\(model, input_size=\(height, width\)\)"
+    ):
         infer_spec(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(5, 2)))
 
 

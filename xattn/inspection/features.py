@@ -1,0 +1,258 @@
+"""The feature layer: on the way from the image to the score, and lying on the image as it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xattn.errors import SpecError, unknown
+from xattn.inspection.findings import Findings
+from xattn.inspection.layouts import Layout
+from xattn.inspection.probing import Call, Probe, frontier, leads_to
+from xattn.spec import ASSUMED, GIVEN, PROVED, Evidence, TokenGrid
+from xattn.taps import split_call
+
+# Where the attention of a transformer block still depends on all tokens: its first norm.
+_FIRST_NORMS = ("norm1", "ln_1", "layernorm_before", "norm_1", "ln1", "layer_norm1", "attn_norm", "norm_attn")
+_BRANCH = 0.05  # share of the score of a branch that is told
+
+
+def _spatial(calls: Sequence[Call], limit: float, batch: int) -> list[Call]:
+    """Calls before the classifier that may give maps."""
+    return [
+        c for c in calls
+        if c.ended < limit and len(c.output) == batch and c.output.ndim in (3, 4) and not c.passes_on
+        and c.output.is_floating_point() and c.output[0].numel() > max(c.output.shape[1:])
+    ]  # fmt: skip
+
+
+def _limit(classifier: Call | None) -> float:
+    return float("inf") if classifier is None else classifier.started
+
+
+def _stops(calls: Sequence[Call]) -> dict[Any, Call]:
+    """Calls by the node of autograd that made their output: of several the outermost whose output is one tensor."""
+    stops: dict[Any, Call] = {}
+    for call in calls:
+        if call.node is None:
+            continue
+        other = stops.get(call.node)
+        if other is None or (call.plain, -call.name.count(".")) >= (other.plain, -other.name.count(".")):
+            stops[call.node] = call
+    return stops
+
+
+def likely_layer(first: Probe, classifier: Call | None, named: str | None) -> Call | None:
+    """The layer whose outputs the second pass exchanges, before it is known how any layer lies on the image."""
+    if named is not None:
+        return _named(first, named)
+    calls = _spatial(first.calls, _limit(classifier), 1)
+    met, _ = frontier(first.raw.grad_fn, _stops(calls)) if first.raw.grad_fn is not None else ([], True)
+    if met:
+        return max(met, key=lambda call: _share(first, [call])[0]) if len(met) > 1 else met[0]
+    maps = [c for c in calls if c.output.ndim == 4] or calls
+    return _outermost(maps) if maps else None
+
+
+def _outermost(calls: Sequence[Call]) -> Call:
+    """Of the last output the outermost module that gives it."""
+    last = calls[-1].output
+    same = [c for c in calls if c.output.data_ptr() == last.data_ptr() and c.output.shape == last.shape]
+    plain = [c for c in same if c.plain] or same
+    return min(reversed(plain), key=lambda c: c.name.count("."))
+
+
+def _named(first: Probe, layer: str) -> Call | None:
+    """The call that a person named: `layer4`, or `pool[1]` for the second of several."""
+    name, index = split_call(layer, {c.name: c for c in first.calls})
+    return first.call(name, -1 if index is None else index)
+
+
+def _share(first: Probe, calls: Sequence[Call]) -> list[float]:
+    """How much of the largest class score goes through each call: |sum of gradient times output|, relative."""
+    edges = [torch.autograd.graph.GradientEdge(call.node, 0) for call in calls]
+    score = first.raw.amax(dim=1).sum()
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(score, edges, retain_graph=True, allow_unused=True)
+    weights = [
+        float((g * c.output).abs().sum()) if g is not None and g.shape == c.output.shape else 0.0
+        for g, c in zip(gradients, calls, strict=True)
+    ]
+    return [w / (sum(weights) or 1.0) for w in weights] if len(calls) > 1 else weights
+
+
+def find_feature_layer(facts: Findings, named: str | None, model: str) -> tuple[Call, Layout | None]:
+    """The layer to read, and how it lies on the image."""
+    first = facts.first
+    if named is not None:
+        call = _named(first, named)
+        if call is None:
+            raise unknown(f"layer of {model}", named, list(dict.fromkeys(c.name for c in first.calls)))
+        layout = facts.layout(call)
+        if layout is None or not layout.proved:
+            seen = "gives no map" if layout is None else f"does not answer where the image was changed ({layout})"
+            raise SpecError(f"{model}: layer '{named}' {seen} (output {tuple(call.output.shape)}); choose another one.")
+        facts.evidence["feature_layer"] = Evidence(GIVEN)
+        facts.evidence["layout"] = Evidence(PROVED, str(layout))
+        return call, layout
+    calls = _spatial(first.calls, _limit(facts.classifier), 1)
+    chosen = _on_the_way(facts, calls) or _assumed(facts, calls)
+    if chosen is None:
+        vectors = [c.name for c in first.calls if c.output.ndim >= 2][-6:]
+        raise SpecError(
+            f"{model} has no layer with a spatial output (N, C, h, w) that answers where the image is changed, so "
+            "there is nothing to map; name one if there is, infer_spec(model, feature_layer=…): "
+            f"{', '.join(vectors) or 'none'}. Methods that need the input alone still work with a spec of your own."
+        )
+    layout = facts.layout(chosen)
+    if layout is not None and layout.tokens is not None and chosen.output.ndim == 3:
+        chosen = _first_norm(facts, chosen, calls) or chosen
+        layout = facts.layout(chosen) or layout
+    if layout is not None and layout.proved:
+        facts.evidence["layout"] = Evidence(PROVED, str(layout))
+    return chosen, layout
+
+
+def _on_the_way(facts: Findings, calls: Sequence[Call]) -> Call | None:
+    """The last layer through which the class scores come from the image, by autograd's graph.
+
+    What does not lie on the image in a way that is proved is looked through.
+    """
+    first = facts.first
+    if first.raw.grad_fn is None:
+        return None
+    stops = _stops(calls)
+    while True:
+        met, around = frontier(first.raw.grad_fn, stops)
+        # What gives the same whatever the image shows is no way from the image.
+        met = [call for call in met if facts.sees(call)] or met
+        unproved = [call for call in met if (found := facts.layout(call)) is None or not (found.proved or found.blank)]
+        if not unproved:
+            break
+        stops = {node: call for node, call in stops.items() if call not in unproved}
+    if not met:
+        return None
+    if any((layout := facts.layout(call)) is not None and layout.blank for call in met):
+        facts.warnings.append(
+            f"'{met[-1].name}' answers to a change of the image nowhere more than elsewhere, as layers do whose "
+            "weights are zero; how it lies on the image is assumed"
+        )
+        facts.evidence["layout"] = Evidence(ASSUMED, "by its shape: it answers nowhere more than elsewhere")
+    if len(met) == 1 and not around:
+        facts.evidence["feature_layer"] = Evidence(
+            PROVED, "everything that the class scores are made of goes through it"
+        )
+        return met[0]
+    # Of layers one behind the other the last one is read; the way that goes around it starts at the earlier one.
+    before = [c for c in met if any(c is not d and leads_to(d.node, c.node) for d in met)]
+    ends = [call for call in met if call not in before]
+    shares = _share(first, ends) if len(ends) > 1 else [1.0]
+    best = max(range(len(ends)), key=lambda i: shares[i])
+    others = [f"{c.name} ({s:.0%})" for c, s in zip(ends, shares, strict=True) if c is not ends[best] and s >= _BRANCH]
+    others += [f"{call.name} (from where a way goes around it)" for call in before]
+    if around:
+        others.append("one that meets no layer with maps")
+    facts.evidence["feature_layer"] = Evidence(PROVED, f"{shares[best]:.0%} of the score goes through it")
+    if others:
+        facts.warnings.append(
+            f"'{ends[best].name}' is one of several ways from the image to the score"
+            f"{f' ({shares[best]:.0%} of it)' if len(ends) > 1 else ''}; others: {', '.join(others[:5])}; "
+            "maps show this one alone"
+        )
+    return ends[best]
+
+
+def _assumed(facts: Findings, calls: Sequence[Call]) -> Call | None:
+    """Without a graph, or where no layout is proved: the last map before the classifier, if it is one by its type."""
+    proved = [c for c in calls if facts.proved(c) is not None]
+    maps = [c for c in proved if c.output.ndim == 4] or proved
+    if maps:
+        facts.evidence["feature_layer"] = Evidence(ASSUMED, "the last map before the classifier")
+        return _outermost(maps)
+    # A place so small that its cells see all of the image answers nowhere most: the type of the layer must do.
+    typed = [c for c in calls if c.output.ndim == 4 and (found := facts.layout(c)) and found.tokens is None]
+    met, _ = frontier(facts.first.raw.grad_fn, _stops(typed)) if facts.first.raw.grad_fn is not None else ([], True)
+    chosen = met[-1] if met else _outermost(typed) if typed else None
+    if chosen is not None:
+        answer = facts.layout(chosen)
+        facts.evidence["feature_layer"] = Evidence(ASSUMED, "the last map before the classifier")
+        facts.evidence["layout"] = Evidence(ASSUMED, str(answer))
+        facts.warnings.append(
+            f"that the cells of '{chosen.name}' lie as (N, C, h, w) is assumed: they see so much of the image that the "
+            f"place that was changed does not stand out ({answer})"
+        )
+    return chosen
+
+
+def _first_norm(facts: Findings, last: Call, calls: Sequence[Call]) -> Call | None:
+    """In a transformer the first norm of its last block, where all tokens still matter to the score.
+
+    Behind the attention of the last block the class token alone is read, so that the gradient of the others is zero.
+    """
+    shape = last.output.shape
+    same = [c for c in calls if c.output.shape == shape and c.ended < last.ended]
+    norms = (c for c in reversed(same) if c.name.rpartition(".")[2] in _FIRST_NORMS)
+    if (norm := next((c for c in norms if facts.proved(c) is not None), None)) is not None:
+        return norm
+    if facts.first.raw.grad_fn is None or _reaches(facts, last):
+        return last
+    # No such name: the last layer of that shape whose cells the score depends on.
+    return next((c for c in reversed(same[-40:]) if _reaches(facts, c)), None)
+
+
+def _token_gradient(facts: Findings, call: Call) -> Tensor | None:
+    """Whether the score depends on each token of a call: bool (T,); None without a graph."""
+    first = facts.first
+    if first.raw.grad_fn is None or call.node is None:
+        return None
+    edge = torch.autograd.graph.GradientEdge(call.node, 0)
+    score = first.raw.square().sum()
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(score, [edge], retain_graph=True, allow_unused=True)
+    gradient = gradients[0]
+    if gradient is None or gradient.shape != call.output.shape:
+        return None
+    return torch.gt(gradient[0].abs().sum(dim=-1), 0)
+
+
+def _reaches(facts: Findings, call: Call) -> bool:
+    """Whether the score depends on the cells of a token layer, not on its class token alone."""
+    reached = _token_gradient(facts, call)
+    layout = facts.layout(call)
+    if reached is None or layout is None or layout.tokens is None:
+        return False
+    return bool(reached[layout.tokens.prefix : len(reached) - layout.tokens.suffix].any())
+
+
+def class_tokens(facts: Findings, tokens: TokenGrid, grid: tuple[int, int]) -> int:
+    """How many of the prefix tokens the classifier reads: those that its gradient reaches, unless it reaches the grid.
+
+    Found on the last layer that still gives all tokens; as many as is usual where that cannot be told.
+    """
+    usual = min(tokens.prefix, 1)
+    if not tokens.prefix:
+        return 0
+    count = grid[0] * grid[1] + tokens.prefix + tokens.suffix
+    full = [c for c in facts.first.calls if c.output.ndim == 3 and c.output.shape[1] == count]
+    reached = _token_gradient(facts, full[-1]) if full else None
+    if reached is None or not bool(reached.any()):
+        return usual
+    if bool(reached[tokens.prefix :].any()):
+        return 0
+    return int(reached.nonzero().max()) + 1
+
+
+def attention_layers(first: Probe, tokens: TokenGrid, grid: tuple[int, int]) -> tuple[str, ...]:
+    """Modules that mix all tokens by attention, in order; empty if some attention sees other tokens, as in windows."""
+    count = grid[0] * grid[1] + tokens.prefix + tokens.suffix
+    square = [(name, shape) for name, shape in first.attention if len(shape) == 4 and shape[2] == shape[3]]
+    if tokens.channels_last or tokens.blocks or any(shape[0] != 1 or shape[2] != count for _, shape in square):
+        return ()
+    mixers = {call.name for call in first.calls if call.output.ndim == 3 and count in call.output.shape[:2]}
+    names = []
+    for name, _ in square:
+        while name and name not in mixers:  # a softmax of its own is inside of what turns tokens into tokens
+            name = name.rpartition(".")[0]
+        names.append(name)
+    return tuple(names) if len(set(names)) == len(names) and "" not in names else ()

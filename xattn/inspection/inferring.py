@@ -1,0 +1,184 @@
+"""`infer_spec`: the facts about an unknown model, from two passes over three images.
+
+The first pass keeps autograd's graph: through which layers everything goes that the class scores are made of is read
+off it. The second one runs two images, the first one again and one with other content in one place, and exchanges
+the outputs of the chosen layer between them. So it shows how every layer lies on the image (the place that was lit
+must answer most), whether the scores go with that layer alone (they change places too), whether the model answers the
+same twice, and whether the images of a batch see each other.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import SpecError, XattnError, XattnWarning
+from xattn.inspection import declared
+from xattn.inspection.behaviour import check_alone, check_repeatable, find_values
+from xattn.inspection.classifier import find_classifier
+from xattn.inspection.features import attention_layers, class_tokens, find_feature_layer, likely_layer
+from xattn.inspection.findings import Findings
+from xattn.inspection.layouts import lit
+from xattn.inspection.probing import Probe, Swap, run
+from xattn.outputs import Which, spelled
+from xattn.spec import ASSUMED, GIVEN, PROVED, Evidence, ModelSpec
+from xattn.trace import place_of, unwrap
+
+
+def infer_spec(
+    model: nn.Module,
+    x: Tensor | None = None,
+    *,
+    input_size: tuple[int, int] | None = None,
+    feature_layer: str | None = None,
+    output: Which = None,
+    name: str = "",
+) -> ModelSpec:
+    """Find the facts about a classifier of torchvision, timm or Hugging Face, or of any module of one's own.
+
+    The model runs in evaluation mode on three images in all: the first of `x`, or smooth noise, once alone and once
+    beside a copy in which one place was changed. `ModelSpec.evidence` says how each fact was found. Mean and standard
+    deviation are those of ImageNet for torchvision, those of its configuration for timm, and unknown (None) for others.
+
+    Args:
+        model: the network; it leaves as it came.
+        x: images (N, C, H, W) in the model's normalized space, of which the first is used.
+        input_size: height and width of the probe; None takes those of `x`, else tries what the model says, then 224,
+            299, 64 and 32 pixels.
+        feature_layer: the layer to read, if it is known; `pool[1]` is the second call of a layer that runs twice.
+        output: which of the model's outputs is explained: a key, an index, a path of these or a function.
+        name: for tables; the class name by default.
+
+    Raises:
+        SpecError: if the model does not run, has no spatial layer, or the layer that was named is none.
+
+    Warns:
+        XattnWarning: once for what is only assumed, for a model that answers differently the second time, and for a
+            layer that is one of several ways from the image to the scores.
+    """
+    model = unwrap(model)
+    first = _first_pass(model, x, input_size, output)
+    evidence: dict[str, Evidence] = {}
+    said: list[str] = []
+    classifier = find_classifier(model, first, evidence)
+    guess = likely_layer(first, classifier, feature_layer)
+    swap = None if guess is None else Swap(guess.name, guess.index)
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.cat([first.x, lit(first.x.float().cpu(), generator).to(first.x)])
+    second = run(model, pair, which=first.choice.path if output is None else output, swap=swap)
+    facts = Findings(first, classifier, second, evidence, said)
+    check_repeatable(model, facts, output)
+    values = find_values(facts)
+    layer, layout = find_feature_layer(facts, feature_layer, type(model).__name__)
+    if guess is not None:
+        check_alone(facts, guess, layer)
+    tokens = None if layout is None else layout.tokens
+    attention: tuple[str, ...] = ()
+    if layout is not None and tokens is not None:
+        attention = attention_layers(first, tokens, layout.grid)
+        tokens = replace(tokens, class_tokens=class_tokens(facts, tokens, layout.grid))
+    if first.choice.others:
+        said.append(
+            f"{spelled(first.choice.path)} is explained because {first.choice.why}; "
+            f"output= names another one ({', '.join(first.choice.others[:3])})"
+        )
+    evidence["output"] = Evidence(GIVEN if output is not None else ASSUMED if first.choice.others else PROVED)
+    for text in said:
+        warnings.warn(f"{type(model).__name__}: {text}.", XattnWarning, stacklevel=2)
+    mean, std, crop, interpolation = declared.normalization(model)
+    plain = layer.name if facts.first.runs(layer.name) == 1 else f"{layer.name}[{layer.index}]"
+    return ModelSpec(
+        feature_layer=feature_layer or plain,
+        classifier=None if classifier is None else classifier.name,
+        probability_layers=attention,
+        tokens=tokens,
+        input_size=facts.size,
+        mean=mean,
+        std=std,
+        classes=declared.class_names(model, first.values.shape[1]),
+        crop=crop,
+        interpolation=interpolation,
+        name=name or type(model).__name__.lower(),
+        channels=first.x.shape[1],
+        output=first.choice.path if output is None or not callable(output) else (),
+        values=values.value,
+        evidence=evidence,
+    )
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, ModelSpec]] = weakref.WeakKeyDictionary()
+
+
+def facts_about(model: nn.Module, x: Tensor | None = None, layers: Sequence[str] = ()) -> ModelSpec:
+    """What `infer_spec` finds about a model, found once for each model, size of image and layer that is named.
+
+    Args:
+        model: the network.
+        x: images (N, C, H, W) that are to be explained.
+        layers: names of layers that are to be read beside the one that is chosen; how each lies is proved too.
+
+    Raises:
+        SpecError: as `infer_spec`.
+    """
+    # A head that was exchanged makes another model of it.
+    parts = hash(tuple((name, id(module), type(module)) for name, module in model.named_modules()))
+    shape = None if x is None else tuple(x.shape[1:])
+    known = _KNOWN.setdefault(model, {})
+
+    def found(layer: str | None) -> ModelSpec:
+        key = parts, shape, layer
+        if key not in known:
+            known[key] = infer_spec(model, x, feature_layer=layer)
+        return known[key]
+
+    spec = found(None)
+    wanted = [layer for layer in dict.fromkeys(layers) if layer != spec.feature_layer]
+    if not wanted:
+        return spec
+    return replace(spec, layouts=spec.layouts | {layer: found(layer).tokens for layer in wanted})
+
+
+# ------------------------------------------------------------------------------------------------------ the passes
+
+
+def _first_pass(model: nn.Module, x: Tensor | None, size: tuple[int, int] | None, which: Which) -> Probe:
+    """One image through the model: the given one, or noise of the first size and number of channels that it takes."""
+    device, dtype = place_of(model)
+    if x is not None:
+        return _one(model, x[:1].detach().to(device, dtype), which)
+    failure: Exception | None = None
+    sizes = declared.input_sizes(model, size)
+    channels = list(declared.input_channels(model))
+    for height, width in sizes:
+        for count in channels:
+            noise = _smooth(count, (height, width)).to(device, dtype)
+            try:
+                return _one(model, noise, which)
+            except XattnError:
+                raise
+            except Exception as error:  # whatever a foreign forward pass raises
+                failure = failure or error
+    tried = ", ".join(f"{h}x{w}" for h, w in sizes)
+    reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+    raise SpecError(
+        f"{type(model).__name__} does not run on an image of {tried} pixels ({reason}); give the size that it takes, "
+        "infer_spec(model, input_size=(height, width)), or images, infer_spec(model, x)."
+    )
+
+
+def _one(model: nn.Module, x: Tensor, which: Which) -> Probe:
+    """A pass with autograd's graph, or without one where the weights do not allow it."""
+    usable = not any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+    return run(model, x, which=which, graph=usable, attention=True)
+
+
+def _smooth(channels: int, size: tuple[int, int]) -> Tensor:
+    """An image (1, C, H, W) with patches of about an eighth of its side, roughly normalized."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(1, channels, max(size[0] // 8, 2), max(size[1] // 8, 2), generator=generator)
+    return nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=False)

@@ -1,0 +1,250 @@
+"""Running a model on probes: what each module gave, in which order, and what the class scores are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xattn.attention_taps import PROBABILITIES, AttentionTaps
+from xattn.outputs import Choice, Which, choose, rows, take
+from xattn.taps import first_tensor, put_back
+from xattn.trace import evaluating
+
+# What only passes on what it was given: no layer to read by its own name.
+PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
+_POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a submodule, in the order in which the calls ended.
+
+    Args:
+        name: of the module.
+        index: number of the call of this module in the pass, from zero.
+        module: the module itself.
+        output: what it gave, or the first tensor of that.
+        plain: the output is a tensor and not one of several, so that all that follows reads it.
+        node: of autograd, that made the output; None without a graph.
+        started: when the call started, by a clock that counts calls.
+        ended: when it ended.
+    """
+
+    name: str
+    index: int
+    module: nn.Module
+    output: Tensor
+    plain: bool
+    node: Any
+    started: int
+    ended: int
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether the module makes no map of its own: dropout, identity, and pooling to a size of its choice."""
+        kind = type(self.module).__name__
+        return isinstance(self.module, (*PASSING, *_POOLING)) or "Adaptive" in kind or "GlobalPool" in kind
+
+
+@dataclass
+class Probe:
+    """What one pass over probes showed.
+
+    Args:
+        x: the probes (B, C, H, W).
+        choice: the output that is explained.
+        calls: of all submodules.
+        attention: where attention ran, by the innermost module, and the shape of its probabilities.
+        raw: the tensor that was chosen, with its graph if there is one.
+    """
+
+    x: Tensor
+    choice: Choice
+    raw: Tensor
+    calls: list[Call] = field(default_factory=list)
+    attention: list[tuple[str, torch.Size]] = field(default_factory=list)
+
+    @property
+    def values(self) -> Tensor:
+        """The class scores (B, K)."""
+        return self.choice.values
+
+    def runs(self, name: str) -> int:
+        """How often a module ran."""
+        return sum(call.name == name for call in self.calls)
+
+    def call(self, name: str, index: int = -1) -> Call | None:
+        """A call of a module, the last one unless another is asked for; None if it did not run."""
+        own = [call for call in self.calls if call.name == name]
+        return own[index] if own and -len(own) <= index < len(own) else None
+
+
+@dataclass(frozen=True)
+class Swap:
+    """The call whose outputs are given to the other image of two, to see what of the scores goes with them.
+
+    Args:
+        name: of the module.
+        index: of the call.
+    """
+
+    name: str
+    index: int
+
+
+def run(
+    model: nn.Module, x: Tensor, *, which: Which = None, graph: bool = False, attention: bool = False,
+    swap: Swap | None = None,
+) -> Probe:  # fmt: skip
+    """Run the model once and record what every submodule gives.
+
+    Args:
+        model: in evaluation mode while it runs; it leaves as it came.
+        x: probes (B, C, H, W), at the model's dtype and device.
+        which: the output to explain; None finds it.
+        graph: keep autograd's graph from the input on.
+        attention: look for the probabilities of attention, which then runs step by step.
+        swap: exchange the outputs of a call between the images.
+    """
+    calls: list[Call] = []
+    seen: list[tuple[str, torch.Size]] = []
+    starts: dict[str, list[int]] = {}
+    counts: dict[str, int] = {}
+    clock = 0
+    handles = []
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any) -> None:
+            nonlocal clock
+            clock += 1
+            starts.setdefault(name, []).append(clock)
+
+        return hook
+
+    def after(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            nonlocal clock
+            clock += 1
+            started = starts[name].pop()
+            tensor = first_tensor(output)
+            if tensor is None:
+                return None
+            index = counts.get(name, 0)
+            counts[name] = index + 1
+            plain = isinstance(output, Tensor)
+            calls.append(Call(name, index, module, tensor.detach(), plain, tensor.grad_fn, started, clock))
+            if swap is not None and (name, index) == (swap.name, swap.index):
+                return put_back(output, tensor.flip(0))
+            return None
+
+        return hook
+
+    def see(name: str, kind: str, tensor: Tensor) -> Tensor:
+        if kind == PROBABILITIES:
+            seen.append((name, tensor.shape))
+        return tensor
+
+    modules = {name: module for name, module in model.named_modules() if name}
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_pre_hook(before(name)))
+            handles.append(module.register_forward_hook(after(name)))
+        taps = AttentionTaps(modules if attention and mixes_tokens(modules.values()) else {}, see)
+        with evaluating(model), torch.inference_mode(False), torch.set_grad_enabled(graph), taps:
+            output = model(x.clone().requires_grad_() if graph else x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if which is None:
+        choice = choose(output, len(x), _made(calls))
+    else:
+        named = take(output, which)
+        values = rows(named, len(x))
+        path = which if isinstance(which, tuple) else () if callable(which) else (which,)
+        choice = Choice(path, named.flatten(1) if values is None else values, "it was named")
+    raw = choice.values
+    return Probe(x, Choice(choice.path, raw.detach(), choice.why, choice.others), raw, calls, seen)
+
+
+def _made(calls: list[Call]) -> Callable[[Tensor], float]:
+    """When an output was computed: at the end of the call that gave it, or after all of them."""
+
+    def made(tensor: Tensor) -> float:
+        own = [c.ended for c in calls if c.output.data_ptr() == tensor.data_ptr() and c.output.shape == tensor.shape]
+        return min(own) if own else float("inf")
+
+    return made
+
+
+def mixes_tokens(modules: Iterable[nn.Module]) -> bool:
+    """Whether there may be self-attention to look for: convolutional networks are spared the search."""
+    return any(isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention)) for module in modules)
+
+
+def frontier(root: Any, stops: dict[Any, Call]) -> tuple[list[Call], bool]:
+    """The calls through which all paths of autograd's graph from `root` to the input go.
+
+    Args:
+        root: node of the class scores.
+        stops: calls by the node that made their output; no path is followed beyond one.
+
+    Returns:
+        The calls that were met, and whether a path reached the input without meeting one.
+    """
+    met: dict[int, Call] = {}
+    around = False
+    visited = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if (call := stops.get(node)) is not None:
+            met[id(call)] = call
+            continue
+        variable = getattr(node, "variable", None)
+        if variable is not None and not isinstance(variable, nn.Parameter):
+            around = True
+        waiting.extend(following for following, _ in node.next_functions)
+    return sorted(met.values(), key=lambda call: call.ended), around
+
+
+def leads_to(node: Any, other: Any) -> bool:
+    """Whether autograd's graph leads from one node back to another."""
+    visited = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if current is other:
+            return True
+        if current is not None and current not in visited:
+            visited.add(current)
+            waiting.extend(following for following, _ in current.next_functions)
+    return False
+
+
+# Nodes of autograd behind which the values are still those of the node before: shapes, copies, choices.
+_SHAPING = ("View", "Reshape", "Squeeze", "Unsqueeze", "Select", "Slice", "Clone", "Alias", "ToCopy", "Transpose")
+_LAST = {
+    "Softmax": "probabilities",
+    "Sigmoid": "probabilities",
+    "LogSoftmax": "log-probabilities",
+    "LogSigmoid": "log-probabilities",
+}
+
+
+def last_operation(node: Any) -> str | None:
+    """What the last operation makes of the class scores: probabilities or log-probabilities; None for others."""
+    while node is not None:
+        name = type(node).__name__.removesuffix("0").removesuffix("Backward").lstrip("_").removeprefix("Unsafe")
+        if name in _LAST:
+            return _LAST[name]
+        if not name.startswith(_SHAPING) or not node.next_functions:
+            return None
+        node = node.next_functions[0][0]
+    return None
