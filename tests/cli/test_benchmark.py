@@ -43,7 +43,7 @@ def test_run_again_extend_and_report(run: Run, config: Path, tmp_path: Path) -> 
     first = run("benchmark", config, "--out", "runs/x", "--quiet")
     assert first.exit_code == 0, first.stderr
     assert "new scores in 2 blocks, in runs/x" in first.stdout
-    assert "next: xattn report runs/x" in first.stdout
+    assert f"next: xattn report runs/x --config {config}" in first.stdout
     assert "0 new scores in 0 blocks" in run("benchmark", config, "--out", "runs/x").stdout
     more = run(
         "benchmark", config, "--out", "runs/x", "-q", "--set", "run.batch=5", "--set", 'methods=["gradcam", "brnpa"]'

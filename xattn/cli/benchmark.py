@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,8 @@ def benchmark(
     launched = shard is None and "RANK" in os.environ
     try:
         status = _run(settings, check(settings), out, rank, world, quiet=quiet or rank > 0, launched=launched)
+        if rank == 0:
+            console.say(f"next: xattn report {shlex.quote(str(out))} --config {shlex.quote(str(config))}")
     except KeyboardInterrupt:
         stored = len(Store(out).parts())
         console.fail(
@@ -115,8 +118,6 @@ def _run(
     console.say(f"{who}{summary.rows:,} new scores in {summary.blocks} blocks, in {out}")
     # A launcher stops the other processes when one ends with a status, so that only the words tell there.
     failed = rank == 0 and _tell(out, cells)
-    if rank == 0:
-        console.say(f"next: xattn report {out} --config {config}")
     return EXIT_SOME_FAILED if failed and not launched else 0
 
 
