@@ -172,8 +172,9 @@ def test_bad_images_are_told(model: Small, x: Tensor) -> None:
     x[1, 0, 0, 0] = torch.nan
     with pytest.raises(DataError, match="image 1 has values that are NaN"):
         record(model, x, spec=SPEC)
-    with pytest.raises(ShapeError, match="expected float images"):
-        record(model, x[0], spec=SPEC)
+    for wrong in (x[0], x[:, :, :0], x.to_sparse()):
+        with pytest.raises(ShapeError, match="expected float images"):
+            record(model, wrong, spec=SPEC)
 
 
 def test_an_exception_leaves_nothing_behind(model: Small, x: Tensor) -> None:

@@ -179,6 +179,8 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
 
 
 def test_what_is_no_batch_is_refused() -> None:
+    with pytest.raises(DataError, match="expected paths, images or tensors but got NoneType"):
+        to_batch(None, spec())  # type: ignore[arg-type]
     with pytest.raises(DataError, match="there is none"):
         to_batch([], spec())
     with pytest.raises(DataError, match="there is none"):

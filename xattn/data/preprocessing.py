@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -184,8 +184,10 @@ def to_batch(images: ImageLike | Sequence[ImageLike], spec: ModelSpec, *, fit: F
         items: list[ImageLike] = [images]
     elif isinstance(images, (Tensor, np.ndarray)):
         items = list(images) if images.ndim == 4 else [images]
-    else:
+    elif isinstance(images, Iterable):
         items = list(images)
+    else:
+        raise DataError(f"images: expected paths, images or tensors but got {type(images).__name__}.")
     if not items:
         raise DataError("images: there is none; pass at least one.")
     rows: list[Tensor] = []
