@@ -16,10 +16,13 @@ ROOT = Path(__file__).parents[2]
 SEED = 0
 COUNTS = {
     "images": 10,
+    "names": 12,
     "weights": 14,
     "recipes": 12,
     "configurations": 10,
     "results": 7,
+    "datasets": 10,
+    "parameters": 16,
     "options": 12,
     "hostile": 10,
 }
