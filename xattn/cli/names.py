@@ -35,7 +35,7 @@ def shortened(name: str, limit: int = _LONGEST) -> str:
     """A name of at most `limit` bytes; a digest of the whole stands for what is cut off.
 
     >>> shortened("x" * 9999, 20)
-    'xxxxxxxxxxx-c60d50b9'
+    'xxxxxxxxxxx-39ac231a'
     """
     if len(name.encode()) <= limit:
         return name
