@@ -27,6 +27,20 @@ def test_status() -> None:
     assert status_of(torch.ones(1, 1, 1, 1)) == ["ok"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_map_that_differs_by_rounding_alone_is_constant(dtype: torch.dtype) -> None:
+    eps, shape = torch.finfo(dtype).eps, torch.linspace(-1, 1, 256, dtype=dtype).view(1, 1, 16, 16)
+    assert status_of((1 + 27 * eps * shape) / 16) == ["constant"]
+    assert status_of(-1e20 * (1 + 27 * eps * shape)) == ["constant"]
+    # Small, but all of it is shape; and a small shape on a large pedestal.
+    assert status_of(1e-30 * shape) == ["ok"]
+    assert status_of(1e-30 * (1 + shape)) == ["ok"]
+    assert status_of(1 + 1000 * eps * shape) == ["ok"]
+    single = torch.zeros(1, 1, 16, 16, dtype=dtype)
+    single[0, 0, 3, 4] = torch.finfo(dtype).tiny
+    assert status_of(single) == ["ok"]
+
+
 @pytest.fixture
 def explanation() -> Explanation:
     return Explanation(

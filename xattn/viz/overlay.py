@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.explanation import constant
 from xattn.functional.resize import normalize, resize
 from xattn.looks import COLORMAP
 from xattn.viz.colors import DIVERGING, Floats, colorize, rank_color
@@ -220,9 +221,9 @@ def _maps(values: MapLike, what: str) -> Tensor:
 
 
 def _flat(maps: Tensor) -> bool:
-    """Whether there is no difference to show."""
+    """Whether there is no difference to show, or none but rounding."""
     finite = maps[maps.isfinite()]
-    return finite.numel() == 0 or bool(finite.min() == finite.max())
+    return finite.numel() == 0 or bool(constant(finite[None]))
 
 
 def _status(maps: Tensor, status: str) -> str:
