@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,31 @@ def test_nothing_that_the_manifest_names_is_imported_or_read(run: Path, tmp_path
     assert not (tmp_path / "ran").exists()
     for path in (run / "report").rglob("*"):
         assert path.is_dir() or b"hunter2" not in path.read_bytes()
+
+
+def test_a_configuration_chooses_no_code_and_the_remedy_works(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(MODULE)
+    config = tmp_path / "c.toml"
+    config.write_text(
+        'methods = ["random"]\nmetrics = ["sparsity"]\n[[data]]\nsource = "synthetic:length=2,size=64"\n'
+        '[[models]]\nname = "own:net"\n[run]\ntarget = "predicted"\ncontrols = false\n'
+    )
+
+    def command(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "xattn", "benchmark", str(config), "--plan", *more],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": f"{Path.cwd()}{os.pathsep}{tmp_path}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    refused = command()
+    assert refused.returncode == 2
+    assert not (tmp_path / "ran").exists()
+    command(*shlex.split(refused.stderr.partition("name it yourself: ")[2]))
+    assert (tmp_path / "ran").exists()
 
 
 def outward_link(run: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+import shlex
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,7 @@ class ModelEntry(_Section):
     """One model; the fields are the arguments of `xattn.create_model`.
 
     Args:
-        name: name, `package.module:factory`, or weights file.
+        name: name or weights file; a `package.module:factory` only where the command line gives it.
         weights: `"DEFAULT"` or a file.
         head: name of a registered head: `linear`, `bcnn`, `brnpa`.
         resolution: `low` or `high`.
@@ -206,7 +207,28 @@ class Config(_Section):
             raise ParameterError(f"'{path}' is no valid TOML: {error}.") from None
         for change in changes:
             _change(values, change)
+        _refuse_factories(values, changes, path)
         return cls.build(values, str(path))
+
+
+def _refuse_factories(values: Any, changes: Sequence[str], path: Path) -> None:
+    """A file does not choose what code is run: a factory is called only if a person names it on the command line.
+
+    Raises:
+        ParameterError: with the option that names it.
+    """
+    from xattn.models.factory import is_factory  # brings torch, which reading a configuration does not need otherwise
+
+    models = values.get("models")
+    given = {change.partition("=")[0].strip() for change in changes}
+    for i, model in enumerate(models if isinstance(models, list) else ()):
+        name = model.get("name") if isinstance(model, dict) else None
+        key = f"models.{i}.name"
+        if isinstance(name, str) and is_factory(name) and key not in given:
+            raise ParameterError(
+                f"'{path}' names '{name}' as {key}, and a file does not choose what code is run here; if you trust "
+                f"that code, name it yourself: --set {shlex.quote(f'{key}={name}')}"
+            )
 
 
 def _change(values: Any, change: str) -> None:

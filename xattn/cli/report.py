@@ -45,6 +45,10 @@ def report(
             "nothing outside DIR is read, and nothing that a file in DIR names is opened.",
         ),
     ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a value of the configuration, as in benchmark."),
+    ] = None,
     resamples: Annotated[int, typer.Option(metavar="N", min=1, help="Of the bootstrap intervals.")] = 1000,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the bootstrap.")] = 0,
     quiet: options.Quiet = False,
@@ -53,7 +57,7 @@ def report(
     from xattn.benchmark.config import Config
     from xattn.pages.report import full_report
 
-    trusted = None if config is None else Config.read(config)
+    trusted = None if config is None else Config.read(config, change or ())
     with console.working("reading", shown=not quiet) as tell:
         path = full_report(run, out, resamples=resamples, seed=seed, count=panels, config=trusted, progress=tell)
     console.say(f"{path}: open it in a browser; tables and figures are beside it")

@@ -229,7 +229,7 @@ def _refuse_code(path: str, backbone: str) -> None:
     """Let a file name networks that are registered or a library's own, and nothing else that could be imported."""
     if backbone in models or backbone in torchvision_models.names() or timm_models.knows(backbone):
         return
-    if _is_factory(backbone):
+    if is_factory(backbone):
         raise FactoryError(path, backbone)
     names = [*models.names(), *torchvision_models.names(), *timm_models.names()]
     raise CheckpointError(f"'{path}': {unknown('network', backbone, names)}")
@@ -246,7 +246,7 @@ def _refuse_giants(path: str, wanted: Architecture, held: int) -> None:
         raise CheckpointError(f"'{path}': {name} has {number:,} weights but the file holds {held:,}.")
 
 
-def _is_factory(name: str) -> bool:
+def is_factory(name: str) -> bool:
     """Whether a name has the form `package.module:factory`."""
     module, colon, attribute = name.partition(":")
     return bool(colon) and all(part.isidentifier() for part in (*module.split("."), attribute))
@@ -357,7 +357,7 @@ def _build(name: str, published: str | None, classes: int | None) -> nn.Module:
 def _import(name: str) -> Callable[..., Any]:
     """The factory called `package.module:factory`, from the path or from the working folder."""
     module, _, attribute = name.partition(":")
-    if not _is_factory(name):
+    if not is_factory(name):
         raise UnknownNameError(f"model '{name}': expected package.module:factory, names of Python.")
     try:
         with _working_folder():
