@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from xattn.errors import DataError, ParameterError
-from xattn.schema import Length, Range, build, check, check_fields, read_json
+from xattn.schema import Length, Range, build, check, check_fields, read_json, read_toml
 
 Count = Annotated[int, Range(1, 10)]
 
@@ -108,3 +108,10 @@ def test_json_is_bounded(text: str | bytes, message: str) -> None:
 
 def test_brackets_in_strings_have_no_depth() -> None:
     assert read_json('{"a": "' + "[" * 50 + '\\"{"}', "header") == {"a": "[" * 50 + '"{'}
+
+
+@pytest.mark.parametrize("key", ["a." * 20_000 + "b", "a . " * 500 + "b"])
+@pytest.mark.parametrize("form", ["{} = 1", "[{}]", "x = {{{} = 1}}"])
+def test_keys_of_toml_are_bounded(key: str, form: str) -> None:
+    with pytest.raises(ValueError, match="more than 100 parts"):
+        read_toml(form.format(key))

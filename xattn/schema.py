@@ -11,6 +11,8 @@ import dataclasses
 import functools
 import json
 import math
+import re
+import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,7 @@ from xattn.errors import DataError, ParameterError, XattnError, unknown
 T = TypeVar("T")
 _MISSING = object()
 _LARGEST = 2**1000  # of a whole number that is read as a float; infinity is no number unless a range allows it
+_KEY_PARTS = 100  # of a key in a TOML file
 _SHOWN = 60  # characters of a wrong value in a message
 
 
@@ -280,6 +283,20 @@ def read_json(
         return json.loads(plain, parse_constant=refuse)
     except ValueError as reason:  # a number of thousands of digits among them
         raise error(f"{what} is not JSON ({reason}).") from None
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """Values of a TOML file of bounded size.
+
+    Raises:
+        ValueError: if it is no TOML, or has a key of hundreds of parts, which takes the parser gigabytes.
+
+    >>> read_toml("run.batch = 7")
+    {'run': {'batch': 7}}
+    """
+    if any(piece[0].count(".") > _KEY_PARTS for piece in re.finditer(r"[^=,\[\]{}\n]+", text)):
+        raise ValueError(f"a key of more than {_KEY_PARTS} parts")
+    return tomllib.loads(text)
 
 
 def _depth(text: str) -> int:

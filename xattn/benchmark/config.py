@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from xattn.errors import DataError, ParameterError, XattnError, nearest, unknown
 from xattn.files import read_regular
+from xattn.schema import read_toml
 
 
 class _Section(BaseModel):
@@ -198,7 +199,7 @@ class Config(_Section):
         """
         path = Path(path)
         try:
-            values = tomllib.loads(read_regular(path, 2**20).decode())
+            values = read_toml(read_regular(path, 2**20).decode())
         except FileNotFoundError:
             raise ParameterError(f"there is no configuration '{path}'.") from None
         except DataError:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xattn.errors import DataError, ParameterError, nearest, unknown
 from xattn.files import read_regular
 from xattn.models.header import MOST_PARTS, SMALLEST_SIDE
+from xattn.schema import read_toml
 from xattn.spec import LARGEST_SIDE, MOST_CLASSES
 
 _MOST_EPOCHS = 50_000
@@ -280,7 +281,7 @@ class Recipe(_Section):
         """
         path = Path(path)
         try:
-            values = tomllib.loads(read_regular(path, _RECIPE_BYTES).decode())
+            values = read_toml(read_regular(path, _RECIPE_BYTES).decode())
         except (OSError, DataError) as error:
             reason = f" ({error.strerror})" if isinstance(error, OSError) else f": {error}"
             raise ParameterError(f"no recipe at '{path}'{reason}".rstrip(".") + ".") from None
