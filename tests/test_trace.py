@@ -172,7 +172,7 @@ def test_bad_images_are_told(model: Small, x: Tensor) -> None:
     x[1, 0, 0, 0] = torch.nan
     with pytest.raises(DataError, match="image 1 has values that are NaN"):
         record(model, x, spec=SPEC)
-    for wrong in (x[0], x[:, :, :0], x.to_sparse()):
+    for wrong in (x[0], x[:0], x[:, :, :0], x.to_sparse()):
         with pytest.raises(ShapeError, match="expected float images"):
             record(model, wrong, spec=SPEC)
 

@@ -391,7 +391,7 @@ def record(
         NotApplicableError: if a tapped layer does not run exactly once.
     """
     model = unwrap(model)
-    if x.ndim != 4 or not x.is_floating_point() or x.layout != torch.strided or 0 in x.shape[1:]:
+    if x.ndim != 4 or not x.is_floating_point() or x.layout != torch.strided or 0 in x.shape:
         kind = x.dtype if x.layout == torch.strided else f"{x.layout}, {x.dtype}"
         raise ShapeError(f"x: expected float images (N, C, H, W) but got {kind} of shape {tuple(x.shape)}.")
     finite = torch.isfinite(x).flatten(1).all(dim=1)
