@@ -52,7 +52,6 @@ def image_column(rng: random.Random, home: Path) -> Call:
         "path number": [{"bytes": stock.encoded(i), "path": i} for i in range(count)],
         "path hard": [{"bytes": stock.encoded(i), "path": f"\x1b[2J{i}\u202e"} for i in range(count)],
         "bytes text": [{"bytes": "x", "path": "a.png"}] * count,
-        "empty struct": pa.array([{}] * count, pa.struct([])),
         "other struct": [{"data": b"x"}] * count,
         "plain bytes": [stock.encoded(i) for i in range(count)],
         "damaged": [{"bytes": damage(rng, stock.encoded(i))[0], "path": f"{i}.png"} for i in range(count)],
