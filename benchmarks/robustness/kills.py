@@ -123,7 +123,8 @@ def _contents(what: str, home: Path) -> list[bytes]:
         state = load_file(home / "r" / "best.safetensors")
         return [name.encode() + state[name].numpy().tobytes() for name in sorted(state)]
     if what == "report":
-        return [str(p.relative_to(home)).encode() + p.read_bytes() for p in sorted((home / "rep").rglob("*.csv"))]
+        tables = sorted(p for p in (home / "rep").rglob("*.csv") if not p.name.startswith("."))  # none half written
+        return [str(p.relative_to(home)).encode() + p.read_bytes() for p in tables]
     import pyarrow.parquet as pq
 
     rows = [
