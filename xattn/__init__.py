@@ -22,6 +22,8 @@ _PUBLIC = {
     "load_explanation": "xattn.storage",
     "record": "xattn.trace",
     "Trace": "xattn.trace",
+    **dict.fromkeys(("Class", "Difference", "MultiLabel", "Scalar", "Similarity", "Target"), "xattn.targets"),
+    **dict.fromkeys(("Box", "Region"), "xattn.placed_targets"),
     "ModelSpec": "xattn.spec",
     "infer_spec": "xattn.inspection",
     "Metric": "xattn.metric",
@@ -42,9 +44,17 @@ if TYPE_CHECKING:
     from xattn.inspection import infer_spec as infer_spec
     from xattn.metric import Metric as Metric
     from xattn.models import create_model as create_model
+    from xattn.placed_targets import Box as Box
+    from xattn.placed_targets import Region as Region
     from xattn.spec import ModelSpec as ModelSpec
     from xattn.storage import load_explanation as load_explanation
     from xattn.storage import save_explanation as save_explanation
+    from xattn.targets import Class as Class
+    from xattn.targets import Difference as Difference
+    from xattn.targets import MultiLabel as MultiLabel
+    from xattn.targets import Scalar as Scalar
+    from xattn.targets import Similarity as Similarity
+    from xattn.targets import Target as Target
     from xattn.trace import Trace as Trace
     from xattn.trace import record as record
 

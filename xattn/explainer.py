@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -104,22 +104,23 @@ class Explainer(ABC):
             if error is not None:
                 excess = (error > self.tolerance).tolist()
                 status = [NON_CONSERVING if s == OK and e else s for s, e in zip(status, excess, strict=True)]
-            probability = trace.probabilities.gather(1, trace.target[:, None])[:, 0]
+            goal, spec = trace.goal, trace.spec
+            probability = goal.probability(trace.logits, trace.target, spec.values)
+        plain = goal.by_class and goal.has_classes
         return Explanation(
             maps=maps,
-            target=trace.target,
+            target=trace.target if goal.by_class else torch.full_like(trace.target, -1),
+            described=() if plain else tuple(goal.text(i, spec) for i in range(len(maps))),
             method=self,
             input_size=trace.input_size,
             parts=parts,
             status=tuple(status),
             probability=probability,
             inputs=trace.x,
-            spec=trace.spec,
+            spec=spec,
         )
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, target: Tensor | Sequence[int] | int | None = None, *, spec: ModelSpec
-    ) -> Explanation:
+    def __call__(self, model: nn.Module, x: Tensor, target: Any = None, *, spec: ModelSpec) -> Explanation:
         """Explain normalized images (N, C, H, W); `xattn.explain` also reads photographs and finds the facts."""
         return self.explanation(record(model, x, target, spec=spec, **needs_of([self], spec)))
 

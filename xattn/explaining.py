@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
+import numpy as np
 from torch import Tensor, nn
 
 from xattn.data.preprocessing import to_batch
@@ -14,8 +16,10 @@ from xattn.explainer import Explainer, LayerExplainer, needs_of
 from xattn.explainers import applicable, resolve
 from xattn.explanation import OK, Explanation
 from xattn.inspection import facts_about
+from xattn.outputs import Which
 from xattn.score import ScoreFn
 from xattn.spec import ModelSpec
+from xattn.targets import Similarity, as_target
 from xattn.trace import Trace, place_of, record, unwrap
 
 
@@ -23,13 +27,14 @@ def record_for(
     model: nn.Module,
     x: Tensor,
     methods: Iterable[Explainer],
-    target: Tensor | Sequence[int] | int | None = None,
+    target: Any = None,
     *,
     spec: ModelSpec,
     score: str | ScoreFn = "logit",
     seeds: Sequence[int] | None = None,
     scoring: nn.Module | None = None,
     grad: bool | None = None,
+    output: Which = None,
 ) -> Trace:
     """Record one pass that keeps what all of these methods read.
 
@@ -43,11 +48,12 @@ def record_for(
         seeds: one number per image, for methods that draw random numbers; None derives it from the image.
         scoring: as in `record`.
         grad: keep the graph; None does so where a method reads gradients.
+        output: as in `record`.
     """
     needs = needs_of(methods, spec)
     if grad is not None:
         needs["grad"] = grad
-    return record(model, x, target, spec=spec, score=score, seeds=seeds, scoring=scoring, **needs)
+    return record(model, x, target, spec=spec, score=score, seeds=seeds, scoring=scoring, output=output, **needs)
 
 
 def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = False) -> list[Explanation]:
@@ -83,12 +89,12 @@ def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = Fa
 @overload
 def explain(
     model: nn.Module, x: Any, methods: str | Explainer, target: Any = None, *, spec: ModelSpec | None = None,
-    seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit",
+    seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
 ) -> Explanation: ...  # fmt: skip
 @overload
 def explain(
     model: nn.Module, x: Any, methods: Sequence[str | Explainer], target: Any = None, *, spec: ModelSpec | None = None,
-    seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit",
+    seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
 ) -> list[Explanation]: ...  # fmt: skip
 def explain(
     model: nn.Module,
@@ -99,6 +105,7 @@ def explain(
     spec: ModelSpec | None = None,
     seeds: Sequence[int] | None = None,
     score: str | ScoreFn = "logit",
+    output: Which = None,
 ) -> Explanation | list[Explanation]:
     """Explain what a model sees in images, with one forward and at most one backward pass for all layer methods.
 
@@ -108,10 +115,14 @@ def explain(
             a Pillow image, a uint8 array (H, W, C), or a list of these.
         methods: a name such as `"gradcam"` or `"brnpa:parts=4"`, an `Explainer`, or a sequence of them; `["all"]`
             stands for every method, and `"all"` for every one that is defined for the model.
-        target: class of each image, one class for all (index or name), or None for the predicted class.
+        target: class of each image, one class for all (index or name), None for the predicted class, an object of
+            `xattn.targets` (`Scalar()`, `Difference(a, b)`, `Similarity(to)`, `Region(mask, class)`, …), its text
+            (`"scalar"`, `"a - b"`), or a function of all that the model returns that gives (N,).
         spec: facts about the model; None takes `model.spec` or infers them.
         seeds: one number per image, for methods that draw random numbers; None derives it from the image.
         score: the scalar to explain: `"logit"`, `"prob"`, `"sigmoid"`, `"margin"`, or a callable.
+        output: which of the model's outputs is explained: a key, an index, a path of these or a function; None finds
+            the class scores.
 
     Returns:
         One `Explanation` for one method, a list for a sequence and for `"all"`.
@@ -133,7 +144,10 @@ def explain(
         spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
         images = x if isinstance(x, Tensor) and x.is_floating_point() else None
-        spec = facts_about(model, images, [m.layer for m in chosen if isinstance(m, LayerExplainer) and m.layer])
+        layers = [m.layer for m in chosen if isinstance(m, LayerExplainer) and m.layer]
+        spec = facts_about(model, images, layers, output=output, target=target)
+    elif output is not None and not callable(output):
+        spec = replace(spec, output=output if isinstance(output, tuple) else (output,))
     if not (isinstance(x, Tensor) and x.is_floating_point()):
         if spec.mean is None or spec.std is None:
             raise SpecError(
@@ -142,12 +156,13 @@ def explain(
                 "mean=(0, 0, 0) and std=(1, 1, 1) leave [0, 1] as it is."
             )
         x = to_batch(x, spec).to(place_of(model)[0])
-    if isinstance(target, str):
-        target = spec.class_index(target)
+    target = as_target(target, spec)
+    if isinstance(target, Similarity) and not isinstance(target.to, (Tensor, np.ndarray)):
+        target = Similarity(to_batch(target.to, spec))
     if every:
         chosen = [method for method in chosen if applicable(method, spec) is None]
     for method in chosen:
         method.check(spec)
-    trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds)
+    trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds, output=output)
     explanations = explain_trace(trace, chosen, skip=every)
     return explanations[0] if single else explanations

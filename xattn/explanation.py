@@ -53,14 +53,16 @@ class Explanation:
 
     Args:
         maps: raw importance (N, 1, h, w) on the method's own grid, float32 or float64, higher = more important.
-        target: int64 (N,), the class that was explained.
+        target: int64 (N,), the class that was explained, or the column of a number; -1 for what is neither.
         method: the explainer, whose `repr` holds all parameters.
         input_size: height and width of the images in pixels.
         parts: the maps (N, P, h, w) of the parts, for methods that have them.
         status: per image `ok`, `all-zero`, `constant`, `nan`, `non-conserving` or `hook never fired`.
-        probability: (N,), what the model gives the target: softmax, or sigmoid where there is one output.
+        probability: (N,), what the model gives the target: softmax, or sigmoid where there is one output; None for
+            what has no probability.
         inputs: the images, normalized floats or uint8 pixels (N, C, H, W), for pictures.
         spec: facts about the model.
+        described: what was explained in each image, in words; empty where it was a class.
     """
 
     maps: Tensor
@@ -72,12 +74,15 @@ class Explanation:
     probability: Tensor | None = None
     inputs: Tensor | None = None
     spec: ModelSpec | None = None
+    described: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.maps.ndim != 4 or self.maps.shape[1] != 1:
             raise ShapeError(f"Explanation: expected maps of shape (N, 1, h, w) but got {tuple(self.maps.shape)}.")
         if len(self.target) != len(self.maps):
             raise ShapeError(f"Explanation: {len(self.maps)} maps do not fit {len(self.target)} targets.")
+        if self.described and len(self.described) != len(self.maps):
+            raise ShapeError(f"Explanation: {len(self.maps)} maps do not fit {len(self.described)} descriptions.")
         if not self.status:
             object.__setattr__(self, "status", tuple(status_of(self.maps)))
 
@@ -110,7 +115,9 @@ class Explanation:
         return denormalize(self.inputs, mean, std).cpu()
 
     def class_name(self, i: int = 0) -> str:
-        """Name of the class explained in image `i`."""
+        """Name of the class explained in image `i`, or what else was explained there."""
+        if self.described:
+            return self.described[i]
         index = int(self.target[i])
         return self.spec.class_name(index) if self.spec is not None else f"class {index}"
 

@@ -19,9 +19,10 @@ from xattn.errors import DataError, NotApplicableError, ParameterError, XattnErr
 from xattn.explainer import Explainer
 from xattn.explaining import record_for
 from xattn.explanation import Explanation
-from xattn.score import probabilities
+from xattn.score import apply_score
 from xattn.spec import ModelSpec
-from xattn.trace import Trace, check_target, place_of
+from xattn.targets import Class, Target, as_target
+from xattn.trace import Trace, place_of
 
 SAME = "the same for every class"
 """Stands for the explanation of a further class by a method that does not look at the class."""
@@ -74,7 +75,8 @@ class Settings:
     """What is asked of every image, whatever the answers are for.
 
     Args:
-        targets: classes to explain by name or index, in this order; none stands for the predicted class.
+        targets: what to explain, in this order: classes by name or index, `scalar`, `a - b`; none stands for the
+            predicted class.
         topk: classes to explain at least; the most probable ones follow those that are named.
         fit: as in `preprocess`.
         score: the scalar to explain.
@@ -225,7 +227,7 @@ class _Answers:
 
     def __init__(self, columns: Sequence[Column], settings: Settings, measure: Measure | None) -> None:
         self.columns, self.settings, self.measure = columns, settings, measure
-        self.wanted: Tensor | None = None  # (N, k) classes, the same for all networks
+        self.wanted: Sequence[Tensor | Target] = ()  # k times classes (N,), the same for all networks, or a target
         self.predicted: dict[str, list[dict[str, Any]]] = {}
         self.seconds = [0.0] * len(columns)
         self.passes: dict[str, float] = {}
@@ -235,7 +237,7 @@ class _Answers:
     def add(self, network: Network, x: Tensor) -> None:
         """Explain all classes by the methods of a network."""
         self._explain(network, x, 0)
-        for k in range(1, 1 if self.wanted is None else self.wanted.shape[1]):
+        for k in range(1, len(self.wanted)):
             self._explain(network, x, k)
         for line in self.lines:
             for j, column in enumerate(self.columns):
@@ -249,9 +251,9 @@ class _Answers:
             for j, column in enumerate(self.columns)
             if column.network is network and column.refused is None and (k == 0 or column.method.class_specific)
         ]
-        target: Tensor | int | None = None if self.wanted is None else self.wanted[:, k]
-        if target is None and self.settings.targets:
-            target = network.spec.class_index(self.settings.targets[0])
+        named = [as_target(text, network.spec) for text in self.settings.targets]
+        classes = all(isinstance(goal, Class) for goal in named)
+        target: Any = self.wanted[k] if self.wanted and classes else named[k] if named else None
         start = time.perf_counter()
         trace = _record_all([column for _, column in todo], x, target, self.settings)
         if trace is None:
@@ -259,10 +261,16 @@ class _Answers:
         self.passes[network.name] = self.passes.get(network.name, 0.0) + time.perf_counter() - start
         if k == 0:
             self.predicted[network.name] = predictions(trace)
-        if self.wanted is None:
-            self.wanted = wanted_classes(trace, self.settings.topk, self.settings.targets[1:])
-            self.lines = [[SAME] * len(self.columns) for _ in self.wanted[0]]
-            self.measured = [[None] * len(self.columns) for _ in self.wanted[0]]
+        if not self.wanted:
+            if not classes and self.settings.topk > 1:
+                raise ParameterError(
+                    f"--topk {self.settings.topk}: there are no classes behind '{trace.goal.text(0, trace.spec)}'; "
+                    "leave one of --topk and --target out."
+                )
+            more = self.settings.targets[1:]
+            self.wanted = wanted_classes(trace, self.settings.topk, more).unbind(1) if classes else named
+            self.lines = [[SAME] * len(self.columns) for _ in self.wanted]
+            self.measured = [[None] * len(self.columns) for _ in self.wanted]
         fresh: dict[int, Explanation] = {}
         for j, column in todo:
             start = time.perf_counter()
@@ -276,13 +284,13 @@ class _Answers:
                 self.measured[k][j] = value
 
 
-def _record_all(columns: Sequence[Column], x: Tensor, target: Tensor | int | None, settings: Settings) -> Trace | None:
+def _record_all(columns: Sequence[Column], x: Tensor, target: Any, settings: Settings) -> Trace | None:
     """The recorded pass for all of these columns; those that it refuses are marked where that is tolerated."""
     if not columns:
         return None
     network = columns[0].network
 
-    def attempt(some: Sequence[Column], x: Tensor, target: Tensor | int | None) -> Trace:
+    def attempt(some: Sequence[Column], x: Tensor, target: Any) -> Trace:
         methods = [column.method for column in some]
         with at_precision(settings.precision, x.device):
             trace = record_for(network.model, x, methods, target, spec=network.spec, score=settings.score)
@@ -344,11 +352,11 @@ def _is_memory(error: BaseException) -> bool:
 
 def wanted_classes(trace: Trace, topk: int, more: Sequence[str] = ()) -> Tensor:
     """Classes (N, k) to explain: the target of the trace, then `more`, then the most probable ones up to `topk`."""
-    scores = probabilities(trace.logits)
+    scores = trace.probabilities
     first = trace.target
     indices = dict.fromkeys(trace.spec.class_index(name) for name in more)
     for index in indices:
-        check_target(index, trace.logits)
+        Class(index).bind(None, trace.logits, trace.spec, None)  # refuses what does not exist
     # A class that is named is the same in all images, so that the first image tells whether the target is among `more`.
     others = [torch.full_like(first, index) for index in indices if index != int(first[0])]
     named = torch.stack([first, *others], dim=1)
@@ -357,8 +365,15 @@ def wanted_classes(trace: Trace, topk: int, more: Sequence[str] = ()) -> Tensor:
 
 
 def predictions(trace: Trace) -> list[dict[str, Any]]:
-    """The predicted class of each image: `index`, `class` and `probability`."""
-    best = probabilities(trace.logits).double().max(dim=1)
+    """The predicted class of each image: `index`, `class` and `probability`; what else is explained, and its value."""
+    if not isinstance(trace.goal, Class):
+        values = apply_score(trace.score_fn, trace.logits, trace.target).tolist()
+        text = [trace.goal.text(i, trace.spec) for i in range(len(values))]
+        return [
+            {"index": None, "class": f"{what} {value:.4g}", "probability": None}
+            for what, value in zip(text, values, strict=True)
+        ]
+    best = trace.probabilities.double().max(dim=1)
     return [
         {"index": k, "class": trace.spec.class_name(k), "probability": p}
         for k, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -378,5 +393,6 @@ def one(explanation: Explanation, i: int) -> Explanation:
         parts=pick(explanation.parts),
         status=(explanation.status[i],),
         probability=pick(explanation.probability),
+        described=explanation.described[i : i + 1],
         inputs=pick(explanation.inputs),
     )

@@ -54,6 +54,7 @@ def save_explanation(explanation: Explanation, path: str | Path, *, images: bool
             "input_size": explanation.input_size,
             "status": explanation.status,
             "spec": explanation.spec.to_dict() if explanation.spec is not None else None,
+            **({"described": explanation.described} if explanation.described else {}),
         }
     )
     with whole_file(path) as temporary:
@@ -79,6 +80,7 @@ class _Header:
     input_size: tuple[Annotated[int, Range(1, LARGEST_SIDE)], Annotated[int, Range(1, LARGEST_SIDE)]]
     status: tuple[Annotated[str, Length(1, 100)], ...]
     spec: ModelSpec | None
+    described: tuple[Annotated[str, Length(0, 2000)], ...] = ()
 
 
 def load_explanation(path: str | Path) -> Explanation:
@@ -98,6 +100,8 @@ def load_explanation(path: str | Path) -> Explanation:
         raise DataError(f"{who} is not a saved explanation ({error}).") from None
     header = build(_Header, read_json(text, f"{who}: metadata", max_bytes=2**24), who)
     _check(tensors, len(header.status), who)
+    if header.described and len(header.described) != len(header.status):
+        raise DataError(f"{who}: {len(header.described)} descriptions do not fit {len(header.status)} images.")
     return Explanation(
         maps=tensors["maps"],
         target=tensors["target"],
@@ -108,6 +112,7 @@ def load_explanation(path: str | Path) -> Explanation:
         probability=tensors.get("probability"),
         inputs=tensors.get("images"),
         spec=header.spec,
+        described=header.described,
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from xattn.attention_taps import attention_of
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, unknown
 from xattn.functional.baselines import Baseline, Replace
-from xattn.outputs import choose, rows, spelled, take
-from xattn.score import ScoreFn, apply_score, find_score, probabilities
+from xattn.outputs import Which
+from xattn.score import ScoreFn, apply_score, probabilities
 from xattn.spec import ModelSpec
 from xattn.taps import INPUT as INPUT
 from xattn.taps import Taps
+from xattn.targets import Class, Target, as_target, logits_of
 
 T = TypeVar("T")
 
@@ -76,61 +78,6 @@ def place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     return torch.device("cpu"), torch.float32
 
 
-def logits_of(output: object, model: nn.Module, images: int, path: Sequence[str | int] = ()) -> Tensor:
-    """The class scores (N, K) in what a model returned.
-
-    Args:
-        output: what it returned.
-        model: for messages.
-        images: number of images N.
-        path: keys and indices that lead to them (`ModelSpec.output`); none finds them.
-
-    Raises:
-        NotApplicableError: if there is no tensor with one row per image.
-    """
-    try:
-        chosen = take(output, tuple(path)) if path else output
-        if isinstance(chosen, Tensor) and chosen.ndim == 2:
-            return chosen
-        values = rows(take(chosen, None), images) if path else choose(output, images).values
-    except NotApplicableError as reason:
-        raise NotApplicableError(f"{type(model).__name__}: {reason}") from None
-    if values is None:
-        raise NotApplicableError(
-            f"{type(model).__name__}: {spelled(path)} has no row of class scores for each of {images} images; "
-            "correct ModelSpec.output."
-        )
-    return values
-
-
-def check_target(target: Tensor | Sequence[int] | int | None, logits: Tensor, values: str = "logits") -> Tensor:
-    """Targets as int64 (N,): None is the predicted class, one number stands for all images.
-
-    Raises:
-        ShapeError: if there are fewer or more targets than images.
-        ParameterError: if a target is no class of the model.
-    """
-    n, k = logits.shape
-    if target is None:
-        return (logits if k > 1 else probabilities(logits, values)).argmax(dim=1)
-    classes = max(k, 2)
-    if isinstance(target, int) and not 0 <= target < classes:  # it may be too large for a tensor
-        raise ParameterError(f"target: class {target} does not exist; the model has classes 0 to {classes - 1}.")
-    chosen = torch.as_tensor(target, device=logits.device)
-    if chosen.is_floating_point() or chosen.dtype == torch.bool:
-        raise ParameterError(f"target: expected class indices (integers) but got {chosen.dtype}.")
-    if chosen.ndim == 0:
-        chosen = chosen.expand(n)
-    if chosen.shape != (n,):
-        raise ShapeError(
-            f"target: {tuple(chosen.shape)} does not fit {n} images; pass one class for all or one for each."
-        )
-    if bool(((chosen < 0) | (chosen >= classes)).any()):
-        wrong = chosen[(chosen < 0) | (chosen >= classes)][0].item()
-        raise ParameterError(f"target: class {wrong} does not exist; the model has classes 0 to {classes - 1}.")
-    return chosen.long()
-
-
 class Trace:
     """What one forward pass left behind: inputs, logits, and the outputs of the tapped layers.
 
@@ -141,8 +88,10 @@ class Trace:
         model: the module itself, out of any `torch.compile` wrapper.
         spec: facts about it.
         x: images (N, C, H, W) in the model's normalized space.
-        logits: (N, K), detached.
-        target: int64 (N,), the class explained.
+        logits: (N, K), detached; what the target reads of the outputs.
+        target: int64 (N,), the class explained, or the number of the image where the goal is none.
+        goal: what is explained.
+        which: the output that was named for this pass; None is that of the spec.
         forwards: forward passes that this trace and its reruns made.
         backwards: backward passes likewise.
         scoring: a cheaper form of the model that `predict` and `score` run in its place; None is the model itself.
@@ -160,6 +109,8 @@ class Trace:
         kept: dict[str, Tensor],
         seeds: Sequence[int] | None,
         scoring: nn.Module | None,
+        goal: Target,
+        which: Which,
     ) -> None:
         self.model = model
         self.spec = spec
@@ -168,6 +119,8 @@ class Trace:
         self.logits = logits
         self.score_fn = score
         self.scoring = scoring
+        self.goal = goal
+        self.which = which
         self.forwards = 1
         self.backwards = 0
         self._scores = scores
@@ -184,9 +137,23 @@ class Trace:
         return self.x.shape[-2], self.x.shape[-1]
 
     @property
+    def opposite(self) -> Tensor:
+        """Where class 0 of a model with one output is explained, whose logit is -z: bool (N,)."""
+        return (self.target == 0) & (self.goal.by_class and self.logits.shape[1] == 1)
+
+    @property
     def probabilities(self) -> Tensor:
         """Probabilities (N, K) of the classes, (N, 2) of a binary model."""
         return probabilities(self.logits, self.spec.values)
+
+    def named(self, score: str) -> ScoreFn:
+        """The score of that name, of what is explained here."""
+        return self.goal.scorer(score, self.spec.values)
+
+    def read(self, output: Any, images: int, model: nn.Module | None = None) -> Tensor:
+        """What the target reads (M, K) of what the model returned for that number of images."""
+        model = self.model if model is None else model
+        return promote(self.goal.read(output, model, images, self.spec.output if self.which is None else self.which))
 
     def _tapped(self, layer: str) -> Tensor:
         try:
@@ -255,7 +222,7 @@ class Trace:
         self.count(forwards=1)
         model = self.model if self.scoring is None else self.scoring
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-            return promote(logits_of(model(_as_model_input(model, x)), model, len(x), self.spec.output))
+            return self.read(model(_as_model_input(model, x)), len(x), model)
 
     def score(self, x: Tensor, target: Tensor, score: ScoreFn | None = None) -> Tensor:
         """Score (M,) of other images (M, C, H, W), without a graph.
@@ -313,6 +280,8 @@ class Trace:
             score=self.score_fn if score is None else score,
             seeds=seeds,
             scoring=self.scoring if model is None else None,
+            output=self.which,
+            goal=self.goal,
         )
         result._parent, result._rows = self, rows
         self.count(result.forwards)
@@ -354,10 +323,21 @@ def _as_model_input(model: nn.Module, x: Tensor) -> Tensor:
     return x if torch.is_autocast_enabled(device.type) else x.to(dtype)
 
 
+def _prepared(goal: Target, model: nn.Module, which: Which) -> Target:
+    """The target once it has run the model on what it needs of its own, such as an image to compare with."""
+
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            images = images.to(place_of(model)[0])
+            return promote(logits_of(model(_as_model_input(model, images)), model, len(images), which))
+
+    return goal.prepare(run)
+
+
 def record(
     model: nn.Module,
     x: Tensor,
-    target: Tensor | Sequence[int] | int | None = None,
+    target: Any = None,
     *,
     spec: ModelSpec,
     layers: Sequence[str] = (),
@@ -365,6 +345,8 @@ def record(
     score: str | ScoreFn = "logit",
     seeds: Sequence[int] | None = None,
     scoring: nn.Module | None = None,
+    output: Which = None,
+    goal: Target | None = None,
 ) -> Trace:
     """Run the model once on `x` and keep the outputs of the named layers.
 
@@ -375,7 +357,8 @@ def record(
     Args:
         model: any module from images to logits (N, K); compiled modules are unwrapped.
         x: images (N, C, H, W) in the model's normalized space.
-        target: class of each image (N,), one class for all, or None for the predicted one.
+        target: class of each image (N,), one class for all (index or name), a target of `xattn.targets`, a function of
+            the raw outputs, or None for the predicted class.
         spec: facts about the model.
         layers: names of the layers to tap; `""` is the input itself, `NAME:scores` and `NAME:probabilities` are those
             of the attention (N, heads, T, T) inside a module, which then runs step by step instead of fused.
@@ -383,6 +366,9 @@ def record(
         score: name of the scalar to explain, or a callable of logits (N, K) and target (N,) that gives (N,).
         seeds: one number per image, for methods that draw random numbers; None derives it from the image.
         scoring: a cheaper form of the model that `Trace.predict` and `Trace.score` run in its place.
+        output: which of the model's outputs is explained: a key, an index, a path of these or a function; None is
+            `ModelSpec.output`.
+        goal: what is explained, of a pass that is run again; `target` is then its index (N,).
 
     Raises:
         ShapeError: if `x` is not (N, C, H, W), or targets and images differ in number.
@@ -400,7 +386,9 @@ def record(
         raise DataError(f"x: image {bad} has values that are NaN or infinite; check how it was read and normalized.")
     if seeds is not None and len(seeds) != len(x):
         raise ShapeError(f"seeds: {len(seeds)} do not fit {len(x)} images; pass one for each.")
-    score_fn = find_score(score, spec.values)
+    again, which = goal is not None, spec.output if output is None else output
+    goal = as_target(target, spec) if goal is None else goal
+    score_fn = goal.scorer(score, spec.values)
     layers = list(dict.fromkeys(layers))
     inner = [layer for layer in layers if layer != INPUT]
     if grad and any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
@@ -413,14 +401,16 @@ def record(
         x = x.clone() if x.is_inference() else x
         fed = _as_model_input(model, x)
         with evaluating(model), torch.set_grad_enabled(grad and INPUT in layers):
+            if not again:
+                goal = _prepared(goal, model, which)
             taps = Taps(model, inner, grad)
             try:
                 if INPUT in layers:
                     fed = fed.detach().clone().requires_grad_(grad)
                     taps.kept[INPUT] = fed
                 with taps.attention:
-                    output = model(fed.clone() if INPUT in layers else fed)
-                logits = promote(logits_of(output, model, len(x), spec.output))
+                    returned = model(fed.clone() if INPUT in layers else fed)
+                logits = promote(goal.read(returned, model, len(x), which))
             finally:
                 taps.remove()
             if missing := [layer for layer in inner if layer not in taps.kept]:
@@ -433,8 +423,13 @@ def record(
                     f"{type(model).__name__}: layer '{missing[0]}' did not run in the forward pass, so there is "
                     "nothing to read; choose a layer that does."
                 )
-            chosen = check_target(target, logits.detach(), spec.values)
+            if isinstance(target, Tensor) and again and not isinstance(goal, Class):
+                chosen = target
+            else:
+                goal = replace(goal, classes=target) if again and isinstance(goal, Class) else goal
+                goal, chosen = goal.bind(returned, logits.detach(), spec, which)
+                score_fn = goal.scorer(score, spec.values)
             chosen = chosen.clone() if chosen.is_inference() else chosen
             scores = apply_score(score_fn, logits, chosen) if grad else None
     kept = taps.kept if grad else {layer: tensor.detach() for layer, tensor in taps.kept.items()}
-    return Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds, scoring)
+    return Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds, scoring, goal, output)

@@ -63,7 +63,7 @@ def compare(
             "-t",
             metavar="INDEX|NAME",
             show_default="the predicted class",
-            help="The class to explain; give it twice to see two classes side by side.",
+            help="The class to explain, twice to see two side by side; 'scalar' is a number, 'a - b' a difference.",
         ),
     ] = None,
     topk: options.TopK = 1,

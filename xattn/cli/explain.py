@@ -54,7 +54,11 @@ def explain(
     target: Annotated[
         str | None,
         typer.Option(
-            "--target", "-t", metavar="INDEX|NAME", show_default="the predicted class", help="The class to explain."
+            "--target",
+            "-t",
+            metavar="INDEX|NAME",
+            show_default="the predicted class",
+            help="The class to explain; 'scalar' is the number of a regression network, 'a - b' a difference.",
         ),
     ] = None,
     topk: options.TopK = 1,
@@ -149,8 +153,8 @@ class Pictures:
         column = self.work.columns[j]
         stem = f"{name}.{self._stems[j]}"
         if self.work.settings.topk > 1 and column.method.class_specific:
-            index, spec = int(explanation.target[0]), column.network.spec
-            stem += f".{index}" + (f"-{slug(explanation.class_name().split(',')[0])}" if spec.classes else "")
+            index, named = int(explanation.target[0]), column.network.spec.classes or explanation.described
+            stem += f".{index}" * (index >= 0) + f"-{slug(explanation.class_name().split(',')[0])}" * bool(named)
         stem = self._files.new(stem)
         picture, maps = self.out / f"{stem}.png", self.out / f"{stem}.npz" if self.save_maps else None
         with picture_file(picture) as temporary:
@@ -173,12 +177,18 @@ class Pictures:
         from xattn.viz import percent
 
         say, predicted = self.work.say, entry["predicted"]
-        indices = {p["index"] for p in predicted.values()}
-        guesses = [f"{p['class']} {percent(p['probability'])} ({network})" for network, p in predicted.items()]
+        indices: set[Any] = {p["index"] for p in predicted.values()}
+        guesses = [
+            f"{p['class']} {'' if p['probability'] is None else percent(p['probability']) + ' '}({network})"
+            for network, p in predicted.items()
+        ]
         say(f"{entry['file']}: {', '.join(guesses[:1] if len(indices) == 1 else guesses)}")
         for item in entry["maps"]:
             goal = item["target"]
-            if goal["index"] not in indices:
+            if goal["probability"] is None and goal["class"] not in indices:
+                indices.add(goal["class"])
+                say(f"  explained: {goal['class']}")
+            elif goal["probability"] is not None and goal["index"] not in indices:
                 indices.add(goal["index"])
                 say(f"  explained as {goal['class']}, {percent(goal['probability'])}")
             if item["parts"]:

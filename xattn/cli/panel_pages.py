@@ -82,7 +82,8 @@ class PanelPages:
             if not isinstance(explanation, str):
                 goal = described(explanation)
                 network = f" ({column.network.name})" if several else ""
-                return {"caption": goal["class"], "detail": f"{percent(goal['probability'])}{network}"}
+                share = "" if goal["probability"] is None else percent(goal["probability"])
+                return {"caption": goal["class"], "detail": f"{share}{network}".strip()}
         return {}
 
 

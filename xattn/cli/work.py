@@ -110,7 +110,7 @@ def facts_of(column: Column, explanation: Explanation) -> dict[str, Any]:
 
 
 def described(explanation: Explanation) -> dict[str, Any]:
-    """The class that is explained."""
+    """What is explained: a class, or what else."""
     probability = explanation.probability
     return {
         "index": int(explanation.target[0]),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from xattn.errors import NotApplicableError
 from xattn.explainer import Family, LayerExplainer
 from xattn.explainers import explainers
 from xattn.explainers.intervention import fold, replaced_output
@@ -70,6 +71,11 @@ class FinerCAM(LayerExplainer):
 
     def similar(self, trace: Trace) -> Tensor:
         """The classes (N, T) whose logits are closest to that of the target; the other one of a binary model."""
+        if not (trace.goal.by_class and trace.goal.has_classes):
+            raise NotApplicableError(
+                f"{self.name}: '{trace.goal.text(0, trace.spec)}' is no class that others could be compared with; "
+                "use gradcam."
+            )
         logits, target = trace.logits, trace.target[:, None]
         if logits.shape[1] == 1:
             return 1 - target
@@ -88,7 +94,8 @@ class ShapleyCAM(LayerExplainer):
 
     Args:
         utility: `"rest"` is the paper's logit plus log-probability of the target (ReST), whatever the score; a model
-            with one output z is taken as one with the logits -z and z. `"score"` is the score.
+            with one output z is taken as one with the logits -z and z. `"score"` is the score, as for targets that
+            are no class.
     """
 
     family: ClassVar[Family] = Family.CAM
@@ -98,7 +105,8 @@ class ShapleyCAM(LayerExplainer):
 
     def attribute(self, trace: Trace) -> Tensor:
         (layer,) = self.layers(trace.spec)
-        utility = residual_softmax if self.utility == "rest" else trace.score_fn
+        classes = trace.goal.by_class and trace.goal.has_classes
+        utility = residual_softmax if self.utility == "rest" and classes else trace.score_fn
         kept: dict[str, Tensor] = {}
 
         def cut(features: Tensor) -> Tensor:

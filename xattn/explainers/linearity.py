@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, SpecError
-from xattn.score import logit
 from xattn.trace import Trace, promote
 
 
@@ -17,6 +16,10 @@ def classifier_of(trace: Trace, method: str) -> nn.Linear | nn.Conv2d:
         NotApplicableError: if the layer named in the spec is something else, or gives another number of classes.
         SpecError: if the spec names a layer that does not exist.
     """
+    if not trace.goal.by_class:
+        raise NotApplicableError(
+            f"{method}: '{trace.goal.text(0, trace.spec)}' is no output of the classifier alone; use hirescam."
+        )
     name = trace.spec.classifier
     try:
         module = trace.model.get_submodule(name or "")
@@ -38,15 +41,20 @@ def classifier_of(trace: Trace, method: str) -> nn.Linear | nn.Conv2d:
     return module
 
 
+def column_of(trace: Trace) -> Tensor:
+    """The column of the logits (N,) that is explained; the only one of a model with one output."""
+    return trace.target if trace.logits.shape[1] > 1 else torch.zeros_like(trace.target)
+
+
 def target_sign(trace: Trace) -> Tensor:
     """-1 for class 0 of a model with one output, whose logit is -z; else 1. Shape (N,)."""
     one = torch.ones_like(trace.target, dtype=promote(trace.logits).dtype)
-    return torch.where(trace.target == 0, -one, one) if trace.logits.shape[1] == 1 else one
+    return torch.where(trace.opposite, -one, one)
 
 
 def target_rows(trace: Trace, classifier: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weights (N, C) and biases (N,) of each image's target, without the sign of `target_sign`."""
-    row = trace.target if trace.logits.shape[1] > 1 else torch.zeros_like(trace.target)
+    row = column_of(trace)
     weight = classifier.weight.detach().flatten(1)[row].to(dtype)
     bias = classifier.bias
     return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach()[row].to(dtype)
@@ -63,7 +71,7 @@ def conservation_error(trace: Trace, total: Tensor, magnitude: Tensor, terms: Te
             so that a difference within this rounding is no error.
         dtype: in which the model computed.
     """
-    reference = logit(promote(trace.logits), trace.target)
+    reference = trace.goal.score(promote(trace.logits), trace.target)
     rounding = torch.finfo(dtype).eps
     if trace.x.is_cuda and dtype == torch.float32:
         rounding = torch.finfo(torch.float16).eps  # TF32 has as many bits

@@ -368,7 +368,7 @@ def hand_back(trace: Trace, method: str, layer: str, assign: Callable[[Tape], No
         model = copy.deepcopy(model).float()
     refuse_scripts(model, method, "input-x-gradient")
     tape = Tape(method, name, len(trace.x), layer == INPUT)
-    opposite = (trace.target == 0) & (trace.logits.shape[1] == 1)
+    opposite = trace.opposite
     handed: list[Tensor] = []
 
     def score(logits: Tensor, target: Tensor) -> Tensor:

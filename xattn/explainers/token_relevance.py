@@ -150,7 +150,12 @@ def token_relevance(trace: Trace, layers: Sequence[str], first: str) -> Trace:
     """
     model = trace.model
     refuse_scripts(model, "transformer-attribution", "attention-x-gradient")
-    if trace.logits.shape[1] == 1 and not bool(trace.target.all()):
+    if not trace.goal.by_class:
+        raise NotApplicableError(
+            f"transformer-attribution: '{trace.goal.text(0, trace.spec)}' is no output of the model to start from; use "
+            "attention-x-gradient."
+        )
+    if bool(trace.opposite.any()):
         raise NotApplicableError(
             "transformer-attribution: class 0 of a model with one output has no output to start from; explain class 1."
         )

@@ -19,7 +19,7 @@ from xattn.functional import transformer as formulas
 from xattn.schema import Range
 from xattn.score import apply_score
 from xattn.spec import ModelSpec
-from xattn.trace import Trace, logits_of, place_of, promote
+from xattn.trace import Trace, place_of, promote
 
 
 @dataclass(frozen=True)
@@ -300,6 +300,6 @@ class LeGrad(AttentionExplainer):
         tokens = torch.cat([layer.mean(dim=1, keepdim=True).expand_as(layer) for layer in formed])
         handle = trace.model.get_submodule(last).register_forward_hook(lambda *_: tokens)
         try:
-            return logits_of(trace.model(trace.x[:1].to(place_of(trace.model)[1])), trace.model, len(tokens))
+            return trace.read(trace.model(trace.x[:1].to(place_of(trace.model)[1])), len(tokens))
         finally:
             handle.remove()

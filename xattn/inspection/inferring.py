@@ -13,6 +13,7 @@ import warnings
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,9 @@ from xattn.inspection.features import attention_layers, class_tokens, find_featu
 from xattn.inspection.findings import Findings
 from xattn.inspection.layouts import lit
 from xattn.inspection.probing import Probe, Swap, run
-from xattn.outputs import Which, spelled
+from xattn.outputs import Kind, Which, spelled
 from xattn.spec import ASSUMED, GIVEN, PROVED, Evidence, ModelSpec
+from xattn.targets import Function, as_target
 from xattn.trace import place_of, unwrap
 
 
@@ -37,6 +39,7 @@ def infer_spec(
     input_size: tuple[int, int] | None = None,
     feature_layer: str | None = None,
     output: Which = None,
+    target: Any = None,
     name: str = "",
 ) -> ModelSpec:
     """Find the facts about a classifier of torchvision, timm or Hugging Face, or of any module of one's own.
@@ -52,6 +55,7 @@ def infer_spec(
             299, 64 and 32 pixels.
         feature_layer: the layer to read, if it is known; `pool[1]` is the second call of a layer that runs twice.
         output: which of the model's outputs is explained: a key, an index, a path of these or a function.
+        target: what is to be explained, as in `explain`, where it is no class.
         name: for tables; the class name by default.
 
     Raises:
@@ -62,6 +66,8 @@ def infer_spec(
             layer that is one of several ways from the image to the scores.
     """
     model = unwrap(model)
+    goal, given = as_target(target), output
+    output = goal.which(model, output)
     first = _first_pass(model, x, input_size, output)
     evidence: dict[str, Evidence] = {}
     said: list[str] = []
@@ -73,7 +79,7 @@ def infer_spec(
     second = run(model, pair, which=first.choice.path if output is None else output, swap=swap)
     facts = Findings(first, classifier, second, evidence, said)
     check_repeatable(model, facts, output)
-    values = find_values(facts)
+    values = find_values(facts) if goal.has_classes else Kind.LOGITS
     layer, layout = find_feature_layer(facts, feature_layer, type(model).__name__)
     if guess is not None:
         check_alone(facts, guess, layer)
@@ -87,7 +93,7 @@ def infer_spec(
             f"{spelled(first.choice.path)} is explained because {first.choice.why}; "
             f"output= names another one ({', '.join(first.choice.others[:3])})"
         )
-    evidence["output"] = Evidence(GIVEN if output is not None else ASSUMED if first.choice.others else PROVED)
+    evidence["output"] = Evidence(GIVEN if given is not None else ASSUMED if first.choice.others else PROVED)
     for text in said:
         warnings.warn(f"{type(model).__name__}: {text}.", XattnWarning, stacklevel=2)
     mean, std, crop, interpolation = declared.normalization(model)
@@ -105,22 +111,31 @@ def infer_spec(
         interpolation=interpolation,
         name=name or type(model).__name__.lower(),
         channels=first.x.shape[1],
-        output=first.choice.path if output is None or not callable(output) else (),
+        output=() if callable(given) else _path(given) if given is not None else first.choice.path,
         values=values.value,
         evidence=evidence,
     )
 
 
+def _path(output: Which) -> tuple[str | int, ...]:
+    return output if isinstance(output, tuple) else (output,)  # type: ignore[return-value]
+
+
+_MOST = 64  # sets of facts that are kept of one model
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, ModelSpec]] = weakref.WeakKeyDictionary()
 
 
-def facts_about(model: nn.Module, x: Tensor | None = None, layers: Sequence[str] = ()) -> ModelSpec:
-    """What `infer_spec` finds about a model, found once for each model, size of image and layer that is named.
+def facts_about(
+    model: nn.Module, x: Tensor | None = None, layers: Sequence[str] = (), *, output: Which = None, target: Any = None
+) -> ModelSpec:
+    """What `infer_spec` finds about a model, found once for each model, size of image, output and layer that is named.
 
     Args:
         model: the network.
         x: images (N, C, H, W) that are to be explained.
         layers: names of layers that are to be read beside the one that is chosen; how each lies is proved too.
+        output: which of the model's outputs is explained, if it is known.
+        target: what is to be explained.
 
     Raises:
         SpecError: as `infer_spec`.
@@ -129,11 +144,16 @@ def facts_about(model: nn.Module, x: Tensor | None = None, layers: Sequence[str]
     parts = hash(tuple((name, id(module), type(module)) for name, module in model.named_modules()))
     shape = None if x is None else tuple(x.shape[1:])
     known = _KNOWN.setdefault(model, {})
+    goal = as_target(target)
+    # Targets of a kind read the same of the outputs; functions are each of their own kind.
+    kind = goal.function if isinstance(goal, Function) else type(goal), goal.has_classes
 
     def found(layer: str | None) -> ModelSpec:
-        key = parts, shape, layer
+        key = parts, shape, layer, output, kind
         if key not in known:
-            known[key] = infer_spec(model, x, feature_layer=layer)
+            if len(known) >= _MOST:
+                known.pop(next(iter(known)))
+            known[key] = infer_spec(model, x, feature_layer=layer, output=output, target=goal)
         return known[key]
 
     spec = found(None)

@@ -83,13 +83,13 @@ class PerturbationMetric(Metric):
 
 def scorer(trace: Trace, score: str) -> ImageScore:
     """Scores of perturbed images for the class that is explained in the image they are made from."""
-    chosen = find_score(score)
+    chosen = trace.named(score)
     return lambda images, own: trace.score(images, trace.target.index_select(0, own), chosen)
 
 
 def clean_scores(trace: Trace, score: str) -> Tensor:
     """Scores (N,) of the untouched images, from the recorded pass."""
-    return trace.once(("clean", score), lambda: apply_score(find_score(score), trace.logits, trace.target))
+    return trace.once(("clean", score), lambda: apply_score(trace.named(score), trace.logits, trace.target))
 
 
 def all_scores(trace: Trace) -> ImageScore:
@@ -97,7 +97,7 @@ def all_scores(trace: Trace) -> ImageScore:
 
     def of(images: Tensor, own: Tensor) -> Tensor:
         logits, target = trace.predict(images), trace.target.index_select(0, own)
-        return torch.stack([apply_score(score, logits, target) for score in SCORES.values()], dim=1)
+        return torch.stack([apply_score(trace.named(name), logits, target) for name in SCORES], dim=1)
 
     return of
 

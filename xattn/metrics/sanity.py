@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from xattn.errors import NotApplicableError
 from xattn.explanation import Explanation
 from xattn.metric import LOWER, Direction, Metric
 from xattn.metrics import metrics
@@ -92,6 +93,10 @@ class _OtherClass(Metric):
         return self.measure_many([explanation], trace, batch)[0]
 
     def measure_many(self, explanations: Sequence[Explanation], trace: Trace, batch: Any) -> list[dict[str, Tensor]]:
+        if not (trace.goal.by_class and trace.goal.has_classes):
+            raise NotApplicableError(
+                f"{self.name}: '{trace.goal.text(0, trace.spec)}' is no class, so there is no other."
+            )
         again = maps_again(explanations, trace, target=self.other(trace))
         return [similarity(e.maps, m, e.input_size) for e, m in zip(explanations, again, strict=True)]
 

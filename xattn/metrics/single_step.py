@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from xattn.errors import ParameterError
+from xattn.errors import NotApplicableError, ParameterError
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline
 from xattn.functional.perturb import packed_scores, seen_through, undefined
@@ -104,6 +104,9 @@ class AverageDrop(PerturbationMetric):
             raise ParameterError(f"{self.name}: drops are shares of a probability; score must be prob or sigmoid.")
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
+        if trace.goal.probability(trace.logits, trace.target, trace.spec.values) is None:
+            what = trace.goal.text(0, trace.spec)
+            raise NotApplicableError(f"{self.name}: drops are shares of a probability, which '{what}' has none of.")
         measured = shown_and_hidden(
             explanations,
             trace,

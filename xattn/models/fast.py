@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from xattn.spec import ModelSpec
-from xattn.trace import evaluating, logits_of, place_of, unwrap
+from xattn.targets import logits_of
+from xattn.trace import evaluating, place_of, unwrap
 
 
 def fast_copy(model: nn.Module, spec: ModelSpec) -> nn.Module:

@@ -129,7 +129,7 @@ class Comparison:
                 "size": photo.size,
                 **_stretch(float(black), float(white)),
                 "predicted": [
-                    {"network": name, "class": guess["class"], "chance": percent(guess["probability"])}
+                    {"network": name, "class": guess["class"], "chance": _share(guess["probability"])}
                     for name, guess in (predicted or {}).items()
                 ],
                 "lines": [
@@ -266,6 +266,10 @@ def compare_page(
 def _only(line: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """A line with the cells of these columns."""
     return {**line, "cells": [line["cells"][j] for j in kept]}
+
+
+def _share(probability: float | None) -> str:
+    return "" if probability is None else percent(probability)
 
 
 def _chance(explanation: Explanation, index: int) -> str:

@@ -232,8 +232,7 @@ def _predicted(maps: Mapping[int, Explanation | str]) -> str:
     """The class that is explained, with its probability."""
     for explanation in maps.values():
         if not isinstance(explanation, str):
-            target = int(explanation.target[0])
-            name = explanation.spec.class_name(target) if explanation.spec is not None else f"class {target}"
+            name = explanation.class_name()
             probability = explanation.probability
             return name if probability is None else f"{name}, {percent(float(probability[0]))}"
     return ""

@@ -315,11 +315,8 @@ def _shape(base: Image.Image, size: int | tuple[int, int] | None) -> tuple[int, 
 
 def _said(explanation: Explanation, index: int) -> tuple[str, str]:
     """Class and probability of an image, in words."""
-    target = int(explanation.target[index])
-    spec = explanation.spec
-    name = spec.class_name(target) if spec is not None else f"class {target}"
     chance = explanation.probability
-    return name, "" if chance is None else percent(float(chance[index]))
+    return explanation.class_name(index), "" if chance is None else percent(float(chance[index]))
 
 
 def percent(share: float) -> str:
