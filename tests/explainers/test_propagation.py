@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,18 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests import tiny_models as tiny
-from xattn.errors import NotApplicableError, ParameterError, UnknownNameError
-from xattn.explainer import Explainer
-from xattn.explainers import applicable, resolve
+from tests.explainers.propagating import SPEC, build, run, total, without_biases
+from xattn.errors import NotApplicableError, UnknownNameError
 from xattn.explainers.guided import deconvolved_relu
-from xattn.explainers.propagation import LRP, DeepTaylor, ExcitationBackprop
-from xattn.explaining import explain
-from xattn.explanation import Explanation
+from xattn.explainers.propagation import LRP, ExcitationBackprop
 from xattn.models import create_model
-from xattn.spec import ModelSpec, TokenGrid
 from xattn.trace import record
 
-SPEC = ModelSpec(feature_layer="conv1", classifier="fc", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 TINY = [
     "tiny_cnn",
     "tiny_functional",
@@ -35,26 +28,6 @@ TINY = [
     "tiny_brnpa",
 ]
 RULES = ["epsilon-plus", "epsilon-plus-flat", "epsilon-gamma-box"]
-
-
-def run(
-    model: nn.Module, x: Tensor, method: Any, target: Any = 1, spec: ModelSpec = SPEC, **options: Any
-) -> Explanation:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Explanation.status")
-        return explain(model, x, method, target, spec=spec, **options)
-
-
-def total(found: Explanation) -> Tensor:
-    return found.maps.double().sum((1, 2, 3))
-
-
-def without_biases(model: nn.Module) -> nn.Module:
-    """Nothing but the stabilizer can absorb relevance."""
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if name.endswith(("bias", "running_mean")):
-            tensor.data.zero_()
-    return model
 
 
 # --- conservation ------------------------------------------------------------------------------------------------
@@ -172,34 +145,6 @@ def test_lost_relevance_is_a_status() -> None:
     found = run(model, x, ExcitationBackprop(layer=""))
     assert set(found.status) <= {"non-conserving", "all-zero"}
     assert run(model, x, LRP("epsilon-plus")).status != ("ok", "ok")
-
-
-# --- every spelling of a layer -----------------------------------------------------------------------------------
-
-
-class Net(nn.Module):
-    """Two convolutions with a sum between them, and a linear layer."""
-
-    def __init__(
-        self,
-        act: Callable[[Tensor], Tensor] = F.relu,
-        join: Callable[[Tensor, Tensor], Tensor] = torch.add,
-        pool: Callable[[Tensor], Tensor] = lambda x: x.mean((2, 3)),
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
-        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
-        self.bn = nn.BatchNorm2d(4)
-        self.fc = nn.Linear(4, 3)
-        self.act, self.join, self.pool = act, join, pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.act(self.conv1(x))
-        return self.fc(self.pool(self.act(self.join(self.bn(self.conv2(y)), y))))
-
-
-def build(*args: Any, **kwargs: Any) -> nn.Module:
-    return tiny.seeded(lambda: Net(*args, **kwargs))
 
 
 def in_place(a: Tensor, b: Tensor) -> Tensor:
@@ -469,105 +414,6 @@ def test_what_goes_around_the_layer_is_not_lost(join: Callable[[Tensor, Tensor],
 def test_a_layer_that_does_not_exist() -> None:
     with pytest.raises(UnknownNameError, match="trunk"):
         run(tiny.tiny_cnn(), tiny.images(1), "excitation-backprop:layer=trunkk", spec=tiny.tiny_cnn().spec)
-
-
-# --- what is refused ---------------------------------------------------------------------------------------------
-
-
-def scripted() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.trace(nn.ReLU(), torch.zeros(1, 4, 8, 8))
-
-
-class Stochastic(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (1 + torch.rand(()))
-
-
-REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "layer norm": (tiny.tiny_normed_pool, r"calls layer_norm\(\)"),
-    "product of maps": (lambda: build(join=lambda a, b: a * b), r"calls mul\(\) on two feature maps"),
-    "division": (lambda: build(join=lambda a, b: 1 / (1 + F.relu(a)) + b), "calls (rdiv|rtruediv|reciprocal)"),
-    "power": (lambda: build(act=lambda x: F.relu(x) ** 2), "pow"),
-    "softmax at the end": (lambda: nn.Sequential(build(), nn.Softmax(1)), "ends in a softmax"),
-    "a gate that is added": (lambda: build(join=lambda a, b: a + b.sigmoid()), r"calls add\(\) with a gate"),
-    "a gate that is stacked": (lambda: build(pool=lambda x: torch.cat([x[:, :2], x[:, 2:].sigmoid()], 1).mean((2, 3))),
-                               r"calls cat\(\) with a gate"),
-    "a detached map that is added": (lambda: build(join=lambda a, b: a + b.detach()), r"calls add\(\) with a gate"),
-    "an activation that moves zero": (lambda: build(act=F.softplus), r"calls softplus\(\)"),
-    "a lower bound": (lambda: build(act=lambda x: x.clamp(min=0.1)), r"calls clamp\(\)"),
-    "a maximum": (lambda: build(join=torch.maximum), r"calls maximum\(\)"),
-    "padding": (lambda: build(act=lambda x: F.pad(F.relu(x), (1, 1, 1, 1), value=1.0)), "pads with 1"),
-    "batch statistics": (lambda: build(act=lambda x: F.batch_norm(x, None, None, training=True)), "of the batch"),
-    "group norm": (lambda: build(act=nn.GroupNorm(2, 4)), r"calls group_norm\(\)"),
-    "weights made of the image": (lambda: build(act=lambda x: F.conv2d(x, x[:4, :, :3, :3])), "made of the image"),
-    "TorchScript": (lambda: build(act=scripted()), "is TorchScript"),
-    "chance": (lambda: nn.Sequential(build(), Stochastic()), "other logits when it runs again"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_in_one_line(name: str) -> None:
-    make, reason = REFUSED[name]
-    model = make()
-    spec = ModelSpec(feature_layer="0.conv1" if isinstance(model, nn.Sequential) else "features")
-    torch.manual_seed(0)
-    with pytest.raises(NotApplicableError, match=reason) as refused:
-        run(model, tiny.images(4, 8, 8), "lrp", spec=spec)
-    assert "\n" not in str(refused.value)
-    assert str(refused.value).startswith("lrp: ")
-
-
-def test_attention_that_the_spec_does_not_name_is_refused() -> None:
-    model = tiny.tiny_bcnn()
-    spec = ModelSpec(**{**vars(model.spec), "attention_layer": None, "attention": None})
-    with pytest.raises(NotApplicableError, match="multiplies feature maps"):
-        run(model, tiny.images(2), "lrp", spec=spec)
-
-
-@pytest.mark.parametrize("method", ["lrp", "deep-taylor", "excitation-backprop"])
-def test_transformers_are_refused_before_they_run(method: str) -> None:
-    spec = ModelSpec(feature_layer="encoder", tokens=TokenGrid(patch=(16, 16), prefix=1))
-    (one,) = resolve([method])
-    assert "transformer-attribution" in (applicable(one, spec) or "")
-
-
-@pytest.mark.parametrize("method", ["lrp", "deep-taylor", "excitation-backprop"])
-def test_without_zennit(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a witness of the tests and not a part of the package."""
-    monkeypatch.setitem(sys.modules, "zennit", None)
-    assert run(build(), tiny.images(2, 8, 8), method).maps.isfinite().all()
-
-
-def test_unknown_range_of_the_pixels() -> None:
-    model, x = build(), tiny.images(2, 8, 8)
-    blind = ModelSpec(feature_layer="conv1")
-    with pytest.raises(NotApplicableError, match="epsilon-plus-flat"):
-        run(model, x, "lrp:composite=epsilon-gamma-box", spec=blind)
-    chain = build(join=lambda a, b: a)
-    assert torch.equal(run(chain, x, "lrp").maps, run(chain, x, "lrp:composite=epsilon-gamma-box").maps)
-    assert torch.equal(run(chain, x, "lrp", spec=blind).maps, run(chain, x, "lrp:composite=epsilon-plus-flat").maps)
-    found = run(without_biases(model), x, "deep-taylor", spec=blind)  # the w-square rule
-    torch.testing.assert_close(total(found), model(x)[:, 1].detach().double(), rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "options", [{"composite": "gamma"}, {"epsilon": -1.0}, {"gamma": -0.1}, {"epsilon": 1e9}, {"gamma": float("nan")}]
-)
-def test_parameters_out_of_range(options: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError, match="lrp"):
-        LRP(**options)
-
-
-def test_methods_of_one_trace_keep_their_own_books() -> None:
-    model, x = tiny.tiny_cnn(), tiny.images(2)
-    trace = record(model, x, 1, spec=model.spec)
-    methods: list[Explainer] = [LRP(), LRP("epsilon-plus"), DeepTaylor(), ExcitationBackprop()]
-    maps = [method.attribute(trace) for method in methods]
-    for method, found in zip(methods, maps, strict=True):
-        assert method.conservation(trace, found).max() < 1e-4
-    assert (trace.forwards, trace.backwards) == (5, 4)
 
 
 # --- deconvolution -----------------------------------------------------------------------------------------------

@@ -10,19 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.oracles.naive import (
-    Array,
-    Case,
-    bilinear,
-    conv_back,
-    norm,
-    norm_back,
-    norm_scale,
-    relu,
-    relu_back,
-    replicates,
-    weighted,
-)
+from tests.oracles.naive import bilinear, replicates, weighted
+from tests.oracles.network import Array, Case, conv_back, norm, norm_back, norm_scale, relu, relu_back
 
 # --- the network again, on any image: sums of shifted images, so that a hundred passes take no time -----------------
 

@@ -10,14 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from tests.oracles.naive import (
-    Array,
-    Case,
-    conv_back,
-    norm_back,
-    reduced,
-    replicates,
-)
+from tests.oracles.naive import reduced, replicates
+from tests.oracles.network import Array, Case, conv_back, norm_back
 
 ONE = ("tiny_cnn",)
 _gradients: dict[tuple[int, int, bytes], Array] = {}

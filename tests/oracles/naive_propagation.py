@@ -5,20 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from tests.oracles.naive import (
-    Array,
-    Case,
-    bcnn_weights,
-    conv,
-    conv_back,
-    norm,
-    norm_back,
-    norm_scale,
-    part_weights,
-    reduced,
-    relu,
-    replicates,
-)
+from tests.oracles.naive import bcnn_weights, part_weights, reduced, replicates
+from tests.oracles.network import Array, Case, conv, conv_back, norm, norm_back, norm_scale, relu
 
 TINY = 1e-6  # the stabilizer
 EVERY_HEAD = ("tiny_cnn", "tiny_functional", "tiny_bcnn", "tiny_brnpa")

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import torch
 
-from tests.oracles.naive import Array, Case, conv, norm, relu, replicates
+from tests.oracles.naive import replicates
 from tests.oracles.naive_integrated import ONE, baseline_of, draws
+from tests.oracles.network import Array, Case, conv, norm, relu
 
 _scores: dict[tuple[int, int, bytes], float] = {}
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as nnf
 
-from tests.oracles.naive import Array, Case, conv, norm, relu, replicates
+from tests.oracles.naive import replicates
+from tests.oracles.network import Array, Case, conv, norm, relu
 
 NETWORKS = ("tiny_vit", "tiny_vit_mean")
 

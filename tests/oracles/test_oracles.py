@@ -15,7 +15,8 @@ from torch import nn
 
 import tests.oracles
 from tests import tiny_models as tiny
-from tests.oracles.naive import REPLICAS, Case, Replica
+from tests.oracles.naive import REPLICAS, Replica
+from tests.oracles.network import Case
 from xattn.explainers import explainers
 from xattn.explaining import explain
 
