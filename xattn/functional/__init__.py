@@ -1,5 +1,7 @@
 """Pure tensor formulas by name; no module here knows a model, a file or a class.
 
+Tensors whose shapes do not fit what is said of them raise `ShapeError`.
+
 >>> from xattn.functional import grad_cam, br_npa_maps
 
 Not here are `cam` and `resize`, which have the names of their modules: take them from there.

@@ -27,9 +27,6 @@ def attention_pool(features: Tensor, maps: Tensor) -> Tensor:
 
     Returns:
         Part vectors (N, P, C) in the dtype of `features`.
-
-    Raises:
-        ShapeError: if images or cells of the two disagree.
     """
     _check("attention_pool", features, maps)
     return weighted_sums(features.flatten(2), maps.flatten(2).to(features.dtype))
@@ -58,9 +55,6 @@ def class_map(features: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
 
     Returns:
         Signed maps (N, 1, h, w), float32 (float64 is kept).
-
-    Raises:
-        ShapeError: if the three disagree.
     """
     _check("class_map", features, maps)
     n, c, h, w = features.shape

@@ -94,9 +94,6 @@ def overlap(found: Tensor, masks: Tensor) -> dict[str, Tensor]:
     Returns:
         float64 (N,) for `iou`, `dice`, `precision`, `recall` and `pixel_accuracy`; all NaN for an empty object.
         Nothing found is precision 0.
-
-    Raises:
-        ShapeError: if the two disagree.
     """
     a, b = check_maps(found, masks, "overlap")
     a = a.bool()
@@ -173,9 +170,6 @@ def box_iou_curve(
 
     Returns:
         float64 (N, T); NaN without boxes, for a constant map or one that is not finite.
-
-    Raises:
-        ShapeError: if maps and boxes differ in number.
     """
     if maps.ndim != 4 or maps.shape[1] != 1 or len(boxes) != len(maps):
         raise ShapeError(

@@ -94,9 +94,6 @@ def cam(features: Tensor, weight: Tensor) -> Tensor:
 
     Returns:
         (N, 1, h, w).
-
-    Raises:
-        ShapeError: if the two disagree.
     """
     if weight.shape != features.shape[:2]:
         raise ShapeError(
@@ -117,9 +114,6 @@ def grad_cam(features: Tensor, gradient: Tensor, relu: bool = True) -> Tensor:
 
     Returns:
         (N, 1, h, w).
-
-    Raises:
-        ShapeError: if the two disagree.
     """
     weights = _gradient("grad_cam", features, gradient).mean((2, 3))
     return _rectified(weighted_channels(features, weights), relu)
@@ -143,9 +137,6 @@ def grad_cam_plus_plus(features: Tensor, gradient: Tensor) -> Tensor:
 
     Returns:
         (N, 1, h, w), not negative.
-
-    Raises:
-        ShapeError: if the two disagree.
     """
     g = _gradient("grad_cam_plus_plus", features, gradient)
     denominator = 2 + features.sum((2, 3), keepdim=True) * g
@@ -169,9 +160,6 @@ def smooth_grad_cam_plus_plus(features: Tensor, gradients: Sequence[Tensor]) -> 
 
     Returns:
         (N, 1, h, w), not negative.
-
-    Raises:
-        ShapeError: if they disagree.
     """
     g = torch.stack([_gradient("smooth_grad_cam_plus_plus", features, one) for one in gradients])
     scale = g.abs().amax((0, 2, 3, 4)).nan_to_num()[:, None, None, None]  # of each image: squares do not underflow
@@ -194,9 +182,6 @@ def hires_cam(features: Tensor, gradient: Tensor, relu: bool = False) -> Tensor:
 
     Returns:
         (N, 1, h, w), signed.
-
-    Raises:
-        ShapeError: if the two disagree.
     """
     return _rectified((features * _gradient("hires_cam", features, gradient)).sum(1, keepdim=True), relu)
 
@@ -214,9 +199,6 @@ def xgrad_cam(features: Tensor, gradient: Tensor, relu: bool = True) -> Tensor:
 
     Returns:
         (N, 1, h, w).
-
-    Raises:
-        ShapeError: if the two disagree.
     """
     gradient = _gradient("xgrad_cam", features, gradient)
     total = features.sum((2, 3))
@@ -236,9 +218,6 @@ def grad_cam_elementwise(features: Tensor, gradient: Tensor) -> Tensor:
 
     Returns:
         (N, 1, h, w), not negative.
-
-    Raises:
-        ShapeError: if the two disagree.
     """
     return (_gradient("grad_cam_elementwise", features, gradient) * features).relu().sum(1, keepdim=True)
 
@@ -253,9 +232,6 @@ def layer_cam(features: Tensor, gradient: Tensor) -> Tensor:
 
     Returns:
         (N, 1, h, w), not negative.
-
-    Raises:
-        ShapeError: if the two disagree.
     """
     return (_gradient("layer_cam", features, gradient).relu() * features).sum(1, keepdim=True).relu()
 

@@ -31,9 +31,6 @@ def eigen_grad_cam(features: Tensor, gradient: Tensor, center: bool = False) -> 
 
     Returns:
         (N, 1, h, w), signed.
-
-    Raises:
-        ShapeError: if the two disagree.
     """
     if gradient.shape != features.shape:
         raise ShapeError(

@@ -42,9 +42,6 @@ def sobel_map(images: Tensor) -> Tensor:
 
     Returns:
         (N, 1, H, W), float32 (float64 is kept).
-
-    Raises:
-        ShapeError: if `images` does not have four dimensions.
     """
     if images.ndim != 4:
         raise ShapeError(f"sobel_map: expected images (N, C, H, W) but got {tuple(images.shape)}.")

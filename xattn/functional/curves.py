@@ -47,9 +47,6 @@ def trapezoid_auc(scores: Tensor, x: Tensor | None = None) -> Tensor:
 
     Returns:
         float64 (M,); a curve of one point has the value of that point.
-
-    Raises:
-        ShapeError: if the two do not fit.
     """
     if scores.ndim != 2 or (x is not None and x.shape not in (scores.shape, scores.shape[1:])):
         came = None if x is None else tuple(x.shape)

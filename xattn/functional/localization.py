@@ -101,9 +101,6 @@ def pointing_hit(maps: Tensor, masks: Tensor, tolerance_px: int = 15) -> Tensor:
 
     Returns:
         float64 (N,) in [0, 1]; NaN for an empty mask, a constant map or one that is not finite.
-
-    Raises:
-        ShapeError: if maps and masks disagree.
     """
     rows, target = check_maps(maps, masks, "pointing_hit")
     near = dilate(masks, tolerance_px).flatten(1)
@@ -125,9 +122,6 @@ def energy_share(maps: Tensor, masks: Tensor) -> Tensor:
     Returns:
         float64 (N,) in [0, 1]; a constant positive map gets the share of the mask. NaN for an empty mask or a map
         without a positive cell.
-
-    Raises:
-        ShapeError: if maps and masks disagree.
     """
     rows, target = check_maps(maps, masks, "energy_share")
     positive = rows.double().clamp(min=0)
@@ -149,9 +143,6 @@ def energy_pointing(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         float64 (N,) in [0, 1]; NaN for an empty mask, a constant map or one that is not finite.
-
-    Raises:
-        ShapeError: if maps and masks disagree.
     """
     rows, target = check_maps(maps, masks, "energy_pointing")
     low, high = rows.amin(1, keepdim=True).double(), rows.amax(1, keepdim=True).double()
@@ -217,9 +208,6 @@ def relevance_rank(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         float64 (N,) in [0, 1], NaN as in `top_share`.
-
-    Raises:
-        ShapeError: if maps and masks disagree.
     """
     return top_share(maps, masks, masks.flatten(1).sum(1).clamp(min=1))
 
@@ -233,9 +221,6 @@ def pixel_ranking(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         What `roc_auc` and `average_precision` give.
-
-    Raises:
-        ShapeError: if maps and masks disagree.
     """
     rows, target = check_maps(maps, masks, "pixel_ranking")
     ordered, order = sort_with_order(rows)
@@ -263,9 +248,6 @@ def roc_auc(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         float64 (N,) in [0, 1]; NaN for an empty or full mask, a constant map or one that is not finite.
-
-    Raises:
-        ShapeError: if maps and masks disagree.
     """
     return pixel_ranking(maps, masks)[0]
 
@@ -283,9 +265,6 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         float64 (N,) in [0, 1]; NaN for an empty mask, a constant map or one that is not finite.
-
-    Raises:
-        ShapeError: if maps and masks disagree.
     """
     return pixel_ranking(maps, masks)[1]
 

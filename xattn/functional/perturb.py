@@ -60,9 +60,6 @@ def ranks(maps: Tensor, ties: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Ranks, int32 (M, cells), and the share (M,) of cells that have an equal, float64. Maps with values that are not
         finite have ranks too, which mean nothing.
-
-    Raises:
-        ShapeError: if the two do not fit.
     """
     values = maps.flatten(1)
     if ties.shape != values.shape:

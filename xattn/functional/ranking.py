@@ -72,9 +72,6 @@ def pearson(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         float64 (N,) in [-1, 1]; NaN where a row is constant or has NaN.
-
-    Raises:
-        ShapeError: if the shapes differ.
     """
     if a.shape != b.shape or a.ndim != 2:
         raise ShapeError(f"pearson: expected two tensors (N, L) but got {tuple(a.shape)} and {tuple(b.shape)}.")
@@ -96,9 +93,6 @@ def spearman(a: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         float64 (N,) in [-1, 1]; NaN where a row is constant or has NaN.
-
-    Raises:
-        ShapeError: if the shapes differ.
 
     >>> spearman(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, 4.0, 9.0]])).round(decimals=9)
     tensor([1.], dtype=torch.float64)

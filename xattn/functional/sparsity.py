@@ -23,9 +23,6 @@ def attention_density(maps: Tensor, features: Tensor) -> Tensor:
     Returns:
         Density (N,) in [0, 1], float32 (float64 is kept); 0 for maps or features that are all zero.
 
-    Raises:
-        ShapeError: if images or cells of the two disagree.
-
     >>> attention_density(torch.ones(1, 2, 3, 3), torch.ones(1, 4, 3, 3)).round(decimals=3)
     tensor([1.])
     """

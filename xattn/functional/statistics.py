@@ -20,11 +20,7 @@ ALPHA = 0.05
 
 
 def table(values: ArrayLike, what: str) -> Array:
-    """Values as a float64 table (N images, M methods).
-
-    Raises:
-        ShapeError: if it does not have two dimensions.
-    """
+    """Values as a float64 table (N images, M methods)."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 2:
         raise ShapeError(f"{what}: expected a table (images, methods) but got shape {x.shape}.")
