@@ -42,7 +42,7 @@ class Explainer(ABC):
         grad: it needs `Trace.gradient`.
         class_specific: its map changes with the target.
         passes: what it costs beyond the shared forward pass, in words.
-        paper: where it comes from.
+        paper: where it comes from; registering takes it from the docstring.
         serves: the models that it is defined for, in words.
         computed_by: `"xattn"`, or the library that an adapter calls.
         rank_colors: its parts are drawn in rank colours.

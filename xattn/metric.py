@@ -39,7 +39,7 @@ class Metric(ABC):
         columns: name of each value and which way it is better.
         needs: what the data must have, of `"masks"` (boxes do too), `"boxes"` and `"mosaic"`.
         pooled: name of each value of the whole data set that `pool` makes of the columns, and which way it is better.
-        paper: where it comes from.
+        paper: where it comes from; registering takes it from the docstring.
     """
 
     name: ClassVar[str]

@@ -53,8 +53,11 @@ def first_sentence(thing: Any) -> str:
 
 def paper_of(thing: Any) -> str:
     """The reference that a class names in `paper`, else the bracket with a source in its first paragraph."""
-    if stated := getattr(thing, "paper", ""):
-        return str(stated)
+    return str(getattr(thing, "paper", "")) or _source(thing)
+
+
+def _source(thing: Any) -> str:
+    """The bracket with a source in the first paragraph of a docstring."""
     paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
     found = _SOURCE.search(paragraph)
     return found[1] if found else ""
@@ -67,7 +70,8 @@ class Registry(Generic[T]):
         kind: what an entry is, in the singular, for messages ("method").
         package: package whose modules register entries; imported at the first look-up.
         group: group of entry points that other distributions use.
-        named: a class that is registered gets its name as its attribute `name`, unless it has one of its own.
+        named: a class that is registered gets its name as its attribute `name` and the source in its docstring as
+            `paper`, unless it has its own.
     """
 
     def __init__(self, kind: str, package: str, group: str, *, named: bool = False) -> None:
@@ -88,8 +92,10 @@ class Registry(Generic[T]):
                     raise ParameterError(f"{self.kind} '{name}' is registered twice; choose another name.")
                 self._factories[key] = factory
             self._display[canonical(name)] = name
-            if self.named and isinstance(factory, type) and "name" not in vars(factory):
-                factory.name = name  # type: ignore[attr-defined]
+            if self.named and isinstance(factory, type):
+                for attribute, value in (("name", name), ("paper", _source(factory))):
+                    if value and attribute not in vars(factory):
+                        setattr(factory, attribute, value)
             return factory
 
         return enter

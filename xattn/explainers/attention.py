@@ -63,7 +63,6 @@ class BCNN(Explainer):
     family: ClassVar[Family] = Family.ATTENTION
     class_specific: ClassVar[bool] = False
     serves: ClassVar[str] = "B-CNN heads"
-    paper: ClassVar[str] = "Hu et al. 2019, WS-DAN, arXiv:1901.09891"
     saliency: SaliencyOf = "mean"
 
     def check(self, spec: ModelSpec) -> None:

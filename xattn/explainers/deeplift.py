@@ -266,7 +266,6 @@ class DeepLift(PixelExplainer):
     """
 
     passes: ClassVar[str] = "2 forward, 1 backward"
-    paper: ClassVar[str] = "Shrikumar et al. 2017, arXiv:1704.02685"
     baseline: BaselineName = "black"
 
     def draws(self) -> int:
@@ -313,7 +312,6 @@ class DeepLiftShap(DeepLift):
     """
 
     passes: ClassVar[str] = "20 forward, 10 backward"
-    paper: ClassVar[str] = "Lundberg and Lee 2017, arXiv:1705.07874"
     baseline: BaselineName = "noise"
     samples: Annotated[int, Range(1, 10_000)] = 10
 

@@ -113,7 +113,6 @@ class FullGrad(Explainer):
     family: ClassVar[Family] = Family.GRADIENT
     passes: ClassVar[str] = "1 forward, 1 backward"
     serves: ClassVar[str] = "ReLU networks without attention"
-    paper: ClassVar[str] = "Srinivas, Fleuret 2019, arXiv:1905.00780"
 
     def check(self, spec: ModelSpec) -> None:
         if spec.attention is not None or spec.tokens is not None:

@@ -51,7 +51,6 @@ class InputXGradient(Explainer):
     family: ClassVar[Family] = Family.GRADIENT
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward, down to the input"
-    paper: ClassVar[str] = "Shrikumar et al. 2016, arXiv:1605.01713"
     reduce: ChannelReduction = "sum"
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:

@@ -245,5 +245,4 @@ class GuidedGradCAMPlusPlus(_GuidedCAM):
     Grad-CAM++ is upsampled bilinearly to the grid of the image.
     """
 
-    paper: ClassVar[str] = "Chattopadhyay et al. 2018, arXiv:1710.11063"
     formula: ClassVar[Callable[[Tensor, Tensor], Tensor]] = staticmethod(grad_cam_plus_plus)

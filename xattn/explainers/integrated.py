@@ -129,7 +129,6 @@ class BlurIG(PathExplainer):
     """
 
     passes: ClassVar[str] = "52 forward, 51 backward"
-    paper: ClassVar[str] = "Xu et al. 2020, arXiv:2004.03383"
     sigma: Annotated[float, Range(0, 10, open_low=True)] = 50 / 224
     steps: Annotated[int, Range(1, 500)] = 50
 
@@ -177,7 +176,6 @@ class GuidedIG(PixelExplainer):
     """
 
     passes: ClassVar[str] = "101 forward, 101 backward, one after the other"
-    paper: ClassVar[str] = "Kapishnikov et al. 2021, arXiv:2106.09788"
     baseline: BaselineName = "black"
     steps: Annotated[int, Range(1, 10_000)] = 100
     fraction: Annotated[float, Range(0, 1, open_low=True)] = 0.25
@@ -362,8 +360,6 @@ class SmoothGrad(NoiseTunnel):
             has 0.1 to 0.2.
     """
 
-    paper: ClassVar[str] = "Smilkov et al. 2017, arXiv:1706.03825"
-
     def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         return mean
 
@@ -396,7 +392,6 @@ class VarGrad(NoiseTunnel):
         noise: standard deviation of the Gaussian noise, as a share of the range of the normalized image.
     """
 
-    paper: ClassVar[str] = "Adebayo et al. 2018, arXiv:1810.03292"
     samples: Annotated[int, Range(2, 10_000)] = 50
 
     def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:

@@ -88,7 +88,6 @@ class AblationCAM(LayerExplainer):
 
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "1 forward from the layer on per channel"
-    paper: ClassVar[str] = "Desai, Ramaswamy 2020, 10.1109/WACV45572.2020.9093360"
     relative: bool = False
     chunk: Chunk = field(default=64, kw_only=True, repr=False, compare=False)
 

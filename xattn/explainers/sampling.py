@@ -112,7 +112,6 @@ class RISE(HidingExplainer):
     """
 
     passes: ClassVar[str] = "1000 forward"
-    paper: ClassVar[str] = "Petsiuk et al. 2018, arXiv:1806.07421, eq. 6"
     samples: Annotated[int, Range(1, 20_000)] = 1000
     cells: Annotated[int, Range(1, 64)] = 7
     keep: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.5
@@ -283,7 +282,6 @@ class ShapleySampling(ShapleyExplainer):
     """
 
     passes: ClassVar[str] = "491 forward"
-    paper: ClassVar[str] = "Castro et al. 2009; Mitchell et al. 2021, arXiv:2104.12199"
     samples: Annotated[int, Range(1, 500)] = 10
 
     def coalitions(self, segments: int, generator: torch.Generator) -> Tensor:
@@ -318,7 +316,6 @@ class KernelShap(ShapleyExplainer):
     """
 
     passes: ClassVar[str] = "501 forward"
-    paper: ClassVar[str] = "Lundberg and Lee 2017, arXiv:1705.07874, th. 2"
     samples: Annotated[int, Range(2, 20_000)] = 500
 
     def coalitions(self, segments: int, generator: torch.Generator) -> Tensor:
@@ -349,7 +346,6 @@ class LIME(SegmentExplainer):
     """
 
     passes: ClassVar[str] = "500 forward"
-    paper: ClassVar[str] = "Ribeiro et al. 2016, arXiv:1602.04938, sec. 3.4"
     samples: Annotated[int, Range(2, 20_000)] = 500
     width: Annotated[float, Range(0, 1000, open_low=True)] = 0.25
     penalty: Annotated[float, Range(0, 1e6, open_low=True)] = 1.0

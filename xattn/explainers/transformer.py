@@ -142,7 +142,6 @@ class Rollout(_LaterLayers):
     """
 
     class_specific: ClassVar[bool] = False
-    paper: ClassVar[str] = "Abnar, Zuidema 2020, arXiv:2005.00928"
 
     def attribute(self, trace: Trace) -> Tensor:
         return self.read(trace, formulas.attention_rollout(self.probabilities(trace)))
@@ -162,7 +161,6 @@ class AttentionXGradient(_LaterLayers):
 
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward"
-    paper: ClassVar[str] = "Chefer et al. 2021, arXiv:2103.15679"
 
     def attribute(self, trace: Trace) -> Tensor:
         return self.read(trace, formulas.gradient_rollout(self.probabilities(trace), self.gradients(trace)))
@@ -184,7 +182,6 @@ class TransformerAttribution(_LaterLayers):
 
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward, 1 forward, 1 backward in double precision"
-    paper: ClassVar[str] = "Chefer et al. 2021, arXiv:2012.09838"
 
     def _passage(self, trace: Trace) -> Trace:
         def run() -> Trace:
@@ -224,7 +221,6 @@ class AGCAM(AttentionExplainer):
 
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "1 forward, 1 backward"
-    paper: ClassVar[str] = "Leem, Seo 2024, arXiv:2402.04563"
     detach: bool = True
 
     def _both(self, spec: ModelSpec) -> tuple[str, ...]:
@@ -254,7 +250,6 @@ class LeGrad(AttentionExplainer):
     """
 
     passes: ClassVar[str] = "2 forwards, 1 backward"
-    paper: ClassVar[str] = "Bousselham et al. 2024, arXiv:2404.03214"
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:
         """None: it needs a pass of its own."""

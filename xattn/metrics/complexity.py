@@ -33,7 +33,6 @@ class Sparsity(Metric):
 
     family: ClassVar[str] = "complexity"
     columns: ClassVar[Mapping[str, Direction]] = {"density": NEITHER, "sparsity": NEITHER}
-    paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2106.02566"
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
         parts = explanation.parts
@@ -88,7 +87,6 @@ class Gini(_OfValues):
     """
 
     columns: ClassVar[Mapping[str, Direction]] = {"gini": NEITHER}
-    paper: ClassVar[str] = "Chalasani et al. 2020, arXiv:1810.06583"
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
         return {"gini": F.gini(self.maps(explanation))}
@@ -126,7 +124,6 @@ class EffectiveComplexity(_OfValues):
     """
 
     columns: ClassVar[Mapping[str, Direction]] = {"effective_complexity": NEITHER}
-    paper: ClassVar[str] = "Nguyen, Martinez 2020, arXiv:2007.07584"
     epsilon: Annotated[float, Range(0, 1, open_high=True)] = 0.05
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:

@@ -62,7 +62,6 @@ class Deletion(CurveMetric):
     counts are by rank and ties in random order. The presets are those of the papers.
     """
 
-    paper: ClassVar[str] = "Petsiuk et al. 2018, arXiv:1806.07421"
     columns: ClassVar[Mapping[str, Direction]] = {
         "deletion": LOWER,
         "dc": HIGHER,
@@ -91,7 +90,6 @@ class Insertion(CurveMetric):
     2022, arXiv:2201.13291). Read backwards it is the curve of deletion with the least important first.
     """
 
-    paper: ClassVar[str] = "Petsiuk et al. 2018, arXiv:1806.07421"
     columns: ClassVar[Mapping[str, Direction]] = {"insertion": HIGHER, "ic": HIGHER}
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
@@ -195,7 +193,6 @@ class BRNPA2021(_Preset):
     overruns, here the steps are as even as they can be.
     """
 
-    paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2106.02566"
     columns: ClassVar[Mapping[str, Direction]] = {"dauc_brnpa2021": LOWER, "iauc_brnpa2021": HIGHER}
     start: ClassVar[Baseline] = BoxBlur()
 
@@ -221,7 +218,6 @@ class Gomez2023(_Preset):
     cells.
     """
 
-    paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2201.13291"
     columns: ClassVar[Mapping[str, Direction]] = {
         "dauc_gomez2023": LOWER,
         "dc_gomez2023": HIGHER,
@@ -270,7 +266,6 @@ class RISE2018(_Preset):
     pixels and deviation 5; both ends are part of the curve. Ties are in random order rather than what a sort leaves.
     """
 
-    paper: ClassVar[str] = "Petsiuk et al. 2018, arXiv:1806.07421"
     columns: ClassVar[Mapping[str, Direction]] = {"dauc_rise2018": LOWER, "iauc_rise2018": HIGHER}
     steps: ClassVar[int] = 224
     pixels: ClassVar[bool] = True

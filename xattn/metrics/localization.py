@@ -171,7 +171,6 @@ class TopKIntersection(_OnMasks):
     """
 
     columns: ClassVar[Mapping[str, Direction]] = {"intersection": HIGHER}
-    paper: ClassVar[str] = "Theiner et al. 2021, arXiv:2104.14995"
     share: Annotated[float, Range(0, 1, open_low=True)] = 0.02
 
     def compare(self, maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
@@ -242,7 +241,6 @@ class MaxBoxAccuracy(Metric):
         "max_box_acc_v2": HIGHER, "max_box_acc_30": HIGHER, "max_box_acc_50": HIGHER, "max_box_acc_70": HIGHER,
     }  # fmt: skip
     needs: ClassVar[frozenset[str]] = frozenset({"boxes"})
-    paper: ClassVar[str] = "Choe et al. 2020, arXiv:2001.07437"
     largest: bool = False
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
@@ -265,7 +263,6 @@ class PxAP(_OnMasks):
 
     columns: ClassVar[Mapping[str, Direction]] = {f"{kind}_{name}": NEITHER for kind in ("tp", "fp") for name in _NAMES}
     pooled: ClassVar[Mapping[str, Direction]] = {"pxap": HIGHER}
-    paper: ClassVar[str] = "Choe et al. 2020, arXiv:2001.07437"
 
     def compare(self, maps: Tensor, masks: Tensor) -> dict[str, Tensor]:
         true, false = F.pixel_counts(maps, masks, THRESHOLDS)

@@ -124,7 +124,6 @@ class IROF(PerturbationMetric):
         steps: points of the curve at most; None is one superpixel a step.
     """
 
-    paper: ClassVar[str] = "Rieger and Hansen 2020, arXiv:2003.08747"
     columns: ClassVar[Mapping[str, Direction]] = {"irof": HIGHER}
 
     baseline: Annotated[str, find_baseline] = "mean"
@@ -163,7 +162,6 @@ class RegionPerturbation(PerturbationMetric):
         steps: blocks to replace; fewer if there are fewer.
     """
 
-    paper: ClassVar[str] = "Samek et al. 2017, arXiv:1509.06321"
     columns: ClassVar[Mapping[str, Direction]] = {"region_perturbation": HIGHER}
 
     baseline: Annotated[str, find_baseline] = "noise"

@@ -35,7 +35,6 @@ class ROAD(CurveMetric):
         grid: as for deletion.
     """
 
-    paper: ClassVar[str] = "Rong et al. 2022, arXiv:2202.00449"
     columns: ClassVar[Mapping[str, Direction]] = {"road": HIGHER, "road_morf": LOWER, "road_lerf": HIGHER}
 
     baseline: Annotated[str, find_baseline] = "linear"

@@ -35,7 +35,6 @@ class MaxSensitivity(Metric):
 
     family: ClassVar[str] = "robustness"
     columns: ClassVar[Mapping[str, Direction]] = {"max_sensitivity": LOWER, "avg_sensitivity": LOWER}
-    paper: ClassVar[str] = "Yeh et al. 2019, arXiv:1901.09392"
     radius: Annotated[float, Range(0, 100, open_low=True)] = 0.02
     samples: Annotated[int, Range(1, 10_000)] = 10
 

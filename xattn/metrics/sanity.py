@@ -48,7 +48,6 @@ class ParameterRandomization(Metric):
         "spearman": LOWER, "spearman_first": LOWER, "spearman_last": LOWER,
         "ssim": LOWER, "ssim_first": LOWER, "ssim_last": LOWER,
     }  # fmt: skip
-    paper: ClassVar[str] = "Adebayo et al. 2018, arXiv:1810.03292"
     order: Literal["cascading", "independent"] = "cascading"
     how: Literal["reset", "permute"] = "reset"
     stages: Annotated[int, Range(1, 1000)] = 5
@@ -113,8 +112,6 @@ class RandomLogit(_OtherClass):
     The class is drawn from the image's own seed. A map that is the same for every class scores 1.
     """
 
-    paper: ClassVar[str] = "Sixt et al. 2020, arXiv:1912.09818"
-
     def other(self, trace: Trace) -> Tensor:
         classes = max(trace.logits.shape[1], 2)
         draws = [
@@ -132,7 +129,6 @@ class ClassSensitivity(_OtherClass):
         other_class: `"least"` likely, or the `"next"` most likely, which looks most like the one explained.
     """
 
-    paper: ClassVar[str] = "Li et al. 2021, arXiv:2012.15616"
     other_class: Literal["least", "next"] = "least"
 
     def other(self, trace: Trace) -> Tensor:

@@ -130,7 +130,6 @@ class FaithfulnessCorrelation(SubsetMetric):
         share: of the blocks that a subset takes.
     """
 
-    paper: ClassVar[str] = "Bhatt et al. 2020, arXiv:2005.00631"
     columns: ClassVar[Mapping[str, Direction]] = {"faithfulness_correlation": HIGHER}
 
     samples: Annotated[int, Range(2, 5000)] = 100
@@ -160,7 +159,6 @@ class SensitivityN(SubsetMetric):
         largest: share in the largest one.
     """
 
-    paper: ClassVar[str] = "Ancona et al. 2018, arXiv:1711.06104"
     columns: ClassVar[Mapping[str, Direction]] = {"sensitivity_n": HIGHER}
 
     sizes: Annotated[int, Range(1, 100)] = 5
@@ -207,7 +205,6 @@ class Infidelity(PerturbationMetric):
         largest: greatest side likewise.
     """
 
-    paper: ClassVar[str] = "Yeh et al. 2019, arXiv:1901.09392"
     columns: ClassVar[Mapping[str, Direction]] = {"infidelity": LOWER}
 
     baseline: Annotated[str, find_baseline] = "black"
