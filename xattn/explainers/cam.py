@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,8 +16,6 @@ from xattn.explainers.linearity import classifier_of, conservation_error, target
 from xattn.functional import cam as formulas
 from xattn.spec import ModelSpec
 from xattn.trace import Trace
-
-SHARED = "shared backward"
 
 
 @explainers.register("activation", "activation-map")
@@ -33,7 +32,6 @@ class Activation(LayerExplainer):
     title: ClassVar[str] = "Activation"
     family: ClassVar[Family] = Family.ACTIVATION
     class_specific: ClassVar[bool] = False
-    paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2106.02566, sec. 3"
     reduce: Literal["norm", "squared_norm", "mean"] = "norm"
 
     def attribute(self, trace: Trace) -> Tensor:
@@ -54,7 +52,6 @@ class CAM(LayerExplainer):
 
     family: ClassVar[Family] = Family.CAM
     serves: ClassVar[str] = "pooling and a linear layer at the end"
-    paper: ClassVar[str] = "Zhou et al. 2016, arXiv:1512.04150, eq. 2"
 
     def check(self, spec: ModelSpec) -> None:
         if spec.classifier is None:
@@ -109,48 +106,54 @@ class CAM(LayerExplainer):
         return self._best(trace)[1]
 
 
+@dataclass(frozen=True)
+class GradientCAM(LayerExplainer):
+    """A map made of the features of one layer and the gradient of the score by them, from the pass that all share."""
+
+    family: ClassVar[Family] = Family.CAM
+    grad: ClassVar[bool] = True
+    passes: ClassVar[str] = "shared backward"
+
+    @abstractmethod
+    def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
+        """Maps (N, 1, h, w) of features and gradient (N, C, h, w)."""
+
+    def attribute(self, trace: Trace) -> Tensor:
+        (layer,) = self.layers(trace.spec)
+        return self.maps(trace.activation(layer), trace.gradient(layer))
+
+
 @explainers.register("gradcam")
 @dataclass(frozen=True)
-class GradCAM(LayerExplainer):
+class GradCAM(GradientCAM):
     """Grad-CAM: channels by their mean gradient, then ReLU (Selvaraju et al. 2017, arXiv:1610.02391, eqs. 1-2).
 
     Args:
         relu: False keeps the evidence against the class, as captum does by default.
     """
 
-    family: ClassVar[Family] = Family.CAM
-    grad: ClassVar[bool] = True
-    passes: ClassVar[str] = SHARED
-    paper: ClassVar[str] = "Selvaraju et al. 2017, arXiv:1610.02391, eqs. 1-2"
     relu: bool = True
 
-    def attribute(self, trace: Trace) -> Tensor:
-        (layer,) = self.layers(trace.spec)
-        return formulas.grad_cam(trace.activation(layer), trace.gradient(layer), self.relu)
+    def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
+        return formulas.grad_cam(features, gradient, self.relu)
 
 
 @explainers.register("gradcam++")
 @dataclass(frozen=True)
-class GradCAMPlusPlus(LayerExplainer):
+class GradCAMPlusPlus(GradientCAM):
     """Grad-CAM++: pixel-wise weights of the positive gradients (Chattopadhyay et al. 2018, arXiv:1710.11063, eq. 19).
 
     The paper scores exp(logit) so that its higher derivatives are powers of the gradient of the logit; that
     exponential scales each map as a whole and is left out. There is no epsilon in the denominator.
     """
 
-    family: ClassVar[Family] = Family.CAM
-    grad: ClassVar[bool] = True
-    passes: ClassVar[str] = SHARED
-    paper: ClassVar[str] = "Chattopadhyay et al. 2018, arXiv:1710.11063, eq. 19"
-
-    def attribute(self, trace: Trace) -> Tensor:
-        (layer,) = self.layers(trace.spec)
-        return formulas.grad_cam_plus_plus(trace.activation(layer), trace.gradient(layer))
+    def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
+        return formulas.grad_cam_plus_plus(features, gradient)
 
 
 @explainers.register("hirescam")
 @dataclass(frozen=True)
-class HiResCAM(LayerExplainer):
+class HiResCAM(GradientCAM):
     """HiResCAM: features times gradient cell by cell, summed over channels (Draelos, Carin 2020, arXiv:2011.08891).
 
     Signed. Where a single linear layer follows the features, with pooling or without, the map sums to logit - bias.
@@ -160,20 +163,15 @@ class HiResCAM(LayerExplainer):
     """
 
     title: ClassVar[str] = "HiRes-CAM"
-    family: ClassVar[Family] = Family.CAM
-    grad: ClassVar[bool] = True
-    passes: ClassVar[str] = SHARED
-    paper: ClassVar[str] = "Draelos, Carin 2020, arXiv:2011.08891"
     relu: bool = False
 
-    def attribute(self, trace: Trace) -> Tensor:
-        (layer,) = self.layers(trace.spec)
-        return formulas.hires_cam(trace.activation(layer), trace.gradient(layer), self.relu)
+    def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
+        return formulas.hires_cam(features, gradient, self.relu)
 
 
 @explainers.register("xgradcam")
 @dataclass(frozen=True)
-class XGradCAM(LayerExplainer):
+class XGradCAM(GradientCAM):
     """XGrad-CAM: channels weighted by their activation-weighted mean gradient (Fu et al. 2020, arXiv:2008.02312).
 
     A channel whose activations sum to zero has no such mean and adds nothing.
@@ -182,33 +180,24 @@ class XGradCAM(LayerExplainer):
         relu: False keeps the evidence against the class.
     """
 
-    family: ClassVar[Family] = Family.CAM
-    grad: ClassVar[bool] = True
-    passes: ClassVar[str] = SHARED
-    paper: ClassVar[str] = "Fu et al. 2020, arXiv:2008.02312"
     relu: bool = True
 
-    def attribute(self, trace: Trace) -> Tensor:
-        (layer,) = self.layers(trace.spec)
-        return formulas.xgrad_cam(trace.activation(layer), trace.gradient(layer), self.relu)
+    def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
+        return formulas.xgrad_cam(features, gradient, self.relu)
 
 
 @explainers.register("layercam")
 @dataclass(frozen=True)
-class LayerCAM(LayerExplainer):
+class LayerCAM(GradientCAM):
     """LayerCAM: each cell weighted by its positive gradient (Jiang et al. 2021, IEEE TIP, 10.1109/TIP.2021.3089943).
 
     Made to work at earlier, finer layers too.
     """
 
-    family: ClassVar[Family] = Family.CAM
-    grad: ClassVar[bool] = True
-    passes: ClassVar[str] = SHARED
     paper: ClassVar[str] = "Jiang et al. 2021, 10.1109/TIP.2021.3089943"
 
-    def attribute(self, trace: Trace) -> Tensor:
-        (layer,) = self.layers(trace.spec)
-        return formulas.layer_cam(trace.activation(layer), trace.gradient(layer))
+    def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
+        return formulas.layer_cam(features, gradient)
 
 
 @explainers.register("eigencam")
@@ -224,7 +213,6 @@ class EigenCAM(LayerExplainer):
 
     family: ClassVar[Family] = Family.CAM
     class_specific: ClassVar[bool] = False
-    paper: ClassVar[str] = "Muhammad, Yeasin 2020, arXiv:2008.00299"
     center: bool = False
 
     def attribute(self, trace: Trace) -> Tensor:

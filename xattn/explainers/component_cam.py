@@ -9,6 +9,7 @@ from torch import Tensor
 
 from xattn.explainer import Family, LayerExplainer
 from xattn.explainers import explainers
+from xattn.explainers.cam import GradientCAM
 from xattn.functional import components
 from xattn.functional.components import Kernel
 from xattn.schema import Range
@@ -17,7 +18,7 @@ from xattn.trace import Trace
 
 @explainers.register("eigengradcam")
 @dataclass(frozen=True)
-class EigenGradCAM(LayerExplainer):
+class EigenGradCAM(GradientCAM):
     """Eigen-Grad-CAM: Eigen-CAM of features times gradient, as in pytorch-grad-cam (after arXiv:2008.00299).
 
     It has no paper of its own. A singular vector has no sign: what speaks for the class is made high.
@@ -26,15 +27,11 @@ class EigenGradCAM(LayerExplainer):
         center: subtract the mean over the cells first, as pytorch-grad-cam does.
     """
 
-    family: ClassVar[Family] = Family.CAM
-    grad: ClassVar[bool] = True
-    passes: ClassVar[str] = "shared backward"
     paper: ClassVar[str] = "pytorch-grad-cam, after Muhammad, Yeasin 2020, arXiv:2008.00299"
     center: bool = False
 
-    def attribute(self, trace: Trace) -> Tensor:
-        (layer,) = self.layers(trace.spec)
-        return components.eigen_grad_cam(trace.activation(layer), trace.gradient(layer), self.center)
+    def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
+        return components.eigen_grad_cam(features, gradient, self.center)
 
 
 @explainers.register("kpca-cam")
@@ -52,7 +49,6 @@ class KPCACAM(LayerExplainer):
 
     family: ClassVar[Family] = Family.CAM
     class_specific: ClassVar[bool] = False
-    paper: ClassVar[str] = "Karmani et al. 2024, arXiv:2410.00267"
     kernel: Kernel = "sigmoid"
     gamma: Annotated[float | None, Range(0, 1e6, open_low=True)] = None
 
@@ -75,7 +71,6 @@ class FEM(LayerExplainer):
 
     family: ClassVar[Family] = Family.ACTIVATION
     class_specific: ClassVar[bool] = False
-    paper: ClassVar[str] = "Fuad et al. 2020, 10.1109/IPTA50016.2020.9286629"
     k: Annotated[float, Range(-100, 100)] = 2.0
 
     def attribute(self, trace: Trace) -> Tensor:
@@ -100,7 +95,6 @@ class DFF(LayerExplainer):
 
     family: ClassVar[Family] = Family.ACTIVATION
     class_specific: ClassVar[bool] = False
-    paper: ClassVar[str] = "Collins et al. 2018, arXiv:1806.10206"
     rank_colors: ClassVar[bool] = True
     parts: Annotated[int, Range(1, 1000)] = 3
     iterations: Annotated[int, Range(1, 10_000)] = 30

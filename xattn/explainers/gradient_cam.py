@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from xattn.errors import NotApplicableError
 from xattn.explainer import Family, LayerExplainer
 from xattn.explainers import explainers
+from xattn.explainers.cam import GradientCAM
 from xattn.explainers.intervention import fold, replaced_output
 from xattn.functional import cam as formulas
 from xattn.schema import Range
@@ -21,20 +22,14 @@ from xattn.trace import Trace, promote
 
 @explainers.register("gradcam-elementwise")
 @dataclass(frozen=True)
-class GradCAMElementWise(LayerExplainer):
+class GradCAMElementWise(GradientCAM):
     """Element-wise Grad-CAM: sum of ReLU(gradient x feature) (Pillai, Pirsiavash 2021, 10.1609/aaai.v35i3.16344).
 
     As pytorch-grad-cam computes it. Where no feature is negative, as behind a ReLU, this is LayerCAM.
     """
 
-    family: ClassVar[Family] = Family.CAM
-    grad: ClassVar[bool] = True
-    passes: ClassVar[str] = "shared backward"
-    paper: ClassVar[str] = "Pillai, Pirsiavash 2021, 10.1609/aaai.v35i3.16344"
-
-    def attribute(self, trace: Trace) -> Tensor:
-        (layer,) = self.layers(trace.spec)
-        return formulas.grad_cam_elementwise(trace.activation(layer), trace.gradient(layer))
+    def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
+        return formulas.grad_cam_elementwise(features, gradient)
 
 
 @explainers.register("finercam", "finer-cam")
@@ -53,7 +48,6 @@ class FinerCAM(LayerExplainer):
 
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "1 forward, 1 backward to the layer"
-    paper: ClassVar[str] = "Zhang et al. 2025, arXiv:2501.11309"
     strength: Annotated[float, Range(-1000, 1000)] = 0.6
     classes: Annotated[int, Range(1, 10_000)] = 3
 
@@ -100,7 +94,6 @@ class ShapleyCAM(LayerExplainer):
 
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "1 forward, 2 backward to the layer"
-    paper: ClassVar[str] = "Cai 2025, arXiv:2501.06261"
     utility: Literal["rest", "score"] = "rest"
 
     def attribute(self, trace: Trace) -> Tensor:
@@ -155,7 +148,6 @@ class SmoothGradCAMPlusPlus(LayerExplainer):
 
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "8 forward, 8 backward to the layer"
-    paper: ClassVar[str] = "Omeiza et al. 2019, arXiv:1908.01224"
     samples: Annotated[int, Range(1, 10_000)] = 8
     noise: Annotated[float, Range(0, 100)] = 0.15
 
