@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from xattn.errors import ShapeError, UnknownNameError
+from xattn.errors import NotApplicableError, ShapeError, UnknownNameError
 from xattn.score import SCORES, apply_score, find_score
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [-3.0, -2.0, -5.0]], dtype=torch.float64)
@@ -49,3 +49,11 @@ def test_a_reducing_callable_is_refused() -> None:
 def test_unknown_score_suggests() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'margin'"):
         find_score("margn")
+
+
+def test_a_score_without_a_meaning_for_probabilities_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCORES, "double", lambda logits, target: 2 * logits[:, 0])
+    assert find_score("double")(LOGITS, TARGET).tolist() == [4.0, -6.0]
+    for values in ("probabilities", "log-probabilities"):
+        with pytest.raises(NotApplicableError, match=f"'double' is not defined for a model that gives {values}"):
+            find_score("double", values)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from xattn.errors import ShapeError, unknown
+from xattn.errors import NotApplicableError, ShapeError, unknown
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -88,6 +88,7 @@ def find_score(score: str | ScoreFn, values: str = "logits") -> ScoreFn:
 
     Raises:
         UnknownNameError: with the nearest name.
+        NotApplicableError: for a score that has no meaning for these values.
     """
     if callable(score):
         return score
@@ -96,6 +97,10 @@ def find_score(score: str | ScoreFn, values: str = "logits") -> ScoreFn:
         raise unknown("score", score, SCORES)
     if values == "logits" or (values == "log-probabilities" and name in ("logit", "margin")):
         return SCORES[name]
+    if name not in _OF_PROBABILITIES:
+        raise NotApplicableError(
+            f"score '{name}' is not defined for a model that gives {values}; choose {', '.join(_OF_PROBABILITIES)}."
+        )
     return _OF_PROBABILITIES[name] if values == "probabilities" else _of_logarithms(_OF_PROBABILITIES[name])
 
 
