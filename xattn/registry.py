@@ -59,8 +59,8 @@ def paper_of(thing: Any) -> str:
 def _source(thing: Any) -> str:
     """The bracket with a source in the first paragraph of a docstring."""
     paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
-    found = _SOURCE.search(paragraph)
-    return found[1] if found else ""
+    match = _SOURCE.search(paragraph)
+    return match[1] if match else ""
 
 
 class Registry(Generic[T]):

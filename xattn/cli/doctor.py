@@ -38,7 +38,7 @@ _TOLERANCE = 1e-3  # between an image alone and in a batch, relative to the larg
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The outcome of one check.
 
     Args:
         name: of the check or the method.
@@ -134,7 +134,7 @@ def check_model(loaded: Network, x: Tensor) -> list[Finding]:
     from xattn.trace import INPUT, record
 
     model, spec = loaded.model, loaded.spec
-    found = [_weights(loaded), _spec(loaded)]
+    findings = [_weights(loaded), _spec(loaded)]
     layers = [INPUT, spec.feature_layer, *([spec.attention_layer] if spec.attention_layer else [])]
     before = Snapshot(model)
     model.train()
@@ -144,11 +144,11 @@ def check_model(loaded: Network, x: Tensor) -> list[Finding]:
         trace.gradient(spec.feature_layer)
         kept = {name: m.training for name, m in model.named_modules()} == modes
     except (XattnError, RuntimeError) as error:
-        return [*found, Finding("forward pass", FAIL, _short(error))]
+        return [*findings, Finding("forward pass", FAIL, _short(error))]
     finally:
         model.eval()
     shape = "x".join(map(str, trace.activation(spec.feature_layer).shape[1:]))
-    found.append(
+    findings.append(
         Finding(
             "forward pass",
             OK,
@@ -157,22 +157,22 @@ def check_model(loaded: Network, x: Tensor) -> list[Finding]:
             {"classes": trace.logits.shape[1], "features": list(trace.activation(spec.feature_layer).shape[1:])},
         )
     )
-    found.append(
+    findings.append(
         Finding("evaluation mode", OK, "put on for the pass and taken back after it")
         if kept
         else Finding("evaluation mode", FAIL, "modules did not get their own mode back")
     )
     changed = before.changes(model)
-    found.append(
+    findings.append(
         Finding("model untouched", FAIL, f"changed: {', '.join(changed)}")
         if changed
         else Finding("model untouched", OK, "hooks, weights, statistics, requires_grad and .grad are as before")
     )
-    found.append(_outputs(trace))
+    findings.append(_outputs(trace))
     if bool(trace.logits.isfinite().all()):
-        found.append(_batch(model, spec, x, trace))
-    found += [_gradient(trace, spec), _guided(model, x)]
-    return found
+        findings.append(_batch(model, spec, x, trace))
+    findings += [_gradient(trace, spec), _guided(model, x)]
+    return findings
 
 
 def _weights(loaded: Network) -> Finding:
@@ -294,13 +294,13 @@ class Snapshot:
         import torch
 
         now = self._rest(model)
-        found = [what for what, value in self.rest.items() if now[what] != value]
+        changed = [what for what, value in self.rest.items() if now[what] != value]
         state = model.state_dict()
         if list(state) != list(self.state) or not all(
             torch.equal(state[name].nan_to_num(), tensor.nan_to_num()) for name, tensor in self.state.items()
         ):
-            found.append("weights or statistics")
-        return found
+            changed.append("weights or statistics")
+        return changed
 
 
 # --------------------------------------------------------------------------------------------------- the methods

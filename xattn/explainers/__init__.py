@@ -32,20 +32,20 @@ suppress='similarity', refine=True)]
     """
     from xattn.explainer import Explainer
 
-    found: list[Explainer] = []
+    chosen: list[Explainer] = []
     for method in [methods] if isinstance(methods, (str, Explainer)) else methods:
         if isinstance(method, Explainer):
-            found.append(method)
+            chosen.append(method)
         elif not isinstance(method, str):
             raise ParameterError(
                 f"method: expected a name or an Explainer object but got {method!r}; "
                 "create a class before you pass it, as in GradCAM()."
             )
         elif method.strip().lower() == "all":
-            found.extend(explainers.create(name) for name in explainers.names())
+            chosen.extend(explainers.create(name) for name in explainers.names())
         else:
-            found.append(explainers.parse(method.strip()))
-    return found
+            chosen.append(explainers.parse(method.strip()))
+    return chosen
 
 
 def applicable(method: Explainer, spec: ModelSpec) -> str | None:

@@ -99,7 +99,7 @@ class CAM(LayerExplainer):
                 error = conservation_error(trace, total * sign, magnitude, terms, trace.dtype(layer))
                 candidates.append((candidate * sign[:, None, None, None], error))
         # Where two ways agree on a whole batch their maps are the same, so the choice does not couple the images.
-        return min(candidates, key=lambda found: float(found[1].nan_to_num().max()))
+        return min(candidates, key=lambda candidate: float(candidate[1].nan_to_num().max()))
 
     def conservation(self, trace: Trace, maps: Tensor) -> Tensor:
         """Relative error (N,) of mean of the map + bias = logit."""

@@ -70,10 +70,10 @@ def class_map(features: Tensor, maps: Tensor, weight: Tensor) -> Tensor:
         return (evidence * maps.flatten(2).to(dtype)).sum(1).view(n, 1, h, w)
 
 
-def _check(who: str, features: Tensor, maps: Tensor) -> None:
+def _check(name: str, features: Tensor, maps: Tensor) -> None:
     same = features.ndim == maps.ndim == 4 and features.shape[0] == maps.shape[0]
     if not same or features.shape[2:] != maps.shape[2:]:
         raise ShapeError(
-            f"{who}: expected features (N, C, h, w) and maps (N, P, h, w) of the same images and grid but got "
+            f"{name}: expected features (N, C, h, w) and maps (N, P, h, w) of the same images and grid but got "
             f"{tuple(features.shape)} and {tuple(maps.shape)}."
         )

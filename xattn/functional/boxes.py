@@ -84,18 +84,18 @@ def fill_rectangles(owner: Tensor, boxes: Tensor, n: int, size: tuple[int, int])
     return (corners.cumsum(1).cumsum(2) > 0)[:, None, :height, :width]
 
 
-def overlap(found: Tensor, masks: Tensor) -> dict[str, Tensor]:
+def overlap(regions: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """How two masks agree, pixel by pixel.
 
     Args:
-        found: bool (N, 1, H, W), what the map marks.
+        regions: bool (N, 1, H, W), what the map marks.
         masks: bool (N, 1, H, W), the object.
 
     Returns:
         float64 (N,) for `iou`, `dice`, `precision`, `recall` and `pixel_accuracy`; all NaN for an empty object.
-        Nothing found is precision 0.
+        Nothing marked is precision 0.
     """
-    a, b = check_maps(found, masks, "overlap")
+    a, b = check_maps(regions, masks, "overlap")
     a = a.bool()
     both, marked, real = ((t.sum(1)).double() for t in (a & b, a, b))
     values = {
@@ -130,14 +130,14 @@ def threshold_overlap(maps: Tensor, masks: Tensor, threshold: float = 0.5, *, bo
     rows, _ = check_maps(maps, masks, "threshold_overlap")
     if not 0 <= threshold < 1:
         raise ParameterError(f"threshold_overlap: threshold must be in [0, 1) but is {threshold}.")
-    found = normalize(maps) > threshold
+    regions = normalize(maps) > threshold
     if boxes:
         parts = []
-        for piece in found.split(_per_chunk(found)):
+        for piece in regions.split(_per_chunk(regions)):
             owner, rectangles, _ = component_boxes(piece)
-            parts.append(fill_rectangles(owner, rectangles, len(piece), (found.shape[2], found.shape[3])))
-        found = torch.cat(parts) if parts else found
-    return {name: where_valid(varies(rows), value) for name, value in overlap(found, masks).items()}
+            parts.append(fill_rectangles(owner, rectangles, len(piece), (regions.shape[2], regions.shape[3])))
+        regions = torch.cat(parts) if parts else regions
+    return {name: where_valid(varies(rows), value) for name, value in overlap(regions, masks).items()}
 
 
 def _per_chunk(masks: Tensor) -> int:
@@ -190,13 +190,13 @@ def box_iou_curve(
     for start, stop in _chunks(n * many, max(1, _CHUNK // (height * width))):
         flat = torch.arange(start, stop, device=maps.device)
         above = scaled[flat // many] > levels[flat % many][:, None, None, None]
-        owner, found, sizes = component_boxes(above)
+        owner, rectangles, sizes = component_boxes(above)
         if largest:
             most = torch.zeros(stop - start, dtype=sizes.dtype, device=maps.device)
             keep = sizes == most.scatter_reduce(0, owner, sizes, "amax")[owner]
-            owner, found = owner[keep], found[keep]
+            owner, rectangles = owner[keep], rectangles[keep]
         cell = flat[owner]
-        ious = box_iou(found, true[cell // many]).nan_to_num(0).amax(1)
+        ious = box_iou(rectangles, true[cell // many]).nan_to_num(0).amax(1)
         best.scatter_reduce_(0, cell, ious, "amax")
     return where_valid(valid[:, None], best.view(n, many))
 

@@ -37,10 +37,10 @@ def _promote(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _gradient(who: str, features: Tensor, gradient: Tensor) -> Tensor:
+def _gradient(name: str, features: Tensor, gradient: Tensor) -> Tensor:
     if gradient.shape != features.shape:
         raise ShapeError(
-            f"{who}: features and gradient must have one shape but have {tuple(features.shape)} and "
+            f"{name}: features and gradient must have one shape but have {tuple(features.shape)} and "
             f"{tuple(gradient.shape)}; take both from the same layer."
         )
     return _promote(gradient)

@@ -14,10 +14,10 @@ from xattn.errors import ParameterError, ShapeError
 from xattn.functional.ranking import sort_values
 
 
-def _shares(maps: Tensor, who: str) -> tuple[Tensor, Tensor]:
+def _shares(maps: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Absolute values (N, L) over their largest, and which maps have one."""
     if maps.ndim != 4 or maps.shape[1] != 1:
-        raise ShapeError(f"{who}: expected maps (N, 1, h, w) but got {tuple(maps.shape)}.")
+        raise ShapeError(f"{name}: expected maps (N, 1, h, w) but got {tuple(maps.shape)}.")
     rows = maps.flatten(1).double().abs()
     peak = rows.amax(1, keepdim=True)
     return rows / torch.where(peak > 0, peak, 1.0), rows.isfinite().all(1) & (peak[:, 0] > 0)

@@ -72,10 +72,10 @@ def _finest(lost: Tensor) -> _Level:
     def coupled(down: int, across: int, weight: float) -> Tensor:
         left, right = max(0, -across), max(0, across)
         h, w = lost.shape[-2:]
-        found = torch.zeros_like(lost)
+        product = torch.zeros_like(lost)
         here, there = lost[..., : h - down, left : w - right], lost[..., down:, right : w - left]
-        found[..., : h - down, left : w - right] = weight * here * there
-        return found
+        product[..., : h - down, left : w - right] = weight * here * there
+        return product
 
     return _level(diagonal, coupled(0, 1, 1 / 6), coupled(1, 0, 1 / 6), coupled(1, 1, 1 / 12), coupled(1, -1, 1 / 12))
 

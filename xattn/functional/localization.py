@@ -19,13 +19,13 @@ from xattn.functional.ranking import sort_values, sort_with_order, tie_groups
 from xattn.functional.resize import normalize
 
 
-def check_maps(maps: Tensor, masks: Tensor, who: str) -> tuple[Tensor, Tensor]:
+def check_maps(maps: Tensor, masks: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Maps and masks as rows (N, L), after a look at their shapes."""
     if maps.ndim != 4 or maps.shape[1] != 1:
-        raise ShapeError(f"{who}: expected maps (N, 1, H, W) but got {tuple(maps.shape)}.")
+        raise ShapeError(f"{name}: expected maps (N, 1, H, W) but got {tuple(maps.shape)}.")
     if masks.shape != maps.shape:
         raise ShapeError(
-            f"{who}: masks {tuple(masks.shape)} do not fit maps {tuple(maps.shape)}; resize the maps to the image."
+            f"{name}: masks {tuple(masks.shape)} do not fit maps {tuple(maps.shape)}; resize the maps to the image."
         )
     return maps.flatten(1), masks.flatten(1).bool()
 
@@ -79,13 +79,13 @@ def dilate(masks: Tensor, radius: int) -> Tensor:
     height, width = masks.shape[-2:]
     reach = min(radius, width)
     sums = pad(pad(masks, (reach, reach)).int().cumsum(-1), (1, 0))
-    found = torch.zeros_like(masks)
+    grown = torch.zeros_like(masks)
     for dy in range(min(radius, height - 1) + 1):  # a disc is one run of cells per row
         half = min(int((radius**2 - dy**2) ** 0.5 + 1e-9), reach)
         row = sums[..., reach + half + 1 :][..., :width] > sums[..., reach - half :][..., :width]
-        found[..., dy:, :] |= row[..., : height - dy, :]
-        found[..., : height - dy, :] |= row[..., dy:, :]
-    return found
+        grown[..., dy:, :] |= row[..., : height - dy, :]
+        grown[..., : height - dy, :] |= row[..., dy:, :]
+    return grown
 
 
 def pointing_hit(maps: Tensor, masks: Tensor, tolerance_px: int = 15) -> Tensor:
@@ -238,7 +238,7 @@ def pixel_ranking(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def roc_auc(maps: Tensor, masks: Tensor) -> Tensor:
-    """Area under the ROC curve of the pixels: chance that one on the object is above one off it (Fawcett 2006).
+    """Area under the ROC curve of the pixels: probability that one on the object is above one off it (Fawcett 2006).
 
     Ties count one half.
 

@@ -67,10 +67,10 @@ def ranks(maps: Tensor, ties: Tensor) -> tuple[Tensor, Tensor]:
     ties = ties.to(values.device)
     ordered, order = values.gather(1, ties).sort(dim=1, descending=True, stable=True)
     place = torch.arange(values.shape[1], dtype=torch.int32, device=values.device).expand_as(ties)
-    found = torch.empty_like(place, memory_format=torch.contiguous_format).scatter_(1, ties.gather(1, order), place)
+    rank = torch.empty_like(place, memory_format=torch.contiguous_format).scatter_(1, ties.gather(1, order), place)
     same = ordered[:, 1:] == ordered[:, :-1]
     tied = torch.nn.functional.pad(same, (1, 0)) | torch.nn.functional.pad(same, (0, 1))
-    return found, tied.double().mean(dim=1)
+    return rank, tied.double().mean(dim=1)
 
 
 def undefined(maps: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def packed_scores(score: ImageScore, x: Tensor, build: Build, owner: Tensor, chu
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     buffer = torch.empty((min(chunk, total), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
     rows = owner.to(x.device)
-    found = []
+    scores = []
     for start in range(0, total, chunk):
         here = slice(start, min(start + chunk, total))
         index = torch.arange(here.start, here.stop, device=x.device)
@@ -143,8 +143,8 @@ def packed_scores(score: ImageScore, x: Tensor, build: Build, owner: Tensor, chu
             images = build(index, x[first : first + 1], rows[start : start + 1], out)
         else:
             images = build(index, torch.index_select(x, 0, rows[here], out=out), rows[here], out)
-        found.append(score(images, rows[here]))
-    return torch.cat(found) if found else x.new_empty(0)
+        scores.append(score(images, rows[here]))
+    return torch.cat(scores) if scores else x.new_empty(0)
 
 
 def removal(replace: Replace, removed: Callable[[Tensor], Tensor]) -> Build:
@@ -207,7 +207,7 @@ def curve_scores(
     rows = owner.to(x.device)
     clean, replaced = (end.to(x.device).index_select(0, rows)[:, None] for end in ends)
     untouched = (gone == 0).to(x.device).view(*gone.shape, *([1] * (clean.ndim - 2)))
-    found = torch.where(untouched, clean, replaced).contiguous()
+    scores = torch.where(untouched, clean, replaced).contiguous()
     where_map, where_step = ((gone > 0) & (gone < cells)).nonzero(as_tuple=True)
     if len(where_map):
         which, at = where_map.to(x.device), where_step.to(x.device)
@@ -220,8 +220,8 @@ def curve_scores(
             return mask.view(-1, 1, *x.shape[-2:])
 
         values = packed_scores(score, x, removal(replace, removed), owner[where_map], chunk)
-        found = found.to(values.dtype).index_put((which, at), values)
-    return found
+        scores = scores.to(values.dtype).index_put((which, at), values)
+    return scores
 
 
 def replaced_scores(score: ImageScore, x: Tensor, replace: Replace, chunk: int) -> Tensor:

@@ -45,8 +45,8 @@ def slic_segments(pixels: Tensor, count: int) -> Tensor:
 
     labels = []
     for image in pixels.permute(0, 2, 3, 1).cpu().double().numpy():
-        found = torch.from_numpy(slic(image, n_segments=count, start_label=0, channel_axis=-1)).long()
-        labels.append(found.unique(return_inverse=True)[1])
+        superpixels = torch.from_numpy(slic(image, n_segments=count, start_label=0, channel_axis=-1)).long()
+        labels.append(superpixels.unique(return_inverse=True)[1])
     return torch.stack(labels)
 
 

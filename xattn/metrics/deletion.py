@@ -120,11 +120,11 @@ class Curves(CurveMetric):
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
         both = (self.curves(explanations, trace, order) for order in ("morf", "insertion"))
-        found = []
+        results = []
         for deleted, inserted in zip(*both, strict=True):
             points = [c.defined(c.at(tenth / 100)) for c in (deleted, inserted) for tenth in _TENTHS]
-            found.append(dict(zip(self.columns, points, strict=True)))
-        return found
+            results.append(dict(zip(self.columns, points, strict=True)))
+        return results
 
 
 @metrics.register("abpc")
@@ -143,12 +143,12 @@ class ABPC(CurveMetric):
     steps: Annotated[int, Range(1, 100_000)] = 10
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
-        found = []
+        results = []
         morf, lerf = self.curves(explanations, trace, "morf"), self.curves(explanations, trace, "lerf")
         for most, least in zip(morf, lerf, strict=True):
             down, up = most.scores.mean(dim=1), least.scores.mean(dim=1)
-            found.append({"abpc": most.defined(up - down), "morf": most.defined(down), "lerf": most.defined(up)})
-        return found
+            results.append({"abpc": most.defined(up - down), "morf": most.defined(down), "lerf": most.defined(up)})
+        return results
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Gomez2023(_Preset):
     start: ClassVar[Baseline] = BoxBlur(share=1 / 5, smallest=9, floor=True)
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
-        found = []
+        results = []
         masked = shown_and_hidden(
             explanations,
             trace,
@@ -241,7 +241,7 @@ class Gomez2023(_Preset):
         )
         for (deleted, inserted), step in zip(self._pairs(explanations, trace), masked, strict=True):
             values = single_step_values(*step)
-            found.append(
+            results.append(
                 {
                     "dauc_gomez2023": deleted.defined(trapezoid_auc(deleted.scores)),
                     "dc_gomez2023": deleted.defined(curve_correlation(deleted.saliency, deleted.scores)),
@@ -254,7 +254,7 @@ class Gomez2023(_Preset):
                     "add_gomez2023": values["average_drop_in_deletion"],
                 }
             )
-        return found
+        return results
 
 
 @metrics.register("rise2018")

@@ -67,12 +67,12 @@ def object_boxes(metric: Metric, batch: Any, explanation: Explanation) -> list[T
                 "that was explained."
             )
         return [rows.to(explanation.maps.device) for rows in batch.boxes]
-    found = []
+    boxes = []
     for mask in object_masks(metric, batch, explanation)[:, 0]:
         y, x = mask.nonzero(as_tuple=True)
         sides = [torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1])] if len(x) else []
-        found.append(torch.stack(sides) if sides else mask.new_zeros((0, 4), dtype=torch.int64))
-    return found
+        boxes.append(torch.stack(sides) if sides else mask.new_zeros((0, 4), dtype=torch.int64))
+    return boxes
 
 
 class _OnMasks(Metric):

@@ -41,12 +41,12 @@ class ROAD(CurveMetric):
     steps: Annotated[int, Range(1, 100_000)] = 10
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
-        found = []
+        results = []
         morf, lerf = self.curves(explanations, trace, "morf"), self.curves(explanations, trace, "lerf")
         for most, least in zip(morf, lerf, strict=True):
             # A map of one cell has no point between the ends: the mean of nothing is NaN, as it should be.
             down, up = most.scores[:, 1:-1].mean(dim=1), least.scores[:, 1:-1].mean(dim=1)
-            found.append(
+            results.append(
                 {"road": most.defined(up - down), "road_morf": most.defined(down), "road_lerf": most.defined(up)}
             )
-        return found
+        return results

@@ -75,11 +75,11 @@ class ParameterRandomization(Metric):
 
 
 def _over_stages(stages: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    columns: dict[str, Tensor] = {}
     for name in ("spearman", "ssim"):
         values = torch.stack([stage[name] for stage in stages])
-        found |= {name: values.mean(0), f"{name}_first": values[0], f"{name}_last": values[-1]}
-    return found
+        columns |= {name: values.mean(0), f"{name}_first": values[0], f"{name}_last": values[-1]}
+    return columns
 
 
 class _OtherClass(Metric):

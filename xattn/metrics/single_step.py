@@ -37,12 +37,12 @@ def shown_and_hidden(
     owner = torch.arange(n).repeat_interleave(2 * count)
     scores = packed_scores(scorer(trace, score), trace.x, build, owner, chunk).double().view(n, 2, count)
     clean = clean_scores(trace, score).double()
-    found = []
+    results = []
     for j, explanation in enumerate(explanations):
         nothing = undefined(explanation.maps).to(clean.device) | (explanation.maps[0].numel() == 1)
         shown, hidden = (torch.where(nothing, torch.nan, scores[:, k, j]) for k in range(2))
-        found.append((clean, shown, hidden))
-    return found
+        results.append((clean, shown, hidden))
+    return results
 
 
 def single_step_values(clean: Tensor, shown: Tensor, hidden: Tensor) -> dict[str, Tensor]:

@@ -102,7 +102,7 @@ class SubsetMetric(PerturbationMetric):
         masks = subset_masks(trace, self.cells, sizes, self.samples)
         chunk = self.images_per_batch(trace)
         drops = subset_drops(trace, masks, self.cells, find_baseline(self.baseline), self.score, chunk)
-        found = []
+        results = []
         for explanation in explanations:
             maps = explanation.maps.to(trace.x.device)
             means = block_means(maps, trace.input_size, self.cells)
@@ -110,8 +110,8 @@ class SubsetMetric(PerturbationMetric):
             shape = (len(trace.x) * len(sizes), self.samples)
             nothing = undefined(maps) | undefined(means[:, None, None])
             value = pearson(sums.reshape(shape), drops.reshape(shape)).view(-1, len(sizes))
-            found.append(torch.where(nothing[:, None], torch.nan, value))
-        return found
+            results.append(torch.where(nothing[:, None], torch.nan, value))
+        return results
 
 
 @metrics.register("faithfulness_correlation")
@@ -257,7 +257,7 @@ class Infidelity(PerturbationMetric):
         top, left, bottom, right = self.squares(trace).unbind(2)
         drop = self.drops(trace)
         image = torch.arange(len(trace.x), device=drop.device)[:, None]
-        found = []
+        results = []
         for explanation in explanations:
             maps = to_grid(explanation.maps.to(drop.device), trace.input_size, pixels=True)
             sums = _integral(maps)
@@ -270,5 +270,5 @@ class Infidelity(PerturbationMetric):
             square = claim.square().mean(dim=1)
             scale = (claim * drop).mean(dim=1) / torch.where(square > 0, square, torch.nan)
             value = (scale[:, None] * claim - drop).square().mean(dim=1)
-            found.append({"infidelity": torch.where(undefined(maps), torch.nan, value)})
-        return found
+            results.append({"infidelity": torch.where(undefined(maps), torch.nan, value)})
+        return results

@@ -38,7 +38,7 @@ def _visible(value: Any) -> Any:
 
 @functools.cache
 def _environment() -> Environment:
-    found = Environment(
+    environment = Environment(
         loader=PackageLoader("xattn.pages"),
         autoescape=True,  # of every template, whatever its ending
         finalize=_visible,
@@ -46,9 +46,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["json"] = as_json
-    found.globals["asset"] = asset
-    return found
+    environment.filters["json"] = as_json
+    environment.globals["asset"] = asset
+    return environment
 
 
 def render(template: str, **values: Any) -> str:
