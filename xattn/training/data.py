@@ -6,9 +6,10 @@ import hashlib
 import math
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -26,32 +27,38 @@ SMALL_PIXELS = 96 * 96  # images up to this size are kept in memory
 _SAMPLE = 8  # images looked at to see whether all have one size
 
 
-class Source(Protocol):
+class Source(ABC):
     """Labelled images that give cut and resized batches.
 
-    Attributes:
+    Args:
         labels: class of each image (n,).
         classes: names of the classes.
+
+    Attributes:
         fingerprint: a digest of what the images depend on, which differs once one of them is exchanged.
     """
 
-    labels: Tensor
-    classes: tuple[str, ...]
-    fingerprint: str
+    def __init__(self, labels: Tensor, classes: tuple[str, ...]) -> None:
+        self.labels = labels
+        self.classes = classes
+        self.fingerprint = ""
 
     def __len__(self) -> int:
         """Number of images."""
+        return len(self.labels)
 
     def order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """A random order (n,) of these images (n,) in which they are read at a good speed."""
+        return torch.randperm(len(indices), generator=generator)
 
+    @abstractmethod
     def batches(
         self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: int
     ) -> Iterator[Tensor]:
         """Batches of images (n, 3, size, size), values 0 to 255, one for each tensor of indices."""
 
 
-class MemorySource:
+class MemorySource(Source):
     """Images of one small size, as one tensor.
 
     Args:
@@ -60,20 +67,9 @@ class MemorySource:
         classes: names.
     """
 
-    fingerprint = ""
-
     def __init__(self, pixels: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
+        super().__init__(labels, classes)
         self.pixels = pixels.permute(0, 3, 1, 2)
-        self.labels = labels
-        self.classes = classes
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
-
-    def order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Any order: all images are in memory."""
-        return torch.randperm(len(indices), generator=generator)
 
     def batches(
         self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: int
@@ -112,7 +108,7 @@ def _ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class LazySource:
+class LazySource(Source):
     """Images of any size, decoded when they are needed.
 
     Args:
@@ -122,17 +118,10 @@ class LazySource:
         workers: processes that decode.
     """
 
-    fingerprint = ""
-
     def __init__(self, samples: Dataset, labels: Tensor, classes: tuple[str, ...], workers: int = 0) -> None:
+        super().__init__(labels, classes)
         self.samples = samples
-        self.labels = labels
-        self.classes = classes
         self.workers = workers
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
 
     def order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """The order that the data set prefers."""
@@ -256,18 +245,14 @@ def _save(dataset: Dataset, shape: tuple[int, ...], path: Path) -> None:
             stream.write(sample.image.tobytes())
 
 
-class _Part:
+class _Part(Source):
     """Some images of a source."""
 
     def __init__(self, source: Source, chosen: Tensor, classes: int) -> None:
+        super().__init__(source.labels[chosen], source.classes[:classes])
         self.source = source
         self.chosen = chosen
-        self.labels = source.labels[chosen]
-        self.classes = source.classes[:classes]
         self.fingerprint = source.fingerprint
-
-    def __len__(self) -> int:
-        return len(self.chosen)
 
     def order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         return self.source.order(self.chosen[indices], generator)

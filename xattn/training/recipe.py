@@ -311,15 +311,7 @@ class Recipe(_Section):
 
 def _keys() -> dict[str, list[str]]:
     """Known keys by section."""
-    sections: dict[str, type[_Section]] = {
-        "data": DataSection,
-        "model": ModelSection,
-        "distill": DistillSection,
-        "optimizer": OptimizerSection,
-        "augment": AugmentSection,
-        "run": RunSection,
-    }
-    return {name: list(section.model_fields) for name, section in sections.items()}
+    return {name: list(type(field.default).model_fields) for name, field in Recipe.model_fields.items()}
 
 
 def _unknown(source: str, key: str, names: list[str]) -> str:
