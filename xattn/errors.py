@@ -52,6 +52,15 @@ class XattnWarning(UserWarning):
     """Something that the user should know but that does not stop the work."""
 
 
+def reason_of(error: BaseException) -> str:
+    r"""Why something failed, in one line: the first of the message without its full stop, or the class of the error.
+
+    >>> reason_of(RuntimeError("shapes differ.\nTraceback ...")), reason_of(MemoryError())
+    ('shapes differ', 'MemoryError')
+    """
+    return str(error).strip().split("\n", maxsplit=1)[0].rstrip(".") or type(error).__name__
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate that looks most like `name`, or None if none comes close.
 

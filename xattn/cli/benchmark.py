@@ -96,7 +96,7 @@ def _run(
     from xattn.benchmark.run import run
     from xattn.benchmark.store import Store
     from xattn.device import find_device
-    from xattn.errors import ParameterError
+    from xattn.errors import ParameterError, reason_of
 
     try:
         with _progress(quiet, rank, world) as progress:
@@ -105,7 +105,7 @@ def _run(
                 write_costs(Store(out), cells, find_device(config.run.device, "run.device"))
     except torch.OutOfMemoryError as error:
         raise ParameterError(
-            f"benchmark: out of memory ({str(error).splitlines()[0]}); lower run.batch, which changes no score beyond "
+            f"benchmark: out of memory ({reason_of(error)}); lower run.batch, which changes no score beyond "
             "rounding. What is stored stays."
         ) from None
     except OSError as error:

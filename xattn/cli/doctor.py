@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xattn.cli import console, options
-from xattn.errors import ParameterError, XattnError
+from xattn.errors import ParameterError, XattnError, reason_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -144,7 +144,7 @@ def check_model(loaded: Network, x: Tensor) -> list[Finding]:
         trace.gradient(spec.feature_layer)
         kept = {name: m.training for name, m in model.named_modules()} == modes
     except (XattnError, RuntimeError) as error:
-        return [*findings, Finding("forward pass", FAIL, _short(error))]
+        return [*findings, Finding("forward pass", FAIL, reason_of(error))]
     finally:
         model.eval()
     shape = "x".join(map(str, trace.activation(spec.feature_layer).shape[1:]))
@@ -261,7 +261,7 @@ def _guided(model: nn.Module, x: Tensor) -> Finding:
     try:
         guided, total = guided_share(model, x[:1])
     except XattnError as error:
-        return Finding("ReLUs guided", WARN, _short(error))
+        return Finding("ReLUs guided", WARN, reason_of(error))
     facts = {"guided": guided, "activations": total}
     if total and guided == total:
         return Finding("ReLUs guided", OK, f"{guided} of {total} activations, whoever calls them", facts)
@@ -342,7 +342,7 @@ def _method(method: Explainer, loaded: Network, trace_of: Callable[[Explainer, i
         alone = method.explanation(trace_of(method, 1))
         conservation = method.conservation(trace, together.maps)
     except (XattnError, RuntimeError) as failure:
-        return Finding(method.name, FAIL, _short(failure).removeprefix(f"{method.name}: "), facts)
+        return Finding(method.name, FAIL, reason_of(failure).removeprefix(f"{method.name}: "), facts)
     error = _difference(together.maps[:1], alone.maps)
     facts |= {"grid": list(together.maps.shape[-2:]), "batch_error": error, "status": list(together.status)}
     grid = f"{together.maps.shape[-2]}x{together.maps.shape[-1]}"
@@ -357,11 +357,6 @@ def _method(method: Explainer, loaded: Network, trace_of: Callable[[Explainer, i
     if error > _TOLERANCE:
         return Finding(method.name, FAIL, f"an image's map depends on the rest of the batch, by {error:.1e}", facts)
     return Finding(method.name, OK, grid, facts)
-
-
-def _short(error: Exception) -> str:
-    """The first line of an error."""
-    return str(error).split("\n", maxsplit=1)[0] or type(error).__name__
 
 
 def print_report(loaded: Network, checks: list[Finding], methods: list[Finding], valid: list[str]) -> None:

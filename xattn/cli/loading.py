@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xattn.errors import DataError, ParameterError, XattnError
+from xattn.errors import DataError, ParameterError, XattnError, reason_of
 from xattn.files import whole_file
 
 if TYPE_CHECKING:
@@ -61,9 +61,8 @@ def load(
     except Exception as error:  # whatever foreign code raises
         if not own:
             raise
-        reason = str(error).split("\n", maxsplit=1)[0]
         raise ParameterError(
-            f"--model {name} raised {type(error).__name__} ({reason}); --debug shows where."
+            f"--model {name} raised {type(error).__name__} ({reason_of(error)}); --debug shows where."
         ) from error
     complete = file or own or (name in models and head is None)
     label = name.rpartition(":")[2] if own else str(Path(*Path(name).with_suffix("").parts[-2:])) if file else name

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from xattn.errors import DataError, needs
+from xattn.errors import DataError, needs, reason_of
 from xattn.files import read_regular
 
 FILE_LIMIT = 64 * 2**20  # bytes
@@ -39,5 +39,4 @@ def load_mat(path: Path, title: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{title}: expected '{path}', which does not exist.") from None
     except (*_DAMAGE, MatReadError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0] or type(error).__name__
-        raise DataError(f"{title}: '{path}' is damaged or no MATLAB 5 file ({reason}).") from None
+        raise DataError(f"{title}: '{path}' is damaged or no MATLAB 5 file ({reason_of(error)}).") from None

@@ -22,7 +22,7 @@ from xattn.data.file_dataset import FileDataset, Index, class_names, class_numbe
 from xattn.data.finding import listing, natural_key
 from xattn.data.reading import decode_image
 from xattn.data.sample import Sample
-from xattn.errors import DataError, XattnError, needs, unknown
+from xattn.errors import DataError, XattnError, needs, reason_of, unknown
 from xattn.schema import check, read_json
 
 GROUP_LIMIT = 2**30  # bytes of a row group in memory, unless `cache_mb` allows more
@@ -195,8 +195,7 @@ class Parquet(FileDataset):
         except XattnError:
             raise
         except _DAMAGE as error:
-            reason = str(error).split("\n", maxsplit=1)[0].rstrip(".") or type(error).__name__
-            raise self._error(f"{what} ({reason}).") from None
+            raise self._error(f"{what} ({reason_of(error)}).") from None
 
     @property
     def _limit(self) -> int:

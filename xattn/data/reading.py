@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from xattn.data.finding import missing_path
-from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.errors import DataError, ParameterError, ShapeError, reason_of
 
 PIXEL_LIMIT = 120_000_000
 """Pixels above which an image is refused unless told otherwise: 360 MB as RGB, more than common cameras give."""
@@ -149,8 +149,7 @@ def _decode(
     except MemoryError:
         raise DataError(f"{name}: does not fit the memory; make it smaller.") from None
     except _DECODE_ERRORS as error:
-        reason = str(error).split("\n", maxsplit=1)[0].rstrip(".") or type(error).__name__
-        raise DataError(f"{name}: is truncated or damaged ({reason}); copy or download it again.") from None
+        raise DataError(f"{name}: is truncated or damaged ({reason_of(error)}); copy or download it again.") from None
 
 
 def _known_formats() -> list[str]:

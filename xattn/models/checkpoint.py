@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import CheckpointError
+from xattn.errors import CheckpointError, reason_of
 from xattn.files import whole_file
 from xattn.models.header import DIGEST, MOST_TENSORS, is_file, parse_header, read_start
 from xattn.spec import ModelSpec
@@ -107,9 +107,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
                 f"'{path}' holds pickled objects, which could run code when loaded, and is refused; save "
                 "model.state_dict() instead, best as safetensors."
             ) from None
-        reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(
-            f"'{path}' cannot be read as a file of torch.save ({type(error).__name__}: {reason}); copy it again."
+            f"'{path}' cannot be read as a file of torch.save ({type(error).__name__}: {reason_of(error)}); copy it "
+            "again."
         ) from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from xattn.errors import CheckpointError, unknown
+from xattn.errors import CheckpointError, reason_of, unknown
 
 PREFIX = "timm/"
 
@@ -63,8 +63,7 @@ def build(name: str, pretrained: bool = False, classes: int | None = None) -> nn
         if not pretrained:
             raise
         # Whatever the hub's client, its HTTP library and its cache raise: all of it means that no weights came.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"weights of {PREFIX}{short} cannot be downloaded ({reason}); where there is a network, fetch them from "
-            f"https://huggingface.co/timm and pass the file as weights."
+            f"weights of {PREFIX}{short} cannot be downloaded ({reason_of(error)}); where there is a network, fetch "
+            f"them from https://huggingface.co/timm and pass the file as weights."
         ) from None

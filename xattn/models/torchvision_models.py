@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from xattn.errors import CheckpointError, unknown
+from xattn.errors import CheckpointError, reason_of, unknown
 
 
 def names() -> list[str]:
@@ -63,7 +63,7 @@ def build(name: str, weights: str | None = None, classes: int | None = None) -> 
         return models.get_model(name, weights=entry, **options)
     except (OSError, RuntimeError) as error:  # no network, a proxy, a truncated download
         raise CheckpointError(
-            f"weights {weights} of {name} cannot be downloaded ({str(error).splitlines()[0]}); where there is a "
+            f"weights {weights} of {name} cannot be downloaded ({reason_of(error)}); where there is a "
             f"network, fetch {entry.url} and pass the file as weights."
         ) from None
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import CheckpointError
+from xattn.errors import CheckpointError, reason_of
 from xattn.models.checkpoint import read_state, write_tensors
 from xattn.models.header import HEADER_BYTES, read_metadata
 from xattn.schema import Range, build, read_json
@@ -135,8 +135,7 @@ class SavedRun:
             optimizer.load_state_dict(state)
             torch.set_rng_state(parts["random"]["torch"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            first = str(error).splitlines()[0]
-            raise CheckpointError(f"'{source}' does not fit this network: {first}") from None
+            raise CheckpointError(f"'{source}' does not fit this network: {reason_of(error)}") from None
 
 
 def load_run(path: Path) -> SavedRun:

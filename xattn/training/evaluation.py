@@ -154,7 +154,7 @@ def evaluate(
     """Measure a network on all images of a source; arguments as of `measure`."""
     columns, speed = measure(model, source, ranks=ranks, batch_size=batch_size, device=device, watch=watch)
     density = columns["density"]
-    maps = "attention" if hasattr(model.head, "attention") else "none" if _reads_tokens(model) else "cam"
+    maps = "attention" if hasattr(model.head, "attention") else "none" if model.spec.tokens else "cam"
     subsets = {name: float(v.mean()) for name, v in columns.items() if name in RANK_SUBSETS or name == WHOLE}
     return Evaluation(
         images=len(density),
@@ -170,10 +170,6 @@ def evaluate(
     )
 
 
-def _reads_tokens(model: Classifier) -> bool:
-    return model.spec.tokens is not None
-
-
 def _wait(x: Tensor) -> None:
     """Let the device finish, so that the clock sees its work."""
     if x.is_cuda:
@@ -186,10 +182,10 @@ def _density(features: Tensor, attention: nn.Module | None, head: Head, predicte
         return torch.full((len(features),), torch.nan, dtype=torch.float64, device=features.device)
     if attention is not None:
         density = attention_density(attention(features), features).double()
-        return torch.where(density > 0, density, torch.full_like(density, torch.nan))
-    weight = head.classifier.weight[predicted]
-    density = map_density(torch.einsum("nchw,nc->nhw", features, weight)[:, None]).double()
-    return torch.where(density > 0, density, torch.full_like(density, torch.nan))
+    else:
+        weight = head.classifier.weight[predicted]
+        density = map_density(torch.einsum("nchw,nc->nhw", features, weight)[:, None]).double()
+    return density.masked_fill(density <= 0, torch.nan)
 
 
 def _by_rank(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn.errors import CheckpointError, ParameterError, XattnError
+from xattn.errors import CheckpointError, ParameterError, XattnError, reason_of
 from xattn.models.checkpoint import save_weights
 from xattn.models.factory import FactoryError, load_model
 from xattn.training.augment import Draws, derive_seed, draw, finish
@@ -126,10 +126,9 @@ def train(recipe: Recipe, monitor: Monitor | None = None, *, fresh: bool = False
     try:
         fabric = Fabric(accelerator=run.accelerator, devices=devices, strategy=run.strategy, precision=run.precision)
     except Exception as error:  # of many classes: for unknown strategies, missing devices, missing libraries
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ParameterError(
             f"training: run.accelerator={run.accelerator}, run.devices={devices}, run.strategy={run.strategy} cannot "
-            f"be had here: {reason}"
+            f"be had here: {reason_of(error)}"
         ) from error
     fabric.launch()
     return _Run(fabric, recipe, monitor or Silent(), fresh).train()
