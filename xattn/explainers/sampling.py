@@ -64,8 +64,6 @@ class Occlusion(HidingExplainer):
     Args:
         window: side of the square as a share of the image's shorter side.
         stride: from one square to the next, as a share of its side.
-        baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
-            on pixels and then normalized.
     """
 
     passes: ClassVar[str] = "169 forward for a square image"
@@ -149,8 +147,6 @@ class SegmentExplainer(HidingExplainer):
     Args:
         segments: `"slic"`, superpixels of the image (needs scikit-image), or `"grid"`, nearly square cells.
         count: segments to ask for.
-        baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
-            on pixels and then normalized.
     """
 
     whole: ClassVar[bool] = False
@@ -246,12 +242,6 @@ class FeatureAblation(SegmentExplainer):
     """Feature ablation: fall of the score without each segment (captum, Kokhlikyan et al. 2020, arXiv:2009.07896).
 
     Computed here rather than by captum: segments of all images fill batches of one size, whatever their number.
-
-    Args:
-        segments: `"slic"`, superpixels of the image (needs scikit-image), or `"grid"`, nearly square cells.
-        count: segments to ask for.
-        baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
-            on pixels and then normalized.
     """
 
     passes: ClassVar[str] = "50 forward"
@@ -275,10 +265,6 @@ class ShapleySampling(ShapleyExplainer):
 
     Args:
         samples: orders; all there are if these are no more.
-        segments: `"slic"`, superpixels of the image (needs scikit-image), or `"grid"`, nearly square cells.
-        count: segments to ask for.
-        baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
-            on pixels and then normalized.
     """
 
     passes: ClassVar[str] = "491 forward"
@@ -309,10 +295,6 @@ class KernelShap(ShapleyExplainer):
 
     Args:
         samples: coalitions.
-        segments: `"slic"`, superpixels of the image (needs scikit-image), or `"grid"`, nearly square cells.
-        count: segments to ask for.
-        baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
-            on pixels and then normalized.
     """
 
     passes: ClassVar[str] = "501 forward"
@@ -339,10 +321,6 @@ class LIME(SegmentExplainer):
         samples: runs, the untouched image among them.
         width: of the kernel of nearness.
         penalty: of the ridge regression.
-        segments: `"slic"`, superpixels of the image (needs scikit-image), or `"grid"`, nearly square cells.
-        count: segments to ask for.
-        baseline: what hidden pixels become: `"mean"`, `"black"`, `"blur"`, `"noise"`, `"linear"` or `"telea"`, defined
-            on pixels and then normalized.
     """
 
     passes: ClassVar[str] = "500 forward"

@@ -124,9 +124,6 @@ class FaithfulnessCorrelation(SubsetMetric):
     be told from rounding.
 
     Args:
-        baseline: what replaces a subset.
-        cells: blocks on each side of the image.
-        samples: number of subsets.
         share: of the blocks that a subset takes.
     """
 
@@ -151,9 +148,6 @@ class SensitivityN(SubsetMetric):
     blocks of pixels, and n goes up by equal factors from `smallest` to `largest` share of them.
 
     Args:
-        baseline: what replaces a subset.
-        cells: blocks on each side of the image.
-        samples: subsets of each size.
         sizes: number of sizes.
         smallest: share of the blocks in the smallest subset; at least one block.
         largest: share in the largest one.

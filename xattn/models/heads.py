@@ -18,7 +18,7 @@ from xattn.spec import ModelSpec
 
 LARGEST_CLASSIFIER = 2**27  # weights of a classifier, 0.5 GB; more is a mistake in a number
 
-heads: Registry[Head] = Registry("head", "xattn.models", "xattn.heads")
+heads: Registry[Head] = Registry("head", "xattn.models", "xattn.heads", named=True)
 
 
 class Head(nn.Module, ABC):
@@ -27,15 +27,19 @@ class Head(nn.Module, ABC):
     A subclass is registered by its name and takes (channels, classes, parts, dropout); further arguments, by keyword
     and annotated, are its options: a recipe or a weights file may give them, and they are checked by their annotations.
 
-    Attributes:
-        kind: name of the head on the command line.
+    Args:
         channels: channels C of the feature map.
+        classes: number K of logits.
         parts: number P of the attention maps; 1 for a head without any.
-        dropout: dropout before the classifier.
+        dropout: probability before the classifier.
+        bias: of the classifier.
+
+    Attributes:
+        name: of the head on the command line; registering sets it.
         classifier: the linear layer from the embedding (P * C) to the logits (K).
     """
 
-    kind: ClassVar[str]
+    name: ClassVar[str]
 
     def __init__(self, channels: int, classes: int, parts: int, dropout: float, *, bias: bool) -> None:
         super().__init__()
@@ -65,14 +69,8 @@ class Head(nn.Module, ABC):
 class LinearHead(Head):
     """Global average pooling and a linear layer, as in most CNNs (Lin et al. 2014, arXiv:1312.4400).
 
-    Args:
-        channels: channels C of the feature map.
-        classes: number K of logits.
-        parts: not used; there are no attention maps.
-        dropout: probability before the classifier.
+    There are no attention maps, whatever `parts`.
     """
-
-    kind = "linear"
 
     def __init__(self, channels: int, classes: int, parts: int = 1, dropout: float = 0.0) -> None:
         super().__init__(channels, classes, 1, dropout, bias=True)
@@ -135,14 +133,8 @@ class BCNNHead(Head):
     """B-CNN: learned attention maps, g_m = mean_i A_m,i f_i, a linear layer without bias (WS-DAN, arXiv:1901.09891).
 
     Args:
-        channels: channels C of the feature map.
-        classes: number K of logits.
-        parts: number P of maps.
-        dropout: probability before the classifier.
         width: channels inside the attention block; None is `channels`, as published.
     """
-
-    kind = "bcnn"
 
     def __init__(
         self,
@@ -213,17 +205,11 @@ class BRNPAHead(Head):
     """BR-NPA: non-parametric part maps, their weighted means, a linear layer without bias (arXiv:2106.02566).
 
     Args:
-        channels: channels C of the feature map.
-        classes: number K of logits.
-        parts: number P of maps.
-        dropout: probability before the classifier.
         refine: False pools the seeds alone (ablation).
         seed: `"random"` for the ablation.
         activation: what ranks the cells.
         suppress: what suppresses the parts before.
     """
-
-    kind = "brnpa"
 
     def __init__(
         self,
@@ -311,7 +297,7 @@ class Classifier(nn.Module):
             feature_layer="backbone",
             classifier="head.classifier",
             attention_layer="head.attention" if attentive else None,
-            attention=getattr(head, "kind", None) if attentive else None,
+            attention=getattr(head, "name", None) if attentive else None,
             probability_layers=(),
             tokens=None,
         )

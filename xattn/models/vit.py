@@ -154,7 +154,7 @@ class TokenHead(Head):
         pool: what is read.
     """
 
-    kind = "linear"
+    name = "linear"
 
     def __init__(self, channels: int, classes: int, dropout: float = 0.0, pool: Pool = "class") -> None:
         super().__init__(channels, classes, 1, dropout, bias=True)
