@@ -164,11 +164,7 @@ class Scores:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """What the run wrote about itself.
-
-        Raises:
-            DataError: if it is damaged.
-        """
+        """What the run wrote about itself."""
         self._own(self.store.manifest)
         return self.store.read_manifest()
 
@@ -206,11 +202,7 @@ class Scores:
         return {} if run is None else dict(zip(run[0].tolist(), run[1].tolist(), strict=True))
 
     def costs(self, dataset: str, model: str) -> dict[str, Cost]:
-        """What methods cost alone, where it was measured.
-
-        Raises:
-            DataError: if the file is damaged.
-        """
+        """What methods cost alone, where it was measured."""
         self._own(self.store.costs(dataset, model))
         return {name: cost.model_dump() for name, cost in self.store.read_costs(dataset, model).methods.items()}
 

@@ -113,11 +113,7 @@ class Store:
             sweep(folder)
 
     def read_manifest(self) -> Manifest:
-        """What the run wrote about itself; empty if there is nothing.
-
-        Raises:
-            DataError: if it is damaged.
-        """
+        """What the run wrote about itself; empty if there is nothing."""
         try:
             return Manifest.parse(read_regular(self.manifest, _JSON_BYTES), f"'{self.manifest}'", "use another --out")
         except FileNotFoundError:
@@ -134,11 +130,7 @@ class Store:
             temporary.write_bytes(manifest.text())
 
     def read_costs(self, dataset: str, model: str) -> Costs:
-        """What the methods of a cell cost, where it was measured.
-
-        Raises:
-            DataError: if the file is damaged.
-        """
+        """What the methods of a cell cost, where it was measured."""
         path = self.costs(dataset, model)
         try:
             return Costs.parse(read_regular(path, _JSON_BYTES), f"'{path}'", "remove it to measure them again")
@@ -153,11 +145,7 @@ class Store:
             temporary.write_bytes(costs.text())
 
     def done(self, dataset: str, model: str) -> dict[int, dict[Pair, int]]:
-        """For each block of a cell the pairs (method, metric) that are stored, with the number of images.
-
-        Raises:
-            DataError: if a file is no part.
-        """
+        """For each block of a cell the pairs (method, metric) that are stored, with the number of images."""
         blocks: dict[int, dict[Pair, int]] = {}
         for path in self.parts(dataset, model):
             footer, _ = _open(path)

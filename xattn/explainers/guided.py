@@ -123,9 +123,6 @@ def guided_share(model: nn.Module, x: Tensor) -> tuple[int, int]:
     Returns:
         Number of ReLUs that would be guided, and that of all nonlinearities on the way from the input, gates
         (sigmoid, softmax) left out. Guided backpropagation is defined where the two are equal and not zero.
-
-    Raises:
-        NotApplicableError: if a part of the model is TorchScript.
     """
     model = unwrap(model)
     refuse_scripts(model, "guided-backprop", "saliency")
@@ -141,9 +138,6 @@ def guided_gradient(trace: Trace, method: str = "guided-backprop", relu: Rectifi
         trace: the recorded pass; a second call for it repeats nothing.
         method: the one that asks, for messages.
         relu: the ReLU with the gradient wanted.
-
-    Raises:
-        NotApplicableError: if not all nonlinearities of the model are ReLUs, with the counts.
     """
     return trace.once(("guided gradient", relu), lambda: _guided_gradient(trace, method, relu))
 

@@ -98,11 +98,7 @@ def owners(images: slice, samples: slice, device: torch.device) -> Tensor:
 
 
 def replacement(trace: Trace, baseline: str) -> Replace:
-    """A baseline by its name and parameters (`"blur:sigma=0.1"`), bound to the images; made once for all methods.
-
-    Raises:
-        UnknownNameError: with the nearest name.
-    """
+    """A baseline by its name and parameters (`"blur:sigma=0.1"`), bound to the images; made once for all methods."""
     return trace.replacement(baselines.parse(baseline))
 
 
@@ -120,11 +116,7 @@ def as_image(replace: Replace, who: str, baseline: str) -> Tensor:
 
 
 def baseline_image(trace: Trace, who: str, baseline: str) -> Tensor:
-    """The baseline of each image (N, C, H, W), defined on pixels and normalized as the images are.
-
-    Raises:
-        NotApplicableError: if the baseline is no image by itself.
-    """
+    """The baseline of each image (N, C, H, W), defined on pixels and normalized as the images are."""
     return as_image(replacement(trace, baseline), who, baseline).expand_as(trace.x)
 
 

@@ -36,9 +36,6 @@ def slic_segments(pixels: Tensor, count: int) -> Tensor:
 
     Returns:
         int64 (N, H, W) on the CPU, numbered from zero in each image.
-
-    Raises:
-        MissingExtraError: without scikit-image.
     """
     needs("metrics", "a segmentation into superpixels (segments=grid does without)")
     from skimage.segmentation import slic

@@ -128,11 +128,7 @@ def tie_breakers(trace: Trace, cells: int) -> Tensor:
 
 
 def find_baseline(name: str) -> Baseline:
-    """A baseline from its name and parameters (`"blur"`, `"blur:sigma=0.1"`).
-
-    Raises:
-        UnknownNameError: with the nearest name.
-    """
+    """A baseline from its name and parameters (`"blur"`, `"blur:sigma=0.1"`)."""
     return baselines.parse(name)
 
 

@@ -23,11 +23,7 @@ from xattn.trace import Trace
 
 
 def superpixels(trace: Trace, segments: int) -> Tensor:
-    """Superpixels (N, H * W) of the images of a trace by SLIC, numbered from zero; made once for all methods.
-
-    Raises:
-        MissingExtraError: without scikit-image.
-    """
+    """Superpixels (N, H * W) of the images of a trace by SLIC, numbered from zero; made once for all methods."""
 
     def make() -> Tensor:
         pixels = denormalize_pixels(trace.x.float(), trace.spec.mean, trace.spec.std).clamp(0, 1)

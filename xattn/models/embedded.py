@@ -63,9 +63,6 @@ def build(architecture: Architecture, name: str = "tiny-cnn") -> Classifier:
     Args:
         architecture: see there.
         name: for tables.
-
-    Raises:
-        NotApplicableError: for a transformer with another head, resolution or padding.
     """
     facts = ModelSpec(
         feature_layer="backbone", input_size=(64, 64), mean=IMAGENET_MEAN, std=IMAGENET_STD, crop=1.0, name=name

@@ -285,9 +285,6 @@ def fill(
         free: a layer whose tensors stay as they are where the given ones do not fit.
         forgiving: the head of a `Classifier` is such a layer.
         silent: do not warn about it.
-
-    Raises:
-        CheckpointError: saying which tensors do not fit, and how many.
     """
     state = dict(state)
     if state and all(key.startswith("module.") for key in state):  # saved out of DataParallel

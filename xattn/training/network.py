@@ -87,9 +87,6 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
     Args:
         recipe: the whole recipe.
         classes: names of the classes.
-
-    Raises:
-        CheckpointError: if the weights to start from do not fit the backbone.
     """
     section = recipe.model
     model = cast(
