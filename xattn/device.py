@@ -38,19 +38,18 @@ def find_device(name: str, option: str = "--device") -> torch.device:
 
 
 @contextmanager
-def at_precision(name: str, device: torch.device, option: str = "--precision") -> Iterator[None]:
+def at_precision(name: str, device: torch.device) -> Iterator[None]:
     """Autocast to `bf16` or `fp16` inside; `fp32` changes nothing.
 
     Args:
         name: one of the three.
         device: on which the model computes.
-        option: what messages call the name.
 
     Raises:
         ParameterError: for another name.
     """
     types = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if name not in types:
-        raise ParameterError(f"{option} must be fp32, bf16 or fp16 but is '{name}'.")
+        raise ParameterError(f"--precision must be fp32, bf16 or fp16 but is '{name}'.")
     with torch.autocast(device.type, types[name], enabled=name != "fp32"):
         yield

@@ -17,7 +17,7 @@ from xattn.benchmark.manifest import check_manifest
 from xattn.benchmark.plan import Cell, by_label, plan, read_batch
 from xattn.benchmark.store import PREDICTION, READING, REFUSED, STATUS, Pair, Row, Store, missing
 from xattn.data.sample import Batch
-from xattn.device import find_device
+from xattn.device import at_precision, find_device
 from xattn.errors import XattnError
 from xattn.explainer import Explainer
 from xattn.explaining import record_for
@@ -25,7 +25,7 @@ from xattn.explanation import OK, Explanation
 from xattn.metric import Metric
 from xattn.models.fast import fast_copy
 from xattn.spec import ModelSpec
-from xattn.trace import Trace
+from xattn.trace import Trace, place_of
 
 Watch = Callable[[str], AbstractContextManager[None]]
 _EXPENSIVE = 50  # how much more work a metric is taken to be that runs the model; for the progress alone
@@ -181,13 +181,12 @@ def score_batch(
         watch: entered with the name of each metric, and with `status` for the maps.
     """
     cell, model, spec = loaded.cell, loaded.model, loaded.spec
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = place_of(model)[0]
     batch = batch.to(device)
     methods = {name: cell.methods[name] for name in dict.fromkeys(m for m, _ in wanted if m)}
     seeds = [seed_of(config.run.seed, image) for image in batch.ids]
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.run.precision)
     rows: list[Row] = []
-    with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
+    with at_precision(config.run.precision, device):
         with watch(STATUS):
             trace = record_for(
                 model,

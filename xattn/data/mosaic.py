@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from PIL import Image
 from xattn.data.dataset import Dataset
 from xattn.data.sample import Sample
 from xattn.errors import DataError, ParameterError
+from xattn.schema import Range, check_fields
 from xattn.spec import ModelSpec
 
 LARGEST = 8192  # pixels of a side, 200 MB
@@ -38,15 +40,12 @@ class Mosaic(Dataset):
     """
 
     dataset: Dataset
-    grid: int = 2
-    cell_px: int = 224
-    seed: int = 0
+    grid: Annotated[int, Range(2)] = 2
+    cell_px: Annotated[int, Range(1)] = 224
+    seed: Annotated[int, Range(0)] = 0
 
     def __post_init__(self) -> None:
-        if self.grid < 2:
-            raise ParameterError(f"mosaic: grid must be at least 2 but is {self.grid}.")
-        if self.cell_px < 1:
-            raise ParameterError(f"mosaic: cell_px must be at least 1 but is {self.cell_px}.")
+        check_fields(self, "mosaic")
         if self.grid * self.cell_px > LARGEST:
             raise ParameterError(f"mosaic: {self.grid} cells of {self.cell_px} pixels are more than {LARGEST:,}.")
         classes = len(np.unique(self.dataset.labels))
