@@ -285,6 +285,19 @@ def read_json(
         raise error(f"{what} is not JSON ({reason}).") from None
 
 
+def finite(value: Any) -> Any:
+    """Plain values for JSON: numbers that are not finite become None.
+
+    >>> finite({"a": (1, float("nan"))})
+    {'a': [1, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def read_toml(text: str) -> dict[str, Any]:
     """Values of a TOML file of bounded size.
 

@@ -177,7 +177,8 @@ def test_images_are_explained_as_in_the_run(ran: Path, tmp_path: Path) -> None:
     cell, config = pictures._reopen(scores, small(**CHOSEN), "shapes", "cnn")
     model, spec = cell.load("cpu")
     (sample,) = pictures._find(cell, config, scores, [shown[0].image]).values()
-    maps = pictures._explain(cell, config, model, spec, sample, dict(enumerate(cell.methods.values())))
+    loaded = runs.Loaded(cell, model, spec, None)
+    maps = pictures._explain(loaded, config, sample, dict(enumerate(cell.methods.values())))
     sparsity = metrics.create("sparsity")
     layers = [layer for method in cell.methods.values() for layer in method.layers(spec)]
     trace = record(model, collate([sample], spec).x, spec=spec, layers=layers)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from xattn.models.fast import fast_copy
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, place_of
 
+Key = TypeVar("Key")
 Watch = Callable[[str], AbstractContextManager[None]]
 _EXPENSIVE = 50  # how much more work a metric is taken to be that runs the model; for the progress alone
 _CHEAP = ("complexity", "localization")
@@ -180,25 +182,14 @@ def score_batch(
         config: the run.
         watch: entered with the name of each metric, and with `status` for the maps.
     """
-    cell, model, spec = loaded.cell, loaded.model, loaded.spec
-    device = place_of(model)[0]
+    cell = loaded.cell
+    device = place_of(loaded.model)[0]
     batch = batch.to(device)
     methods = {name: cell.methods[name] for name in dict.fromkeys(m for m, _ in wanted if m)}
-    seeds = [seed_of(config.run.seed, image) for image in batch.ids]
     rows: list[Row] = []
     with at_precision(config.run.precision, device):
         with watch(STATUS):
-            trace = record_for(
-                model,
-                batch.x,
-                methods.values(),
-                batch.target if by_label(cell, config) else None,
-                spec=spec,
-                score=config.run.score,
-                seeds=seeds,
-                scoring=loaded.scoring,
-            )
-            explanations, refused = _explanations(methods, trace)
+            trace, explanations, refused = explain_batch(loaded, batch, methods, config)
         targets = trace.target.tolist()
 
         def add(method: str, metric: str, column: str, values: Tensor, notes: Sequence[str] = ()) -> None:
@@ -211,7 +202,7 @@ def score_batch(
         for name in methods:
             if (name, STATUS) not in wanted:
                 continue
-            state = refused.get(name) or explanations[name].status
+            state = [f"{REFUSED}{refused[name]}"] * len(batch) if name in refused else explanations[name].status
             add(name, STATUS, "ok", torch.tensor([float(s == OK) for s in state]), state)
         for label, metric in cell.metrics.items():
             names = [name for name in explanations if (name, label) in wanted]
@@ -225,17 +216,28 @@ def score_batch(
     return rows
 
 
-def _explanations(
-    methods: dict[str, Explainer], trace: Trace
-) -> tuple[dict[str, Explanation], dict[str, tuple[str, ...]]]:
-    """Maps of the methods, and for those that refuse the images the reason as their status."""
-    explanations, refused = {}, {}
-    for name, method in methods.items():
+def explain_batch(
+    loaded: Loaded, batch: Batch, methods: Mapping[Key, Explainer], config: Config
+) -> tuple[Trace, dict[Key, Explanation], dict[Key, str]]:
+    """The recorded pass of a batch, the maps of the methods, and the reasons of those that refuse the images."""
+    trace = record_for(
+        loaded.model,
+        batch.x,
+        methods.values(),
+        batch.target if by_label(loaded.cell, config) else None,
+        spec=loaded.spec,
+        score=config.run.score,
+        seeds=[seed_of(config.run.seed, image) for image in batch.ids],
+        scoring=loaded.scoring,
+    )
+    explanations: dict[Key, Explanation] = {}
+    refused: dict[Key, str] = {}
+    for key, method in methods.items():
         try:
-            explanations[name] = method.explanation(trace)
+            explanations[key] = method.explanation(trace)
         except XattnError as error:
-            refused[name] = (f"{REFUSED}{error}",) * len(trace.x)
-    return explanations, refused
+            refused[key] = str(error)
+    return trace, explanations, refused
 
 
 def _measured(

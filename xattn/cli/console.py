@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import faulthandler
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from xattn.errors import printable
+from xattn.schema import finite
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -47,15 +47,7 @@ def warn(text: str) -> None:
 
 def show_json(value: Any) -> None:
     """Print plain values as JSON that any reader takes: ASCII alone, numbers that are not finite become null."""
-    typer.echo(json.dumps(_plain(value), indent=2, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    typer.echo(json.dumps(finite(value), indent=2, allow_nan=False))
 
 
 def table(

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import io
 import json
-import math
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from PIL import Image
 from xattn import __version__
 from xattn.errors import DataError
 from xattn.files import whole_file
+from xattn.schema import finite
 from xattn.viz import colormap
 
 # Inside <script> these could end it, open a comment, or (as line ends of old JavaScript) break a string.
@@ -132,16 +132,8 @@ def as_json(value: Any) -> Markup:
     >>> print(as_json(["</script>", float("nan")]))
     ["\u003c/script\u003e",null]
     """
-    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.translate(_UNSAFE))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def data_uri(data: bytes, kind: str) -> str:

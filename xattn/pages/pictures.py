@@ -9,27 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 
 from xattn.benchmark.config import Config, MetricEntry
 from xattn.benchmark.panels import rank_of
 from xattn.benchmark.plan import Cell as RunCell
 from xattn.benchmark.plan import plan
-from xattn.benchmark.run import seed_of
+from xattn.benchmark.run import Loaded, explain_batch
 from xattn.benchmark.scores import Scores
 from xattn.benchmark.tables import text_of
 from xattn.benchmark.verdict import Verdict, duration, name_of
 from xattn.data.sample import Sample, collate
-from xattn.device import find_device
-from xattn.errors import DataError, XattnError
+from xattn.device import at_precision, find_device
+from xattn.errors import DataError
 from xattn.explainer import Explainer
-from xattn.explaining import record_for
 from xattn.explanation import Explanation
 from xattn.metric import HIGHER
-from xattn.spec import ModelSpec
+from xattn.trace import place_of
 from xattn.viz import Cell, keys_of, panel, part_key, percent, render, save, to_rgb
 
 KINDS = {
@@ -129,12 +126,12 @@ def draw(
         samples = _find(cell, config, scores, [scores.names[i] for some in chosen.values() for i, _ in some])
         methods, notes = _methods(verdict, cell)
         device = find_device(config.run.device, "run.device")
-        model, spec = cell.load(device)
+        loaded = Loaded.load(cell, device, fast=False)
         pictures = []
         for kind, some in chosen.items():
             for place, (number, spread) in enumerate(some):
                 sample = samples[scores.names[number]]
-                maps = _explain(cell, config, model, spec, sample, methods)
+                maps = _explain(loaded, config, sample, methods)
                 picture = _panel(verdict, number, maps)
                 path = save(picture, folder / f"{name}-{kind}-{place + 1}.png")
                 pictures.append(Picture(kind, sample.id, _predicted(maps), spread, path, picture))
@@ -203,29 +200,14 @@ def _methods(verdict: Verdict, cell: RunCell) -> tuple[dict[int, Explainer], lis
 
 
 def _explain(
-    cell: RunCell, config: Config, model: nn.Module, spec: ModelSpec, sample: Sample, methods: Mapping[int, Explainer]
+    loaded: Loaded, config: Config, sample: Sample, methods: Mapping[int, Explainer]
 ) -> dict[int, Explanation | str]:
     """What the run explained of one image; for a method that refuses it the reason."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    batch = collate([sample], spec, fit=cell.data.fit).to(device)
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.run.precision)
-    maps: dict[int, Explanation | str] = {}
-    with torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None):
-        trace = record_for(
-            model,
-            batch.x,
-            methods.values(),
-            batch.target if config.run.target == "label" or cell.data.mosaic else None,
-            spec=spec,
-            score=config.run.score,
-            seeds=[seed_of(config.run.seed, sample.id)],
-        )
-        for j, method in methods.items():
-            try:
-                maps[j] = method.explanation(trace)
-            except XattnError as error:
-                maps[j] = str(error)
-    return maps
+    device = place_of(loaded.model)[0]
+    batch = collate([sample], loaded.spec, fit=loaded.cell.data.fit).to(device)
+    with at_precision(config.run.precision, device):
+        _, explanations, refused = explain_batch(loaded, batch, methods, config)
+    return {j: refused[j] if j in refused else explanations[j] for j in methods}
 
 
 def _predicted(maps: Mapping[int, Explanation | str]) -> str:
