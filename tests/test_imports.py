@@ -22,7 +22,7 @@ ORDER = (
     ("registry",),
     ("score", "spec"),
     ("functional",),
-    ("calls",),
+    ("calls", "running"),
     ("attention_taps",),
     ("taps",),
     ("targets",),

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, UnknownNameError
 from xattn.functional.baselines import baselines
+from xattn.running import unwrap
 from xattn.spec import ModelSpec, TokenGrid
-from xattn.trace import INPUT, record, unwrap
+from xattn.trace import INPUT, record
 
 SPEC = ModelSpec(feature_layer="conv", classifier="fc")
 

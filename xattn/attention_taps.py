@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xattn.calls import Call, Calls
+from xattn.running import in_this_thread
 
 SCORES, PROBABILITIES = "scores", "probabilities"
 
@@ -72,8 +73,8 @@ class AttentionTaps(Calls):
             self.active = bool(self._inside)
 
         for name, module in self.modules.items():
-            self._handles.append(module.register_forward_pre_hook(enter(name)))
-            self._handles.append(module.register_forward_hook(leave))
+            self._handles.append(module.register_forward_pre_hook(in_this_thread(enter(name))))
+            self._handles.append(module.register_forward_hook(in_this_thread(leave)))
         super().__enter__()
         return self
 

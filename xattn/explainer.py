@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from xattn.errors import ShapeError
 from xattn.explanation import NON_CONSERVING, OK, Explanation, status_of
+from xattn.running import lock_of
 from xattn.schema import check_fields
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, promote, record
@@ -88,9 +89,9 @@ class Explainer(ABC):
         return None
 
     def explanation(self, trace: Trace) -> Explanation:
-        """Maps with provenance and status from a recorded pass."""
+        """Maps with provenance and status from a recorded pass; the model is held alone while they are made."""
         self.check(trace.spec)
-        with torch.inference_mode(False):
+        with lock_of(trace.model), torch.inference_mode(False):
             maps = promote(self.attribute(trace).detach())
             if maps.ndim != 4 or len(maps) != len(trace.x):
                 raise ShapeError(

@@ -17,10 +17,11 @@ from xattn.explainers import applicable, resolve
 from xattn.explanation import OK, Explanation
 from xattn.inspection import facts_about
 from xattn.outputs import Which
+from xattn.running import unwrap
 from xattn.score import ScoreFn
 from xattn.spec import ModelSpec
 from xattn.targets import Similarity, as_target
-from xattn.trace import Trace, place_of, record, unwrap
+from xattn.trace import Trace, place_of, record
 
 
 def record_for(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from xattn.attention_taps import AttentionTaps, attention_of, layer_of
+from xattn.calls import Call, Calls
 from xattn.errors import NotApplicableError, unknown
+from xattn.running import in_this_thread
 
 INPUT = ""
 """Name of the input itself among the layers."""
@@ -49,6 +51,50 @@ def put_back(output: Any, tensor: Tensor) -> Any:
     return output._make(parts) if hasattr(output, "_make") else type(output)(parts)
 
 
+class Uncut(Calls):
+    """While it is entered, `no_grad` and `detach()` inside a model do nothing.
+
+    For a model that cuts the way from a layer to the scores: its function has a derivative there all the same.
+    """
+
+    def handle(self, call: Call) -> Any:
+        """Nothing is cut, all else as it is."""
+        if call.name == "set_grad_enabled":
+            return None
+        if call.name == "detach" and call.args and call.args[0].requires_grad:
+            return call.args[0].view_as(call.args[0])
+        return call.run()
+
+
+class Recording:
+    """Whether autograd records, as long as a model runs, whatever the model itself enters and leaves.
+
+    Args:
+        uncut: record through the `no_grad`, `inference_mode` and `detach()` of the model.
+    """
+
+    def __init__(self, uncut: bool = False) -> None:
+        self.uncut = uncut
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Recording:
+        # What is entered while the model runs is left before these are, so that nothing of it stays.
+        self._entered.enter_context(torch.inference_mode(torch.is_inference_mode_enabled()))
+        self._entered.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+        if self.uncut:
+            self._entered.enter_context(Uncut())
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._entered.__exit__(*error)
+
+    def restart(self) -> None:
+        """Let autograd record from here on."""
+        if torch.is_inference_mode_enabled():
+            self._entered.enter_context(torch.inference_mode(False))
+        torch.set_grad_enabled(True)
+
+
 class Taps:
     """Keeps the outputs of named layers of one pass, and the scores and probabilities of named attention modules.
 
@@ -56,17 +102,19 @@ class Taps:
         model: the module whose layers are named.
         layers: their names; `pool[1]` is the second call of a layer that runs more than once.
         grad: let autograd record what follows the first of them.
+        uncut: let it record through the model's own `no_grad`, `inference_mode` and `detach()` too.
 
     Raises:
         UnknownNameError: for a layer that does not exist.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], grad: bool) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str], grad: bool, uncut: bool = False) -> None:
         self.model = model
         self.grad = grad
         self.kept: dict[str, Tensor] = {}
         self._layers = frozenset(layers)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._recording = Recording(uncut)
         modules = dict(model.named_modules())
         plain: dict[str, dict[int | None, str]] = {}
         inside: dict[str, nn.Module] = {}
@@ -81,11 +129,26 @@ class Taps:
                 inside[name] = modules[name]
         self.attention = AttentionTaps(inside, self._see) if inside else nullcontext()
         try:
+            if uncut:
+                for module in modules.values():
+                    hook = in_this_thread(lambda *_: self._recording.restart())
+                    self._handles.append(module.register_forward_pre_hook(hook))
             for name, calls in plain.items():
-                self._handles.append(modules[name].register_forward_hook(self._hook(name, calls)))
+                self._handles.append(modules[name].register_forward_hook(in_this_thread(self._hook(name, calls))))
         except BaseException:
             self.remove()
             raise
+
+    def __enter__(self) -> Taps:
+        self._recording.__enter__()
+        self.attention.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self.attention.__exit__(*error)
+        finally:
+            self._recording.__exit__(*error)
 
     def _keep(self, layer: str, tensor: Tensor) -> Tensor:
         """Keep a tensor; the model goes on with what is returned."""
@@ -96,7 +159,9 @@ class Taps:
             )
         if self.grad:
             # Nothing before the first tapped layer needs a graph; everything after it does.
-            torch.set_grad_enabled(True)
+            self._recording.restart()
+            if tensor.is_inference():
+                tensor = tensor.clone()
             if not tensor.requires_grad:
                 tensor = tensor.detach().requires_grad_()
         self.kept[layer] = tensor

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ from xattn.attention_taps import attention_of
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, unknown
 from xattn.functional.baselines import Baseline, Replace
 from xattn.outputs import Which
+from xattn.running import evaluating, unwrap
 from xattn.score import ScoreFn, apply_score, probabilities
 from xattn.spec import ModelSpec
 from xattn.taps import INPUT as INPUT
@@ -23,46 +23,6 @@ from xattn.taps import Taps
 from xattn.targets import Class, Target, as_target, logits_of
 
 T = TypeVar("T")
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The plain module under `torch.compile` and `DistributedDataParallel`; hooks do not fire on compiled code.
-
-    Raises:
-        NotApplicableError: for `DataParallel`, whose replicas each see a part of the batch.
-    """
-    while True:
-        if isinstance(model, nn.DataParallel):
-            raise NotApplicableError(
-                "DataParallel splits the batch over replicas whose layers cannot be recorded as one; "
-                "pass model.module and spread images over processes instead."
-            )
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, uncompiled, and give each module its own mode back at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    compiled = [(m, m._compiled_call_impl) for m, _ in modes if getattr(m, "_compiled_call_impl", None) is not None]
-    # `torch.compile` of a part of the model wraps it in a module of its own, which can only be told to run eagerly.
-    wrapped = any("_orig_mod" in module._modules for module, _ in modes)
-    try:
-        model.eval()
-        for module, _ in compiled:
-            module._compiled_call_impl = None
-        with torch.compiler.set_stance("force_eager") if wrapped else nullcontext():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for module, implementation in compiled:
-            module._compiled_call_impl = implementation
 
 
 def promote(tensor: Tensor) -> Tensor:
@@ -94,6 +54,7 @@ class Trace:
         which: the output that was named for this pass; None is that of the spec.
         forwards: forward passes that this trace and its reruns made.
         backwards: backward passes likewise.
+        uncut: gradients go through the `no_grad`, `inference_mode` or `detach()` inside the model that cut them off.
         scoring: a cheaper form of the model that `predict` and `score` run in its place; None is the model itself.
     """
 
@@ -121,6 +82,7 @@ class Trace:
         self.scoring = scoring
         self.goal = goal
         self.which = which
+        self.uncut = False
         self.forwards = 1
         self.backwards = 0
         self._scores = scores
@@ -195,6 +157,11 @@ class Trace:
         self._tapped(layer)
         if self._gradients is None:
             self._gradients = self._backward()
+        if layer not in self._gradients and not self.uncut:
+            again = self.again(layers=list(self._kept), uncut=True)
+            if through := {name: g for name, g in again._backward().items() if name not in self._gradients}:
+                self.uncut = True
+                self._gradients |= through
         if layer not in self._gradients:
             raise NotApplicableError(
                 f"{type(self.model).__name__}: the score does not depend on layer '{layer}' through operations that "
@@ -252,6 +219,7 @@ class Trace:
         grad: bool = True,
         score: ScoreFn | None = None,
         seeds: Sequence[int] | None = None,
+        uncut: bool = False,
     ) -> Trace:
         """Record again with something changed; what is None stays as it was, and all passes count here too.
 
@@ -267,6 +235,7 @@ class Trace:
             grad: keep the graph.
             score: another scalar.
             seeds: other random numbers, one for each image.
+            uncut: as in `record`; also where that was found to be needed.
         """
         if target is None:
             target = self.target if rows is None else self.target.index_select(0, rows)
@@ -282,6 +251,7 @@ class Trace:
             scoring=self.scoring if model is None else None,
             output=self.which,
             goal=self.goal,
+            uncut=uncut or self.uncut,
         )
         result._parent, result._rows = self, rows
         self.count(result.forwards)
@@ -347,6 +317,7 @@ def record(
     scoring: nn.Module | None = None,
     output: Which = None,
     goal: Target | None = None,
+    uncut: bool = False,
 ) -> Trace:
     """Run the model once on `x` and keep the outputs of the named layers.
 
@@ -369,6 +340,8 @@ def record(
         output: which of the model's outputs is explained: a key, an index, a path of these or a function; None is
             `ModelSpec.output`.
         goal: what is explained, of a pass that is run again; `target` is then its index (N,).
+        uncut: record through the model's own `no_grad`, `inference_mode` and `detach()`; `Trace.gradient` does so
+            where they cut the layer off.
 
     Raises:
         ShapeError: if `x` is not (N, C, H, W), or targets and images differ in number.
@@ -400,19 +373,21 @@ def record(
         x = promote(x.detach())
         x = x.clone() if x.is_inference() else x
         fed = _as_model_input(model, x)
-        with evaluating(model), torch.set_grad_enabled(grad and INPUT in layers):
+        with evaluating(model), torch.set_grad_enabled(grad and (uncut or INPUT in layers)):
             if not again:
                 goal = _prepared(goal, model, which)
-            taps = Taps(model, inner, grad)
+            taps = Taps(model, inner, grad, uncut)
             try:
                 if INPUT in layers:
                     fed = fed.detach().clone().requires_grad_(grad)
                     taps.kept[INPUT] = fed
-                with taps.attention:
+                with taps:
                     returned = model(fed.clone() if INPUT in layers else fed)
-                logits = promote(goal.read(returned, model, len(x), which))
             finally:
                 taps.remove()
+            torch.set_grad_enabled(grad)  # for the score; the model may have left it off
+            logits = promote(goal.read(returned, model, len(x), which))
+            logits = logits.clone() if logits.is_inference() else logits
             if missing := [layer for layer in inner if layer not in taps.kept]:
                 if attention := attention_of(missing[0]):
                     raise NotApplicableError(
@@ -431,5 +406,12 @@ def record(
                 score_fn = goal.scorer(score, spec.values)
             chosen = chosen.clone() if chosen.is_inference() else chosen
             scores = apply_score(score_fn, logits, chosen) if grad else None
-    kept = taps.kept if grad else {layer: tensor.detach() for layer, tensor in taps.kept.items()}
-    return Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds, scoring, goal, output)
+    kept = taps.kept if grad else {layer: _plain(tensor) for layer, tensor in taps.kept.items()}
+    trace = Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds, scoring, goal, output)
+    trace.uncut = uncut
+    return trace
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Detached, and made outside of `inference_mode`."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()

@@ -14,6 +14,7 @@ from xattn.errors import NotApplicableError
 from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
 from xattn.functional.resize import normalize, resize
+from xattn.running import in_this_thread
 from xattn.score import apply_score
 from xattn.spec import ModelSpec
 from xattn.trace import INPUT, Trace, promote
@@ -55,7 +56,7 @@ def _bias_terms(model: nn.Module, visit: Callable[[Tensor, torch.dtype], None]) 
             if output.requires_grad:  # else it is not on the way from the input
                 output.register_hook(backward)  # sees the gradient before a later layer changed the output in place
 
-        handles.append(module.register_forward_hook(forward))
+        handles.append(module.register_forward_hook(in_this_thread(forward)))
     try:
         yield
     finally:

@@ -17,7 +17,8 @@ from xattn.explainers import explainers
 from xattn.functional.cam import grad_cam, grad_cam_plus_plus
 from xattn.functional.gradient import ChannelReduction, guided_relu, reduce_channels
 from xattn.functional.resize import resize
-from xattn.trace import INPUT, Trace, evaluating, unwrap
+from xattn.running import evaluating, unwrap
+from xattn.trace import INPUT, Trace
 
 # Nonlinearities that the rule does not know, besides those of kind `ACTIVATION`.
 _OTHERS = frozenset({"erf", "glu", "logsigmoid", "maximum", "softplus"})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import ShapeError
+from xattn.running import in_this_thread
 from xattn.score import apply_score
 from xattn.taps import first_tensor, put_back, split_call
 from xattn.trace import Trace
@@ -34,7 +35,10 @@ def replaced_output(model: nn.Module, layer: str, change: Callable[[Tensor], Ten
             return None
         return put_back(output, change(tensor))
 
-    handles = [model.register_forward_pre_hook(begin), model.get_submodule(name).register_forward_hook(hook)]
+    handles = [
+        model.register_forward_pre_hook(in_this_thread(begin)),
+        model.get_submodule(name).register_forward_hook(in_this_thread(hook)),
+    ]
     try:
         yield
     finally:

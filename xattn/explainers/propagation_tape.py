@@ -19,6 +19,7 @@ from xattn.calls import Call, Calls, Kind, Notes, Refusal, Ruled, bounds, refuse
 from xattn.errors import NotApplicableError, unknown
 from xattn.explainers.rules import Layer
 from xattn.functional.attention import without_autocast
+from xattn.running import in_this_thread
 from xattn.score import apply_score
 from xattn.trace import INPUT, Trace, place_of
 
@@ -337,8 +338,8 @@ def _constant_attention(model: nn.Module, layer: str | None, tape: Tape) -> Iter
             module = dict(model.named_modules()).get(layer)
             if module is None:
                 raise unknown(f"layer of {type(model).__name__}", layer, [n for n, _ in model.named_modules() if n])
-            handles.append(module.register_forward_pre_hook(before))
-            handles.append(module.register_forward_hook(after))
+            handles.append(module.register_forward_pre_hook(in_this_thread(before)))
+            handles.append(module.register_forward_hook(in_this_thread(after)))
         yield
     finally:
         for handle in handles:

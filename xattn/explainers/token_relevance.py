@@ -14,6 +14,7 @@ from xattn.calls import Call, Calls, Kind, Refusal, Ruled, refuse_scripts, tenso
 from xattn.errors import NotApplicableError
 from xattn.functional.attention import without_autocast
 from xattn.functional.transformer import linear_relevance, product_relevance, quotient, sum_relevance
+from xattn.running import in_this_thread
 from xattn.trace import Trace, place_of
 
 
@@ -176,7 +177,7 @@ def token_relevance(trace: Trace, layers: Sequence[str], first: str) -> Trace:
             )
         return inputs[0].detach().requires_grad_(), *inputs[1:]
 
-    handle = model.get_submodule(first).register_forward_pre_hook(begin)
+    handle = model.get_submodule(first).register_forward_pre_hook(in_this_thread(begin))
     try:
         with torch.inference_mode(False), without_autocast(trace.x), Relevance(type(model).__name__, len(trace.x)):
             again = trace.again(

@@ -16,6 +16,7 @@ from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
 from xattn.explainers.token_relevance import token_relevance
 from xattn.functional import transformer as formulas
+from xattn.running import in_this_thread
 from xattn.schema import Range
 from xattn.score import apply_score
 from xattn.spec import ModelSpec
@@ -87,7 +88,9 @@ def _detached(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     handles = []
     try:
         for name in names:
-            handles.append(model.get_submodule(name).register_forward_pre_hook(detach, with_kwargs=True))
+            handles.append(
+                model.get_submodule(name).register_forward_pre_hook(in_this_thread(detach), with_kwargs=True)
+            )
         yield
     finally:
         for handle in handles:
@@ -275,7 +278,7 @@ class LeGrad(AttentionExplainer):
             return torch.stack(scores).sum(dim=0)
 
         with _detached(trace.model, blocks):
-            handles = [trace.model.get_submodule(name).register_forward_hook(keep) for name in blocks]
+            handles = [trace.model.get_submodule(name).register_forward_hook(in_this_thread(keep)) for name in blocks]
             try:
                 again = trace.again(layers=super().layers(trace.spec), score=score)
             finally:
@@ -293,7 +296,7 @@ class LeGrad(AttentionExplainer):
         One image runs through the model; behind its last block the tokens are replaced.
         """
         tokens = torch.cat([layer.mean(dim=1, keepdim=True).expand_as(layer) for layer in formed])
-        handle = trace.model.get_submodule(last).register_forward_hook(lambda *_: tokens)
+        handle = trace.model.get_submodule(last).register_forward_hook(in_this_thread(lambda *_: tokens))
         try:
             return trace.read(trace.model(trace.x[:1].to(place_of(trace.model)[1])), len(tokens))
         finally:

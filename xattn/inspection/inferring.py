@@ -25,11 +25,12 @@ from xattn.inspection.classifier import find_classifier
 from xattn.inspection.features import attention_layers, class_tokens, find_feature_layer, likely_layer
 from xattn.inspection.findings import Findings
 from xattn.inspection.layouts import lit
-from xattn.inspection.probing import Probe, Swap, run
+from xattn.inspection.probing import Probe, Swap, frontier, run
 from xattn.outputs import Kind, Which, spelled
+from xattn.running import lock_of, unwrap
 from xattn.spec import ASSUMED, GIVEN, PROVED, Evidence, ModelSpec
 from xattn.targets import Function, as_target
-from xattn.trace import place_of, unwrap
+from xattn.trace import place_of
 
 
 def infer_spec(
@@ -140,6 +141,11 @@ def facts_about(
     Raises:
         SpecError: as `infer_spec`.
     """
+    with lock_of(unwrap(model)):
+        return _known_facts(model, x, layers, output, target)
+
+
+def _known_facts(model: nn.Module, x: Tensor | None, layers: Sequence[str], output: Which, target: Any) -> ModelSpec:
     # A head that was exchanged makes another model of it.
     parts = hash(tuple((name, id(module), type(module)) for name, module in model.named_modules()))
     shape = None if x is None else tuple(x.shape[1:])
@@ -192,9 +198,20 @@ def _first_pass(model: nn.Module, x: Tensor | None, size: tuple[int, int] | None
 
 
 def _one(model: nn.Module, x: Tensor, which: Which) -> Probe:
-    """A pass with autograd's graph, or without one where the weights do not allow it."""
+    """A pass with autograd's graph, or without one where the weights do not allow it.
+
+    Where the model itself cuts the graph off, as a linear probe does, a second pass looks through that.
+    """
     usable = not any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
-    return run(model, x, which=which, graph=usable, attention=True)
+    probe = run(model, x, which=which, graph=usable, attention=True)
+    if usable and not _reaches_input(probe):
+        uncut = run(model, x, which=which, graph=True, attention=True, uncut=True)
+        probe = uncut if _reaches_input(uncut) else probe
+    return probe
+
+
+def _reaches_input(probe: Probe) -> bool:
+    return probe.raw.grad_fn is not None and frontier(probe.raw.grad_fn, {})[1]
 
 
 def _smooth(channels: int, size: tuple[int, int]) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from xattn.attention_taps import PROBABILITIES, AttentionTaps
 from xattn.outputs import Choice, Which, choose, rows, take
-from xattn.taps import first_tensor, put_back
-from xattn.trace import evaluating
+from xattn.running import evaluating, in_this_thread
+from xattn.taps import Recording, first_tensor, put_back
 
 # What only passes on what it was given: no layer to read by its own name.
 PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
@@ -98,7 +98,7 @@ class Swap:
 
 def run(
     model: nn.Module, x: Tensor, *, which: Which = None, graph: bool = False, attention: bool = False,
-    swap: Swap | None = None,
+    swap: Swap | None = None, uncut: bool = False,
 ) -> Probe:  # fmt: skip
     """Run the model once and record what every submodule gives.
 
@@ -109,18 +109,22 @@ def run(
         graph: keep autograd's graph from the input on.
         attention: look for the probabilities of attention, which then runs step by step.
         swap: exchange the outputs of a call between the images.
+        uncut: keep the graph through the model's own `no_grad`, `inference_mode` and `detach()` too.
     """
     calls: list[Call] = []
     seen: list[tuple[str, torch.Size]] = []
     starts: dict[str, list[int]] = {}
     counts: dict[str, int] = {}
     clock = 0
+    recording = Recording(uncut)
     handles = []
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any) -> None:
             nonlocal clock
             clock += 1
+            if uncut:
+                recording.restart()
             starts.setdefault(name, []).append(clock)
 
         return hook
@@ -133,6 +137,7 @@ def run(
             tensor = first_tensor(output)
             if tensor is None:
                 return None
+            tensor = tensor.clone() if tensor.is_inference() else tensor
             index = counts.get(name, 0)
             counts[name] = index + 1
             plain = isinstance(output, Tensor)
@@ -151,10 +156,10 @@ def run(
     modules = {name: module for name, module in model.named_modules() if name}
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_pre_hook(before(name)))
-            handles.append(module.register_forward_hook(after(name)))
+            handles.append(module.register_forward_pre_hook(in_this_thread(before(name))))
+            handles.append(module.register_forward_hook(in_this_thread(after(name))))
         taps = AttentionTaps(modules if attention and mixes_tokens(modules.values()) else {}, see)
-        with evaluating(model), torch.inference_mode(False), torch.set_grad_enabled(graph), taps:
+        with evaluating(model), torch.inference_mode(False), torch.set_grad_enabled(graph), recording, taps:
             output = model(x.clone().requires_grad_() if graph else x)
     finally:
         for handle in handles:

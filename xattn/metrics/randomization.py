@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError
-from xattn.trace import evaluating, place_of
+from xattn.running import evaluating, in_this_thread
+from xattn.trace import place_of
 
 
 def layers_from_output(model: nn.Module, x: Tensor) -> list[str]:
@@ -30,7 +31,8 @@ def layers_from_output(model: nn.Module, x: Tensor) -> list[str]:
         calls.setdefault(name, len(calls))
 
     handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: note(name)) for name, module in model.named_modules()
+        module.register_forward_pre_hook(in_this_thread(lambda *_, name=name: note(name)))
+        for name, module in model.named_modules()
     ]
     try:
         with evaluating(model), torch.no_grad():

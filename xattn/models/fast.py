@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from xattn.running import evaluating, in_this_thread, unwrap
 from xattn.spec import ModelSpec
 from xattn.targets import logits_of
-from xattn.trace import evaluating, place_of, unwrap
+from xattn.trace import place_of
 
 
 def fast_copy(model: nn.Module, spec: ModelSpec) -> nn.Module:
@@ -70,13 +71,13 @@ def _folded(model: nn.Module, spec: ModelSpec) -> nn.Module:
     handles = []
     for name, module in folded.named_modules():
         if type(module) is nn.Conv2d:
-            handles.append(module.register_forward_hook(lambda m, _, output: made.append((m, output))))
+            handles.append(module.register_forward_hook(in_this_thread(lambda m, _, output: made.append((m, output)))))
         elif type(module) is nn.BatchNorm2d and module.running_mean is not None:
 
             def seen(m: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                 norms.append(_Norm(name, m, inputs[0]))  # type: ignore[arg-type]
 
-            handles.append(module.register_forward_pre_hook(seen))
+            handles.append(module.register_forward_pre_hook(in_this_thread(seen)))
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         expected = logits_of(model(noise), model, len(noise))
         try:

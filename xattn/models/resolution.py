@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.models.trunk import has_attention, noise
-from xattn.trace import evaluating
+from xattn.running import evaluating, in_this_thread
 
 _Pool = nn.MaxPool2d | nn.AvgPool2d
 
@@ -102,8 +102,8 @@ def _steps(
     try:
         for name, module in model.named_modules():
             if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)) and max(_pair(module.stride)) > 1:
-                handles.append(module.register_forward_hook(strided(name)))
-        handles.append(model.get_submodule(feature_layer).register_forward_hook(end))
+                handles.append(module.register_forward_hook(in_this_thread(strided(name))))
+        handles.append(model.get_submodule(feature_layer).register_forward_hook(in_this_thread(end)))
         with evaluating(model), torch.no_grad():
             model(noise(model, size))
     finally:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, unknown
-from xattn.trace import evaluating, place_of
+from xattn.running import evaluating, in_this_thread
+from xattn.trace import place_of
 
 
 def has_attention(model: nn.Module) -> bool:
@@ -74,8 +75,8 @@ def cut(model: nn.Module, feature_layer: str, size: tuple[int, int]) -> tuple[nn
     try:
         for parent in parents:
             for name, child in model.get_submodule(parent).named_children():
-                handles.append(child.register_forward_pre_hook(note(parent, name)))
-        handles.append(model.get_submodule(feature_layer).register_forward_hook(keep))
+                handles.append(child.register_forward_pre_hook(in_this_thread(note(parent, name))))
+        handles.append(model.get_submodule(feature_layer).register_forward_hook(in_this_thread(keep)))
         x = noise(model, size)
         with evaluating(model), torch.no_grad():
             model(x)
