@@ -87,7 +87,7 @@ class Settings:
 
     targets: tuple[str, ...] = ()
     topk: int = 1
-    fit: Fit = "crop"
+    fit: Fit | None = None
     score: str = "logit"
     precision: str = "fp32"
     batch_size: int = 8
@@ -192,7 +192,7 @@ def _ready(file: Path, columns: Sequence[Column], settings: Settings) -> _Ready:
     return _Ready(file, view_of(image, columns[0].network.spec, settings.fit), inputs)
 
 
-def view_of(image: Image.Image, spec: ModelSpec, fit: Fit = "crop") -> Image.Image:
+def view_of(image: Image.Image, spec: ModelSpec, fit: Fit | None = None) -> Image.Image:
     """What a model sees of an image, with `VIEW_PX` pixels at least: the maps fit it exactly."""
     scale = max(1.0, VIEW_PX / max(spec.input_size))
     size = (round(spec.input_size[0] * scale), round(spec.input_size[1] * scale))

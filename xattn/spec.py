@@ -149,6 +149,8 @@ class ModelSpec:
         classes: names of the classes in order; empty if unknown.
         crop: share of the shorter side that the evaluation crop keeps.
         interpolation: how images are resized, `"bilinear"` or `"bicubic"`.
+        fit: how an image of another shape becomes an input: its middle is cut out (`"crop"`), or it is resized
+            without its aspect ratio before that (`"squash"`), as image processors of Hugging Face do for transformers.
         name: name of the model for tables and files.
         channels: of the input; None if unknown.
         output: keys and indices that lead to the class scores in what the model returns.
@@ -169,6 +171,7 @@ class ModelSpec:
     classes: Annotated[tuple[_Name, ...], Length(0, MOST_CLASSES)] = ()
     crop: Annotated[float, Range(0.1, 1)] = 0.875
     interpolation: _Name = "bilinear"
+    fit: Literal["crop", "squash"] = "crop"
     name: _Name = ""
     channels: Annotated[int, Range(1, 4096)] | None = None
     output: Annotated[tuple[Annotated[str, Length(0, 1000)] | int, ...], Length(0, 20)] = ()

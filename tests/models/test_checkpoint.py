@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from xattn.errors import CheckpointError
+from xattn.errors import CheckpointError, XattnWarning
 from xattn.models import create_model, load_model, save_weights
 from xattn.models.checkpoint import load_state, read_state, write_tensors
+from xattn.models.factory import fill
 from xattn.models.header import read_header, read_metadata
 
 
@@ -91,7 +92,8 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
 def test_state_dicts_of_torch_are_read(tmp_path: Path, wrap: str | None) -> None:
     state = {"module.weight": torch.ones(2, dtype=torch.bfloat16)}
     torch.save({wrap: state, "epoch": 1} if wrap else state, tmp_path / "m.pth")
-    read = read_state(tmp_path / "m.pth")
+    with pytest.warns(XattnWarning, match=r"the prefix 'module\.' was taken off"):
+        read = read_state(tmp_path / "m.pth")
     assert list(read) == ["weight"]
     assert read["weight"].dtype == torch.float32
 
@@ -122,3 +124,44 @@ def test_tensors_that_do_not_fit_are_named_and_nothing_is_loaded() -> None:
     with pytest.raises(CheckpointError, match=r"1 missing \(first 'bias'\).*1 unexpected.*'weight': \(3, 3\)"):
         load_state(layer, {"weight": torch.zeros(3, 3), "other": torch.zeros(1), "ranks.x": torch.zeros(1)}, "file")
     assert torch.equal(layer.weight, before)
+
+
+class Parts(nn.Module):
+    """A network whose own names begin like a prefix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Linear(2, 3)
+        self.out = nn.Linear(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "others"),
+    [
+        ("model.", {"criterion.weight": torch.ones(2), "val_accuracy.correct": torch.zeros(())}),
+        ("net.", {}),
+        ("module.", {}),
+        ("_orig_mod.", {}),
+        ("module.model.", {"module.loss.weight": torch.ones(1)}),
+        ("network._orig_mod.", {}),
+    ],
+)
+@pytest.mark.parametrize("wrap", [None, "state_dict"])
+def test_networks_come_out_of_what_held_them_when_they_were_saved(
+    tmp_path: Path, prefix: str, others: dict[str, Tensor], wrap: str | None
+) -> None:
+    torch.manual_seed(0)
+    trained = Parts()
+    state = {prefix + name: t for name, t in trained.state_dict().items()} | others
+    lightning = {"epoch": 3, "pytorch-lightning_version": "2.5", "loops": {}, "optimizer_states": [{"lr": 0.1}]}
+    torch.save({wrap: state, **lightning} if wrap else state, tmp_path / "last.ckpt")
+    model = Parts()
+    with pytest.warns(XattnWarning, match="was taken off the names of its tensors") as said:
+        fill(model, read_state(tmp_path / "last.ckpt"), "last.ckpt")
+    assert any(f"{len(others)} other tensors were left out" in str(w.message) for w in said) == bool(others)
+    assert all(torch.equal(t, trained.state_dict()[name]) for name, t in model.state_dict().items())
+
+
+def test_names_of_the_network_itself_are_no_prefix(tmp_path: Path) -> None:
+    torch.save(Parts().state_dict(), tmp_path / "w.pt")
+    fill(Parts(), read_state(tmp_path / "w.pt"), "w.pt")  # without a word, which would be an error here

@@ -62,6 +62,7 @@ def test_heads_on_an_own_factory(head, resolution):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.filterwarnings("ignore:.*prefix 'module.' was taken off")
 def test_weights_from_a_file(tmp_path, suffix, prefix):
     state = tensors(toy())
     path = saved({prefix + key: tensor for key, tensor in state.items()}, tmp_path / f"w{suffix}")

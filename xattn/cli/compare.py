@@ -77,7 +77,7 @@ def compare(
     ] = None,
     alpha: options.Alpha = None,
     colormap: options.Colormap = COLORMAP,
-    fit: options.Fit = "crop",
+    fit: options.Fit = None,
     score: options.Score = "logit",
     as_json: options.AsJson = False,
     device: options.Device = "auto",

@@ -65,7 +65,7 @@ def explain(
     parts: options.Parts = None,
     alpha: options.Alpha = None,
     colormap: options.Colormap = COLORMAP,
-    fit: options.Fit = "crop",
+    fit: options.Fit = None,
     score: options.Score = "logit",
     save_maps: Annotated[bool, typer.Option("--save-maps", help="Also write the raw maps, as .npz.")] = False,
     as_json: options.AsJson = False,

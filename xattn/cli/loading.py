@@ -64,8 +64,10 @@ def load(
         raise ParameterError(
             f"--model {name} raised {type(error).__name__} ({reason_of(error)}); --debug shows where."
         ) from error
-    complete = file or own or (name in models and head is None)
+    hub = name.startswith("hf/")  # comes with its weights
+    complete = file or own or hub or (name in models and head is None)
     label = name.rpartition(":")[2] if own else str(Path(*Path(name).with_suffix("").parts[-2:])) if file else name
+    label = Path(name).name if hub else label
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
         spec = infer_spec(model, name=label)

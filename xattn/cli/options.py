@@ -47,7 +47,10 @@ Alpha = Annotated[
 ]
 Colormap = Annotated[str, typer.Option(metavar="NAME", help="Colour map of single maps.")]
 Fit = Annotated[
-    str, typer.Option(metavar="crop|squash|whole", help="How an image of another shape fits the model's input.")
+    str | None,
+    typer.Option(
+        metavar="crop|squash|whole", show_default="as the model was made", help="How an image fits the model's input."
+    ),
 ]
 Score = Annotated[str, typer.Option(metavar="NAME", help="The number to explain: logit, prob, sigmoid or margin.")]
 Data = Annotated[
@@ -90,6 +93,6 @@ def settings(*, device: str, colormap: str, **values: Any) -> Settings:
     find_colormap(colormap)
     with at_precision(values["precision"], find_device(device)):
         find_score(values["score"])
-    if values["fit"] not in _FITS:
+    if values["fit"] not in (None, *_FITS):
         raise ParameterError(f"--fit must be crop, squash or whole but is '{values['fit']}'.")
     return Settings(**values)

@@ -85,7 +85,7 @@ class Dataset(Sequence[Sample], ABC):
         digest.update(np.ascontiguousarray(self.labels).tobytes())
         return digest.hexdigest()
 
-    def batch(self, indices: Iterable[int], spec: ModelSpec, *, fit: Fit = "crop") -> Batch:
+    def batch(self, indices: Iterable[int], spec: ModelSpec, *, fit: Fit | None = None) -> Batch:
         """The samples at these places as one batch."""
         return collate([self[int(i)] for i in indices], spec, fit=fit)
 

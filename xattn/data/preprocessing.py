@@ -34,29 +34,36 @@ _RESAMPLING = {
 }
 
 
-def preprocess(image: ImageLike, spec: ModelSpec, *, fit: Fit = "crop") -> Tensor:
+def preprocess(image: ImageLike, spec: ModelSpec, *, fit: Fit | None = None) -> Tensor:
     """Turn an image into what a model takes, as the evaluation of torchvision and timm does.
 
     Args:
         image: path, Pillow image or uint8 values (H, W, 3).
         spec: `input_size`, `crop`, `interpolation`, `mean` and `std` are read. Without `mean` and `std` the values stay
             in [0, 1].
-        fit: how an image of another aspect ratio fits `spec.input_size`.
+        fit: how an image of another aspect ratio fits `spec.input_size`; None is `spec.fit`.
             `"crop"`: the shorter side is resized to the input divided by `spec.crop`, then the centre is cut out.
             `"squash"`: the whole image is resized to the input size, its aspect ratio is lost.
             `"whole"`: the whole image with its aspect ratio; the shorter side becomes that of the input and the longer
             side a multiple of 32, at most four times the shorter. For models that take any size.
 
     Returns:
-        Normalized float32 (3, H, W), or (1, H, W) where `spec.mean` has one value; (H, W) is `spec.input_size` unless
+        Normalized float32 (3, H, W), or (1, H, W) where the model takes one channel; (H, W) is `spec.input_size` unless
         `fit="whole"`.
+
+    Raises:
+        DataError: for a model of another number of channels than 1 and 3, which an image has not.
 
     >>> spec = ModelSpec(feature_layer="", input_size=(32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
     >>> preprocess(Image.new("RGB", (80, 60), "white"), spec).unique()
     tensor([1.])
     """
     rgb = read_image(image) if isinstance(image, (str, Path)) else to_pil(image)
-    channels = 1 if spec.mean is not None and len(spec.mean) == 1 else 3
+    channels = spec.channels or (3 if spec.mean is None else len(spec.mean))
+    if channels not in (1, 3):
+        raise DataError(
+            f"image: the model takes {channels} channels; pass a normalized float tensor (N, {channels}, H, W)."
+        )
     if channels == 1:
         rgb = rgb.convert("L")
     resized = place(rgb.size, spec, fit).apply(rgb, _resampling(spec))
@@ -110,9 +117,13 @@ class Placement:
         return np.asarray(self.apply(grey, Image.Resampling.BILINEAR)) >= 128
 
 
-def place(size: tuple[int, int], spec: ModelSpec, fit: Fit = "crop") -> Placement:
+def place(size: tuple[int, int], spec: ModelSpec, fit: Fit | None = None) -> Placement:
     """Where an image of `size` (width, height) comes to lie under `preprocess(image, spec, fit=fit)`."""
     height, width = spec.input_size
+    if fit is None and spec.fit == "squash":  # and cropped, as the model's own evaluation does
+        full_w, full_h = round(width / spec.crop), round(height / spec.crop)
+        return Placement(size, (full_w, full_h), ((full_w - width) // 2, (full_h - height) // 2), (width, height))
+    fit = fit or spec.fit
     if fit == "squash":
         return Placement(size, (width, height), (0, 0), (width, height))
     if fit == "whole":
@@ -159,7 +170,7 @@ def whole_size(size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int,
     return (long, short) if w >= h else (short, long)
 
 
-def to_batch(images: ImageLike | Sequence[ImageLike], spec: ModelSpec, *, fit: Fit = "crop") -> Tensor:
+def to_batch(images: ImageLike | Sequence[ImageLike], spec: ModelSpec, *, fit: Fit | None = None) -> Tensor:
     """A batch for a model from nearly anything that is an image.
 
     Args:

@@ -112,7 +112,7 @@ def box_masks(boxes: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return masks.to(boxes[0].device) if len(boxes) else masks
 
 
-def collate(samples: Sequence[Sample], spec: ModelSpec, *, fit: Fit = "crop") -> Batch:
+def collate(samples: Sequence[Sample], spec: ModelSpec, *, fit: Fit | None = None) -> Batch:
     """Samples as one batch.
 
     Args:

@@ -74,7 +74,8 @@ def _named(first: Probe, layer: str) -> Call | None:
 def _share(first: Probe, calls: Sequence[Call]) -> list[float]:
     """How much of the largest class score goes through each call: |sum of gradient times output|, relative."""
     edges = [torch.autograd.graph.GradientEdge(call.node, 0) for call in calls]
-    score = first.raw.amax(dim=1).sum()
+    with torch.enable_grad():
+        score = first.raw.amax(dim=1).sum()
     gradients: Sequence[Tensor | None] = torch.autograd.grad(score, edges, retain_graph=True, allow_unused=True)
     weights = [
         float((g * c.output).abs().sum()) if g is not None and g.shape == c.output.shape else 0.0
@@ -208,7 +209,8 @@ def _token_gradient(facts: Findings, call: Call) -> Tensor | None:
     if first.raw.grad_fn is None or call.node is None:
         return None
     edge = torch.autograd.graph.GradientEdge(call.node, 0)
-    score = first.raw.square().sum()
+    with torch.enable_grad():
+        score = first.raw.square().sum()
     gradients: Sequence[Tensor | None] = torch.autograd.grad(score, [edge], retain_graph=True, allow_unused=True)
     gradient = gradients[0]
     if gradient is None or gradient.shape != call.output.shape:

@@ -69,7 +69,8 @@ def infer_spec(
     model = unwrap(model)
     goal, given = as_target(target), output
     output = goal.which(model, output)
-    first = _first_pass(model, x, input_size, output)
+    images = declared.preprocessing(model)
+    first = _first_pass(model, x, declared.input_sizes(model, input_size, images.size), output)
     evidence: dict[str, Evidence] = {}
     said: list[str] = []
     classifier = find_classifier(model, first, evidence)
@@ -94,10 +95,13 @@ def infer_spec(
             f"{spelled(first.choice.path)} is explained because {first.choice.why}; "
             f"output= names another one ({', '.join(first.choice.others[:3])})"
         )
+    images = declared.for_channels(images, first.x.shape[1])
+    evidence["normalization"] = images.evidence
+    if images.evidence.how == "contradicted":
+        said.append(f"{images.evidence.why}; pass what it gives, a float tensor (N, C, H, W), instead of images")
     evidence["output"] = Evidence(GIVEN if given is not None else ASSUMED if first.choice.others else PROVED)
     for text in said:
         warnings.warn(f"{type(model).__name__}: {text}.", XattnWarning, stacklevel=2)
-    mean, std, crop, interpolation = declared.normalization(model)
     plain = layer.name if facts.first.runs(layer.name) == 1 else f"{layer.name}[{layer.index}]"
     return ModelSpec(
         feature_layer=feature_layer or plain,
@@ -105,11 +109,12 @@ def infer_spec(
         probability_layers=attention,
         tokens=tokens,
         input_size=facts.size,
-        mean=mean,
-        std=std,
+        mean=images.mean,
+        std=images.std,
         classes=declared.class_names(model, first.values.shape[1]),
-        crop=crop,
-        interpolation=interpolation,
+        crop=images.crop,
+        interpolation=images.interpolation,
+        fit=images.fit,
         name=name or type(model).__name__.lower(),
         channels=first.x.shape[1],
         output=() if callable(given) else _path(given) if given is not None else first.choice.path,
@@ -172,13 +177,12 @@ def _known_facts(model: nn.Module, x: Tensor | None, layers: Sequence[str], outp
 # ------------------------------------------------------------------------------------------------------ the passes
 
 
-def _first_pass(model: nn.Module, x: Tensor | None, size: tuple[int, int] | None, which: Which) -> Probe:
+def _first_pass(model: nn.Module, x: Tensor | None, sizes: Sequence[tuple[int, int]], which: Which) -> Probe:
     """One image through the model: the given one, or noise of the first size and number of channels that it takes."""
     device, dtype = place_of(model)
     if x is not None:
         return _one(model, x[:1].detach().to(device, dtype), which)
     failure: Exception | None = None
-    sizes = declared.input_sizes(model, size)
     channels = list(declared.input_channels(model))
     for height, width in sizes:
         for count in channels:

@@ -8,14 +8,14 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import CheckpointError, reason_of
+from xattn.errors import CheckpointError, XattnWarning, reason_of
 from xattn.files import whole_file
 from xattn.models.header import DIGEST, MOST_TENSORS, is_file, parse_header, read_start
 from xattn.spec import ModelSpec
@@ -23,7 +23,9 @@ from xattn.spec import ModelSpec
 RANKS = "ranks."  # prefix of the rank-ablation heads, which are stored beside the network but are no part of it
 TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_FILES = (".safetensors", *TORCH_FILES)
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
+# What DataParallel, torch.compile, Lightning and people put before the names of a network that they hold.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str]) -> Path:
@@ -123,7 +125,44 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"'{path}': '{name}' is no plain tensor with values; save model.state_dict().")
         if t.numel() * t.element_size() > size:
             raise CheckpointError(f"'{path}': '{name}' is of shape {tuple(t.shape)}, larger than the file.")
+    if any(str(name).startswith("module.") for name in content):
+        _tell_prefix(str(path), "module.")
     return {str(name).removeprefix("module."): t for name, t in content.items()}
+
+
+def _tell_prefix(source: str, prefix: str, rest: int = 0) -> None:
+    more = f"; {rest} other tensors were left out" if rest else ""
+    warnings.warn(
+        f"'{source}': the prefix '{prefix}' was taken off the names of its tensors{more}.", XattnWarning, stacklevel=3
+    )
+
+
+def without_prefix(state: Mapping[str, Tensor], own: Collection[str], source: str) -> dict[str, Tensor]:
+    """Tensors by the names of a network, out of what held it when it was saved; one line says what was taken off.
+
+    A training module of Lightning has the network as `model.…` or `net.…` beside losses and measures of its own, which
+    are left out.
+
+    Args:
+        state: tensors by name.
+        own: names of the tensors of the network.
+        source: where they come from, for the message.
+    """
+    wanted = set(own)
+
+    def fit(prefix: str) -> int:
+        return sum(name.startswith(prefix) and name[len(prefix) :] in wanted for name in state)
+
+    prefixes = [""]
+    for prefix in prefixes:  # which grows
+        longer = [prefix + more for more in _PREFIXES if len(prefix) < 40]
+        prefixes += [p for p in longer if any(name.startswith(p) for name in state)]
+    best = max(prefixes, key=fit)  # the first of equals, which is the shortest
+    if not best:
+        return dict(state)
+    inner = {name[len(best) :]: t for name, t in state.items() if name.startswith(best)}
+    _tell_prefix(source, best, len(state) - len(inner))
+    return inner
 
 
 def save_weights(

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from xattn.errors import CheckpointError, ParameterError, UnknownNameError, XattnWarning, unknown
 from xattn.inspection import infer_spec
-from xattn.models import models, timm_models, torchvision_models
-from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state
+from xattn.models import hugging_face, models, timm_models, torchvision_models
+from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state, without_prefix
 from xattn.models.header import Architecture, Resolution, is_file, read_header
 from xattn.models.heads import Classifier, checked_options, create_head, heads
 from xattn.models.resolution import remove_strides, use_circular_padding
@@ -49,12 +49,13 @@ def create_model(
 
     Args:
         name: a registered name (`tiny-brnpa`), a classifier of torchvision (`resnet50`) or timm
-            (`timm/convnext_atto`), `package.module:factory` for a model of one's own, or the `.safetensors` file of a
-            training run, which may name all of these but a factory: a file does not choose what code is run.
+            (`timm/convnext_atto`), `hf/NAME` for a network of Hugging Face in the local cache, `hf/FOLDER` for one that
+            `save_pretrained` wrote, `package.module:factory` for a model of one's own, or the `.safetensors` file of a
+            training run, which names a network of xattn, torchvision or timm: a file does not choose what code is run.
         weights: `"DEFAULT"` or another name of published weights, which are downloaded where they are not in the
             cache; a file (safetensors, or a state dict of `torch.save`); None is random. The registered `tiny-*`
-            networks come with their weights unless a head or a number of classes is given. The file of a training run
-            with the factory `name` brings its head, parts and classes along.
+            networks come with their weights unless a head or a number of classes is given, and so do those of Hugging
+            Face. The file of a training run with the factory `name` brings its head, parts and classes along.
         head: None keeps the model's own; `"linear"`, `"bcnn"` or `"brnpa"` replace all behind the feature map.
         parts: number of attention maps of the head.
         resolution: `"high"` removes the strides of the last two stages.
@@ -82,7 +83,8 @@ def create_model(
         if weights is not None:
             raise ParameterError(f"'{name}' has weights of its own; leave out weights={weights}.")
         return _from_file(name, asked)
-    if weights is not None and ":" in name and Path(weights).suffix == ".safetensors":
+    named = ":" in name or name.startswith(hugging_face.PREFIX)  # by a person, so that it may run
+    if weights is not None and named and Path(weights).suffix == ".safetensors":
         saved = read_header(weights).architecture
         if saved is not None and saved.backbone == name:
             return _from_file(os.fspath(weights), asked, trusted=True)
@@ -146,7 +148,7 @@ def _assemble(asked: Architecture, weights: str | os.PathLike[str] | None) -> nn
     state = read_state(weights) if weights is not None and _is_file(weights) else None
     published = os.fspath(weights) if weights is not None and state is None else None
     # A head brings a classifier of its own, so the network keeps the one that its weights have.
-    base = _build(name, published, None if head or published else classes)
+    base = _build(name, published, None if head or published else classes, filled=state is not None)
     base.eval()
     spec = _spec_of(base, name, published)
     whole = state is not None and any(key.startswith("backbone.") for key in state)
@@ -159,11 +161,13 @@ def _assemble(asked: Architecture, weights: str | os.PathLike[str] | None) -> nn
         remove_strides(base, feature_layer=spec.feature_layer, input_size=spec.input_size)
     if asked.circular:
         use_circular_padding(base)
-    count = classes or len(spec.classes) or _logits(base, spec)
-    if len(spec.classes) != count:
+    count = classes or len(spec.classes) or (_logits(base, spec) if spec.classifier else None)
+    if len(spec.classes) != (count or 0):
         spec = dataclasses.replace(spec, classes=())
     model = base
     if head is not None:
+        if count is None:
+            raise ParameterError(f"{name} has no classifier that tells the number of classes; pass num_classes.")
         trunk, channels = cut(base, spec.feature_layer, spec.input_size)
         made = create_head(head, channels, count, parts=asked.parts, options=asked.options)
         model = Classifier(trunk, made, spec)
@@ -229,7 +233,7 @@ def _refuse_code(path: str, backbone: str) -> None:
     """Let a file name networks that are registered or a library's own, and nothing else that could be imported."""
     if backbone in models or backbone in torchvision_models.names() or timm_models.knows(backbone):
         return
-    if is_factory(backbone):
+    if is_factory(backbone) or backbone.startswith(hugging_face.PREFIX):
         raise FactoryError(path, backbone)
     names = [*models.names(), *torchvision_models.names(), *timm_models.names()]
     raise CheckpointError(f"'{path}': {unknown('network', backbone, names)}")
@@ -238,7 +242,7 @@ def _refuse_code(path: str, backbone: str) -> None:
 def _refuse_giants(path: str, wanted: Architecture, held: int) -> None:
     """Build no network that is far larger than its file: a trunk without its classifier has a 25th at the least."""
     name = wanted.backbone
-    if name in models or ":" in name:
+    if name in models or ":" in name or name.startswith(hugging_face.PREFIX):
         return
     library = timm_models if name.startswith(timm_models.PREFIX) else torchvision_models
     number = library.count_parameters(name) + (0 if wanted.head else 4096 * (wanted.classes or 0))
@@ -286,10 +290,8 @@ def fill(
         forgiving: the head of a `Classifier` is such a layer.
         silent: do not warn about it.
     """
-    state = dict(state)
-    if state and all(key.startswith("module.") for key in state):  # saved out of DataParallel
-        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     own = model.state_dict()
+    state = without_prefix(state, own, source)
     if isinstance(model, Classifier) and forgiving:
         free = "head"
         if not any(key.startswith("backbone.") for key in state):
@@ -325,8 +327,15 @@ def _takes_head(factory: Callable[..., Any]) -> bool:
     return any(p.name == "head" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _build(name: str, published: str | None, classes: int | None) -> nn.Module:
-    """A plain network by name, with published weights or random ones."""
+def _build(name: str, published: str | None, classes: int | None, filled: bool = False) -> nn.Module:
+    """A plain network by name, with published weights or random ones, which may be filled with others then."""
+    if name.startswith(hugging_face.PREFIX):
+        if published not in (None, "DEFAULT"):
+            raise CheckpointError(f"{name}: weights must be DEFAULT or a file but is '{published}'.")
+        model = hugging_face.build(name, weights=not filled, download=published is not None)
+        if classes is not None:
+            _replace_classifier(model, _spec_of(model, name, None), classes)
+        return model
     if name.startswith(timm_models.PREFIX):
         if published not in (None, "DEFAULT"):
             raise CheckpointError(f"{name}: weights must be DEFAULT or a file but is '{published}'.")
@@ -346,6 +355,10 @@ def _build(name: str, published: str | None, classes: int | None) -> nn.Module:
             _replace_classifier(model, _spec_of(model, name, None), classes)
         return model
     known = torchvision_models.names()
+    if (Path(name) / "config.json").is_file():
+        raise ParameterError(
+            f"'{name}' is a folder of Hugging Face; its name as a model is {hugging_face.PREFIX}{name}"
+        )
     if name not in known:
         raise unknown("model", name, [*models.names(), *known, *timm_models.names()])
     return torchvision_models.build(name, published, classes)

@@ -1,0 +1,155 @@
+"""How a model wants its images, as its library says: the data config of timm, the image processor of Hugging Face.
+
+What an image processor does is read off its answers, for each family has rules of its own: to black and to white for
+mean and standard deviation, to an image whose values are its coordinates for size, crop and resizing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+from xattn.data.preprocessing import preprocess
+from xattn.spec import ASSUMED, PROVED, Evidence, ModelSpec
+
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_WIDTH, _HEIGHT = 400, 300  # of the images that are tried
+_CLOSE = 0.02  # mean difference of pixels in [0, 1] by which two resizings are the same
+_CONFIG = "preprocessor_config.json", "processor_config.json"
+_UNKNOWN = Evidence(ASSUMED, "the model does not say how its images are normalized")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become inputs: fields as in `ModelSpec`, None for what is unknown."""
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    crop: float = 0.875
+    interpolation: str = "bilinear"
+    fit: Literal["crop", "squash"] = "crop"
+    evidence: Evidence = _UNKNOWN
+
+
+def timm_config(model: nn.Module) -> Preprocessing:
+    """The data config of a network of timm, as timm resolves it."""
+    import timm.data
+
+    config = timm.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
+    interpolation = str(config["interpolation"])
+    return Preprocessing(
+        mean=tuple(map(float, config["mean"])),
+        std=tuple(map(float, config["std"])),
+        size=(int(config["input_size"][1]), int(config["input_size"][2])),
+        crop=min(max(float(config["crop_pct"]), 0.1), 1.0),
+        interpolation=interpolation if interpolation in _RESAMPLING.values() else "bilinear",
+        fit="squash" if config["crop_mode"] == "squash" else "crop",
+        evidence=Evidence("given", "by timm's data config"),
+    )
+
+
+def folder_of(model: nn.Module) -> Path | None:
+    """Where a network of Hugging Face was loaded from: a folder, or its place in the local cache."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", None)
+    if not isinstance(name, str) or not name:
+        return None
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = [try_to_load_from_cache(name, file) for file in _CONFIG]
+    except HFValidationError:  # the name of a folder that is gone
+        return None
+    return next((Path(path).parent for path in cached if isinstance(path, str)), None)
+
+
+def processor_of(model: nn.Module) -> Preprocessing:
+    """What the image processor that lies beside the weights of a network of Hugging Face does with images."""
+    folder = folder_of(model)
+    if folder is None or not any((folder / name).is_file() for name in _CONFIG):
+        return Preprocessing()
+    from transformers import AutoImageProcessor
+
+    try:
+        with quiet():
+            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return _observed(processor)
+    except Exception as error:  # whatever the library and its many processors raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return Preprocessing(evidence=Evidence(ASSUMED, f"its image processor cannot be read: {reason}"[:900]))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars and reports of transformers."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _observed(processor: Any) -> Preprocessing:
+    """Read the facts off what a processor makes of four images."""
+
+    def apply(pixels: np.ndarray[Any, Any]) -> Tensor:
+        made: Tensor = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
+        return made[0].float()
+
+    blank = np.zeros((_HEIGHT, _WIDTH, 3), np.uint8)
+    black, white = apply(blank), apply(blank + 255)
+    if black.ndim != 3:
+        return Preprocessing(evidence=Evidence(ASSUMED, "its image processor makes no image (C, H, W)"))
+    size = (black.shape[1], black.shape[2])
+    middle = (slice(None), size[0] // 2, size[1] // 2)  # the border may be padding
+    low, span = black[middle], (white - black)[middle]
+    coordinates = blank.copy()
+    coordinates[..., 0] = np.rint(np.linspace(0, 255, _WIDTH))[None]
+    coordinates[..., 1] = np.rint(np.linspace(0, 255, _HEIGHT))[:, None]
+    seen = (apply(coordinates) - low[:, None, None]) / span[:, None, None]
+    across, down = _kept(seen[0].mean(0), _WIDTH), _kept(seen[1 % len(seen)].mean(1), _HEIGHT)
+    steps = across * _WIDTH / size[1], down * _HEIGHT / size[0]  # pixels of the image for one of the input
+    squash = abs(across - down) / down < abs(steps[0] - steps[1]) / steps[1]
+    crop = size[0] / round(size[0] / min(max(down, 0.1), 1.0))  # of a whole number of rows
+    found = Preprocessing(
+        mean=tuple(round(value, 6) + 0.0 for value in (-low / span).tolist()),
+        std=tuple(round(value, 6) for value in (1 / span).tolist()),
+        size=size,
+        crop=crop if crop < 0.995 else 1.0,
+        interpolation=_RESAMPLING.get(int(getattr(processor, "resample", 2) or 0), "bilinear"),
+        fit="squash" if squash else "crop",
+        evidence=Evidence(PROVED, "its image processor gives the same on an image"),
+    )
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+    spec = ModelSpec(
+        feature_layer="", input_size=size, mean=found.mean, std=found.std, crop=found.crop, channels=len(black),
+        interpolation=found.interpolation, fit=found.fit,
+    )  # fmt: skip
+    error = (apply(np.asarray(image)) - preprocess(image, spec)) / span[:, None, None]
+    if float(error.abs().mean()) > _CLOSE:
+        why = "its image processor does more to an image than to resize, crop and normalize it"
+        return replace(found, evidence=Evidence("contradicted", why))
+    return found
+
+
+def _kept(values: Tensor, side: int) -> float:
+    """Share of a side that is kept, where the values along it are the coordinates in [0, 1] that are seen."""
+    inner = values[len(values) // 8 : -(len(values) // 8)]  # antialiasing bends the ends
+    return float(inner[-1] - inner[0]) / (len(inner) - 1) * len(values) * (side - 1) / side
