@@ -59,7 +59,7 @@ def preprocess(image: ImageLike, spec: ModelSpec, *, fit: Fit | None = None) -> 
     tensor([1.])
     """
     rgb = read_image(image) if isinstance(image, (str, Path)) else to_pil(image)
-    channels = spec.channels or (3 if spec.mean is None else len(spec.mean))
+    channels = spec.channels or (1 if spec.mean is not None and len(spec.mean) == 1 else 3)
     if channels not in (1, 3):
         raise DataError(
             f"image: the model takes {channels} channels; pass a normalized float tensor (N, {channels}, H, W)."
