@@ -169,12 +169,12 @@ class Registry(Generic[T]):
         return self.create(label.name, **parameters)
 
 
-def _read(value: str, hint: Any, who: str) -> Any:
+def _read(value: str, hint: Any, what: str) -> Any:
     """Read the text of a value by its type: bool, int, float, str, Literal or an optional of these."""
     options = [a for a in typing.get_args(hint) if a is not type(None)]
     if typing.get_origin(hint) is typing.Literal:
         if value not in options:
-            raise ParameterError(f"{who} must be one of {', '.join(map(str, options))} but got '{value}'.")
+            raise ParameterError(f"{what} must be one of {', '.join(map(str, options))} but got '{value}'.")
         return value
     kinds = options or [hint]
     if len(options) < len(typing.get_args(hint)) and value.lower() == "none":
@@ -193,4 +193,4 @@ def _read(value: str, hint: Any, who: str) -> Any:
     if str in kinds:
         return value
     names = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
-    raise ParameterError(f"{who} must be {names} but got '{value}'.")
+    raise ParameterError(f"{what} must be {names} but got '{value}'.")

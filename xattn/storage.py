@@ -91,17 +91,17 @@ def load_explanation(path: str | Path) -> Explanation:
         UnknownNameError: if its method or a parameter of it is not known here.
     """
     path = Path(path)
-    who = f"load: '{path.name}'"
+    what = f"load: '{path.name}'"
     try:
         text, tensors = (_read_safetensors if path.suffix == ".safetensors" else _read_npz)(path)
     except FileNotFoundError:
         raise DataError(f"load: there is no file '{path}'.") from None
     except Exception as error:  # zipfile, numpy and safetensors each have their own
-        raise DataError(f"{who} is not a saved explanation ({error}).") from None
-    header = build(_Header, read_json(text, f"{who}: metadata", max_bytes=2**24), who)
-    _check(tensors, len(header.status), who)
+        raise DataError(f"{what} is not a saved explanation ({error}).") from None
+    header = build(_Header, read_json(text, f"{what}: metadata", max_bytes=2**24), what)
+    _check(tensors, len(header.status), what)
     if header.described and len(header.described) != len(header.status):
-        raise DataError(f"{who}: {len(header.described)} descriptions do not fit {len(header.status)} images.")
+        raise DataError(f"{what}: {len(header.described)} descriptions do not fit {len(header.status)} images.")
     return Explanation(
         maps=tensors["maps"],
         target=tensors["target"],
@@ -138,11 +138,11 @@ def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
         return text, {name: file.get_tensor(name) for name in file.keys() if name in _DIMENSIONS}  # noqa: SIM118
 
 
-def _check(tensors: dict[str, Tensor], n: int, who: str) -> None:
+def _check(tensors: dict[str, Tensor], n: int, what: str) -> None:
     """Refuse tensors that are missing, or of another kind, number of dimensions or number of images."""
     for name in ("maps", "target"):
         if name not in tensors:
-            raise DataError(f"{who}: '{name}' is missing.")
+            raise DataError(f"{what}: '{name}' is missing.")
     for name, tensor in tensors.items():
         whole = {"target": torch.int64, "images": torch.uint8}.get(name)
         fits = tensor.is_floating_point() if whole is None else tensor.dtype == whole
@@ -152,4 +152,4 @@ def _check(tensors: dict[str, Tensor], n: int, who: str) -> None:
             or len(tensor) != n
             or (name == "maps" and tensor.shape[1] != 1)
         ):
-            raise DataError(f"{who}: '{name}' is {tensor.dtype} of shape {tuple(tensor.shape)}, for {n} images.")
+            raise DataError(f"{what}: '{name}' is {tensor.dtype} of shape {tuple(tensor.shape)}, for {n} images.")

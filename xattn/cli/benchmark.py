@@ -114,8 +114,8 @@ def _run(
         raise ParameterError(
             f"benchmark: the disk of '{out}' is full; what is stored is whole. Free some space and run it again."
         ) from None
-    who = f"process {rank} of {world}: " if world > 1 else ""
-    console.say(f"{who}{summary.rows:,} new scores in {summary.blocks} blocks, in {out}")
+    prefix = f"process {rank} of {world}: " if world > 1 else ""
+    console.say(f"{prefix}{summary.rows:,} new scores in {summary.blocks} blocks, in {out}")
     # A launcher stops the other processes when one ends with a status, so that only the words tell there.
     failed = rank == 0 and _tell(out, cells)
     return EXIT_SOME_FAILED if failed and not launched else 0

@@ -33,18 +33,18 @@ def _combined(parts: Tensor, saliency: str) -> Tensor:
     raise ParameterError(f"saliency must be one of first, mean, max but is '{saliency}'.")
 
 
-def _by_norm(weights: Tensor, features: Tensor, who: str) -> Tensor:
+def _by_norm(weights: Tensor, features: Tensor, name: str) -> Tensor:
     if weights.shape[2:] != features.shape[2:]:
         raise ShapeError(
-            f"{who}: the attention maps are {weights.shape[2]}x{weights.shape[3]} but the features "
+            f"{name}: the attention maps are {weights.shape[2]}x{weights.shape[3]} but the features "
             f"{features.shape[2]}x{features.shape[3]}; ModelSpec.feature_layer must be what the head reads."
         )
     return weights * activation_map(features)
 
 
-def _attention_layer(spec: ModelSpec, who: str) -> str:
+def _attention_layer(spec: ModelSpec, name: str) -> str:
     if spec.attention_layer is None:
-        raise SpecError(f"{who}: the head is '{spec.attention}' but ModelSpec.attention_layer does not say where.")
+        raise SpecError(f"{name}: the head is '{spec.attention}' but ModelSpec.attention_layer does not say where.")
     return spec.attention_layer
 
 

@@ -56,7 +56,7 @@ class Deletion(CurveMetric):
 
     One curve gives `deletion`, its area; `dc`, the correlation of the removed saliency with the drop of the score
     (Gomez et al. 2022, arXiv:2201.13291); `pixel_flipping`, the mean drop (AOPC; Samek et al. 2017, arXiv:1509.06321);
-    and `tie_share`, the share of pixels whose place in the order is a matter of chance.
+    and `tie_share`, the share of pixels whose place in the order is random.
 
     Differs from the papers: the baseline is a blur, against which a random map does not win as it can against black;
     counts are by rank and ties in random order. The presets are those of the papers.

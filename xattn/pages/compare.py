@@ -129,7 +129,7 @@ class Comparison:
                 "size": photo.size,
                 **_stretch(float(black), float(white)),
                 "predicted": [
-                    {"network": name, "class": guess["class"], "chance": _share(guess["probability"])}
+                    {"network": name, "class": guess["class"], "probability": _share(guess["probability"])}
                     for name, guess in (predicted or {}).items()
                 ],
                 "lines": [
@@ -182,7 +182,7 @@ class Comparison:
         """What the page says of a method."""
         column = self.columns[j]
         method = column.method
-        found: dict[str, Any] = {
+        about: dict[str, Any] = {
             "title": title(method),
             "what": first_sentence(type(method)),
             "paper": "" if (paper := paper_of(type(method))) == "control" else paper,
@@ -195,20 +195,20 @@ class Comparison:
         }
         if (sums := self._curves[j]) is not None:
             count, (deletion, insertion) = sums
-            found["mean"] = _curves_of((deletion / count, insertion / count), self.shares)
-            found["images"] = count
-        return found
+            about["mean"] = _curves_of((deletion / count, insertion / count), self.shares)
+            about["images"] = count
+        return about
 
     def _line(self, line: Sequence[Explanation | str], index: int, curves: Sequence[Pair | None]) -> dict[str, Any]:
         """One class of an image: its name, its probability and a cell for each column."""
         first = next((e for e in line if not isinstance(e, str)), None)
-        chance = "" if first is None else _chance(first, index)
+        probability = "" if first is None else _probability(first, index)
         cells = [self._cell(j, entry, index, curves[j]) for j, entry in enumerate(line)]
         for cell, entry in zip(cells, line, strict=True):
             # Methods of several networks explain one class, to which each network gives a probability of its own.
-            if not isinstance(entry, str) and (own := _chance(entry, index)) != chance:
-                cell["chance"] = own
-        return {"class": "" if first is None else first.class_name(index), "chance": chance, "cells": cells}
+            if not isinstance(entry, str) and (own := _probability(entry, index)) != probability:
+                cell["probability"] = own
+        return {"class": "" if first is None else first.class_name(index), "probability": probability, "cells": cells}
 
     def _cell(self, j: int, entry: Explanation | str, index: int, curves: Pair | None) -> dict[str, Any]:
         if isinstance(entry, str):
@@ -272,7 +272,7 @@ def _share(probability: float | None) -> str:
     return "" if probability is None else percent(probability)
 
 
-def _chance(explanation: Explanation, index: int) -> str:
+def _probability(explanation: Explanation, index: int) -> str:
     """Probability of the class that is explained, in words; empty where it is not known."""
     return "" if explanation.probability is None else percent(float(explanation.probability[index]))
 
@@ -286,13 +286,13 @@ def pair_of(deletion: Curve, insertion: Curve, index: int) -> Pair:
 def _curves_of(both: Pair, shares: Sequence[float]) -> dict[str, Any]:
     """Curves in thousandths with their areas; nothing where they are not defined."""
     x = torch.tensor(shares, dtype=torch.float64)
-    found: dict[str, Any] = {}
+    curves: dict[str, Any] = {}
     for key, scores in zip(("deletion", "insertion"), both, strict=True):
         area = float(trapezoid_auc(scores[None], x)[0])
         if math.isfinite(area):
-            found[key] = [round(1000 * v) for v in scores.tolist()]
-            found[f"{key}_area"] = round(area, 3)
-    return found
+            curves[key] = [round(1000 * v) for v in scores.tolist()]
+            curves[f"{key}_area"] = round(area, 3)
+    return curves
 
 
 def stored_map(values: Tensor, *, signed: bool) -> dict[str, Any]:
@@ -312,15 +312,15 @@ def stored_map(values: Tensor, *, signed: bool) -> dict[str, Any]:
     gaps = values.isnan()
     filled = values.nan_to_num().double()
     codes = (128 + 127 * filled.clamp(-1, 1) if signed else 255 * filled.clamp(0, 1)).round().byte().cpu().numpy()
-    found: dict[str, Any] = {"h": values.shape[0], "w": values.shape[1], "signed": signed}
+    stored: dict[str, Any] = {"h": values.shape[0], "w": values.shape[1], "signed": signed}
     if bool(gaps.any()):
         present = np.where(gaps.cpu().numpy(), 0, 255).astype(np.uint8)
-        found["src"] = _lossless(np.stack([codes, codes, codes, present], axis=2))
+        stored["src"] = _lossless(np.stack([codes, codes, codes, present], axis=2))
     elif codes.size > _RAW_CELLS:
-        found["src"] = picture_uri(Image.fromarray(codes), quality=_MAP_QUALITY)
+        stored["src"] = picture_uri(Image.fromarray(codes), quality=_MAP_QUALITY)
     else:
-        found["raw"] = _base64(codes)
-    return found
+        stored["raw"] = _base64(codes)
+    return stored
 
 
 def stored_parts(parts: Tensor, *, ranked: bool) -> dict[str, Any]:
@@ -373,8 +373,8 @@ def _link(paper: str) -> str:
     >>> _link("Petsiuk et al. 2018, arXiv:1806.07421"), _link("control")
     ('https://arxiv.org/abs/1806.07421', '')
     """
-    if found := re.search(r"arXiv:\s*([0-9]{4}\.[0-9]{4,5})", paper):
-        return f"https://arxiv.org/abs/{found[1]}"
-    if found := re.search(r"\b(10\.\d{4,9}/[^\s,;]+)", paper):
-        return f"https://doi.org/{found[1]}"
+    if match := re.search(r"arXiv:\s*([0-9]{4}\.[0-9]{4,5})", paper):
+        return f"https://arxiv.org/abs/{match[1]}"
+    if match := re.search(r"\b(10\.\d{4,9}/[^\s,;]+)", paper):
+        return f"https://doi.org/{match[1]}"
     return ""

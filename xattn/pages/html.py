@@ -65,7 +65,7 @@ def render(template: str, **values: Any) -> str:
 
 def _pieces(template: str, values: dict[str, Any]) -> Iterator[str]:
     """A page piece by piece, so that rows which are iterated over need not be in memory together."""
-    # From the content, not from chance: the same run gives the same file. A digest stands for what can be read once.
+    # From the content and not at random: the same run gives the same file. A digest stands for what can be read once.
     known = sorted((name, value) for name, value in values.items() if not isinstance(value, Iterator))
     nonce = hashlib.sha256(repr(known).encode("utf-8", "backslashreplace")).hexdigest()[:24]
     return _environment().get_template(template).generate(version=__version__, nonce=nonce, **values)

@@ -105,7 +105,7 @@ def render(
         return shown
     key = part_key(explanation, index)
     keys = [] if key else keys_of([explanation], colormap=colormap, signed=signed, index=index)
-    cell = Cell(shown, *_said(explanation, index), key=key)
+    cell = Cell(shown, *_class_and_probability(explanation, index), key=key)
     return panel([[cell]], [title(explanation.method)], legend=keys, cell=max(1, round(max(shape) / 2)), scale=2)
 
 
@@ -180,8 +180,8 @@ def row(
     real = [e for e in explanations if not isinstance(e, str)]
     base = to_rgb(image) if image is not None else pictures_of(real[0])[index] if real else None
     shape = _shape(base, size) if base is not None else (1, 1)
-    said = [("", "") if isinstance(e, str) else _said(e, index) for e in explanations]
-    common = {s for s in said if s != ("", "")}
+    captions = [("", "") if isinstance(e, str) else _class_and_probability(e, index) for e in explanations]
+    common = {s for s in captions if s != ("", "")}
     shared = len(common) <= 1
     first = next(iter(common)) if len(common) == 1 else ("", "")
     cells = [
@@ -191,7 +191,7 @@ def row(
             first[1] if detail is None else detail,
         )
     ]
-    for entry, words in zip(explanations, said, strict=True):
+    for entry, words in zip(explanations, captions, strict=True):
         below = ("", "") if shared else words
         if isinstance(entry, str):
             cells.append(Cell(note=entry))
@@ -285,7 +285,7 @@ def part_strip(
     shape = field_size(1, len(parts) + 2, (base.height, base.width))
     base = to_rgb(base, shape)
     how: dict[str, Any] = {"alpha": alpha, "upsample": upsample}
-    caption, detail = _said(explanation, index)
+    caption, detail = _class_and_probability(explanation, index)
     cells = [
         Cell(base, caption, detail),
         Cell(rank_overlay(base, parts, status=explanation.status[index], **how)),
@@ -313,10 +313,10 @@ def _shape(base: Image.Image, size: int | tuple[int, int] | None) -> tuple[int, 
     return max(1, round(base.height * factor)), max(1, round(base.width * factor))
 
 
-def _said(explanation: Explanation, index: int) -> tuple[str, str]:
+def _class_and_probability(explanation: Explanation, index: int) -> tuple[str, str]:
     """Class and probability of an image, in words."""
-    chance = explanation.probability
-    return explanation.class_name(index), "" if chance is None else percent(float(chance[index]))
+    probability = explanation.probability
+    return explanation.class_name(index), "" if probability is None else percent(float(probability[index]))
 
 
 def percent(share: float) -> str:

@@ -29,9 +29,9 @@ def font(size: float) -> Font:
 def _wide_font(size: float) -> Font | None:
     """DejaVu Sans, which has more letters, from the system or from the files of matplotlib, if there."""
     places = ["DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial.ttf"]
-    found = importlib.util.find_spec("matplotlib")  # finds the folder without importing it
-    if found is not None and found.origin is not None:
-        places.append(str(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"))
+    package = importlib.util.find_spec("matplotlib")  # finds the folder without importing it
+    if package is not None and package.origin is not None:
+        places.append(str(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"))
     for place in places:
         try:
             return ImageFont.truetype(place, max(size, 4))

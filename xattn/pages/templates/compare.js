@@ -426,7 +426,7 @@
       const block = element.closest(".block").data;
       const line = block.lines[Number(element.dataset.line)];
       const cell = line.cells[Number(element.dataset.column)];
-      card.append(make("p", "muted", cell.note ?? `${short(line.class)} ${cell.chance ?? line.chance}`));
+      card.append(make("p", "muted", cell.note ?? `${short(line.class)} ${cell.probability ?? line.probability}`));
       if (cell.status) card.append(make("p", "warn", `${cell.status}: not to be read as an explanation`));
       if (cell.parts) card.append(partList(cell.parts));
       if (cell.curves && cell.curves.deletion) card.append(chart(cell.curves, ...controlOf(line, Number(element.dataset.column)), 90));
@@ -483,7 +483,7 @@
       const figure = make("figure");
       figure.append(picture(block, cell, `${about.title}, ${line.class}, ${block.data.file}`));
       const caption = make("figcaption");
-      caption.append(make("b", "", line.class), make("span", "num", cell.chance ?? line.chance));
+      caption.append(make("b", "", line.class), make("span", "num", cell.probability ?? line.probability));
       if (cell.status) caption.append(make("span", "tag warn", cell.status));
       figure.append(caption);
       figures.append(figure);
