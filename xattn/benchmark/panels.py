@@ -20,6 +20,7 @@ from xattn.benchmark.statistics import (
     against_best,
     friedman,
     intervals,
+    means_of,
     pairwise,
     pooled_intervals,
     reliability,
@@ -120,13 +121,8 @@ class Panel:
     @cached_property
     def mean_rank(self) -> Array:
         """Mean (M,) over the directed headline columns of the rank; NaN without any."""
-        ranks = np.array([s.rank for s in self.headline(8, directed=True)])
-        if not len(ranks):
-            return np.full(len(self.entries), np.nan)
-        there = ~np.isnan(ranks)
-        with np.errstate(invalid="ignore"):
-            mean: Array = np.where(there, ranks, 0).sum(0) / there.sum(0)
-        return mean
+        ranks = [s.rank for s in self.headline(8, directed=True)]
+        return means_of(np.array(ranks).reshape(-1, len(self.entries)))
 
     @cached_property
     def order(self) -> list[int]:

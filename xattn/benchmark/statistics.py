@@ -87,7 +87,7 @@ def intervals(
     x = table(x[:, None] if x.ndim == 1 else x, "intervals")
     there = ~np.isnan(x)
     n = there.sum(0)
-    mean = _means(x)
+    mean = means_of(x)
     drawn = bootstrap_means(x, resamples, seed)
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     low, high = mean.copy(), mean.copy()
@@ -101,7 +101,8 @@ def intervals(
     return Intervals(mean, low, high, n, len(x) - n)
 
 
-def _means(x: Array) -> Array:
+def means_of(x: Array) -> Array:
+    """Mean of each column (M,) of a table (N, M) over what is there; NaN for an empty one, without a warning."""
     there = ~np.isnan(x)
     with np.errstate(invalid="ignore"):
         mean: Array = np.where(there, x, 0).sum(0) / there.sum(0)
@@ -164,7 +165,7 @@ def against_best(
         DataError: if no method has a value.
     """
     x = table(values, "against_best")
-    mean = _means(x)
+    mean = means_of(x)
     if np.isnan(mean).all():
         raise DataError("against_best: no method has a value on any image; there is nothing to compare.")
     best = int(np.nanargmax(mean) if higher else np.nanargmin(mean))
@@ -244,12 +245,12 @@ def pairwise(values: ArrayLike, *, test: Test = "wilcoxon", correct: bool = True
     n = there.T @ there
     difference, p = np.zeros((m, m)), np.full((m, m), np.nan)
     if test == "welch":
-        mean = _means(x)
+        mean = means_of(x)
         difference, p = mean[:, None] - mean, _welch(x)
     else:
         upper = np.triu_indices(m, 1)
         d = x[:, upper[0]] - x[:, upper[1]]
-        p[upper], difference[upper] = wilcoxon(d), _means(d)
+        p[upper], difference[upper] = wilcoxon(d), means_of(d)
         p.T[upper], difference.T[upper] = p[upper], -difference[upper]
     np.fill_diagonal(p, np.nan)
     adjusted = p.copy()
@@ -264,7 +265,7 @@ def _welch(x: Array) -> Array:
     """Two-sided p values (M, M) of Welch's unequal-variance t-test (Welch 1947)."""
     there = ~np.isnan(x)
     n = there.sum(0)
-    mean = _means(x)
+    mean = means_of(x)
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.where(there, (x - mean) ** 2, 0).sum(0) / (n - 1) / n  # variance of the mean
         both = share[:, None] + share

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xattn.benchmark.panels import Panel, Summary, protocols
 from xattn.benchmark.panels import agreement as tau_of
 from xattn.benchmark.scores import shortened
-from xattn.benchmark.statistics import pairwise
+from xattn.benchmark.statistics import means_of, pairwise
 from xattn.functional.statistics import ALPHA, holm
 
 _QUESTIONS = 2  # the headline pair, insertion and deletion
@@ -117,11 +117,8 @@ def judge(panel: Panel) -> Verdict:
         with np.errstate(invalid="ignore"):
             apart[upper] = (holm(raw[:, upper[0], upper[1]]) < ALPHA).any(0)
     apart |= apart.T
-    ranks = np.array([s.rank for s in questions]).reshape(len(questions), entries)
-    there = ~np.isnan(ranks)
-    with np.errstate(invalid="ignore"):
-        mean = np.where(there, ranks, 0).sum(0) / there.sum(0)
-    order = [j for j, e in enumerate(panel.entries) if not e.control and there[:, j].any()]
+    mean = means_of(np.array([s.rank for s in questions]).reshape(len(questions), entries))
+    order = [j for j, e in enumerate(panel.entries) if not e.control and not math.isnan(mean[j])]
     order.sort(key=lambda j: (mean[j], panel.mean_rank[j], j))
     return Verdict(panel, questions, order, mean, won, controls, apart)
 
