@@ -9,7 +9,8 @@ import math
 import os
 import stat
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from xattn.data.dataset import Dataset
 from xattn.data.finding import as_text, listing, nearest_path
 from xattn.data.reading import read_image
 from xattn.data.sample import Sample
-from xattn.errors import DataError, XattnError, unknown
+from xattn.errors import DataError, XattnError, reason_of, unknown
 from xattn.files import read_regular
 
 CLASS_LIMIT = 250_000
@@ -89,6 +90,9 @@ class FileDataset(Dataset):
     upright: ClassVar[bool] = False
     """Whether the EXIF orientation is applied: not where boxes or masks were drawn on the stored pixels."""
 
+    damage: ClassVar[tuple[type[Exception], ...]] = (ValueError, LookupError, TypeError, OverflowError)
+    """What reading damaged files is known to raise."""
+
     def __post_init__(self) -> None:
         if self.split not in self.splits:
             raise unknown(f"split of {self.title}", self.split, self.splits)
@@ -144,19 +148,24 @@ class FileDataset(Dataset):
         path = self._index.paths[index]
         name = as_text(os.path.relpath(path, self.home)) if self._index.ids is None else self._index.ids[index]
         image = np.array(read_image(path, upright=self.upright), dtype=np.uint8)
-        try:
+        with self._damage(f"what belongs to '{name}' is missing or damaged"):
             result = self._annotated(index, Sample(name, image, int(self.labels[index])))
-        except XattnError:
-            raise
-        except (ValueError, LookupError, TypeError, OverflowError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise self._error(f"what belongs to '{name}' is missing or damaged ({reason}).") from None
         if result.mask is not None and result.mask.shape != result.image.shape[:2]:
             sides = " and ".join(f"{h} x {w}" for h, w in (result.mask.shape, result.image.shape[:2]))
             raise self._error(f"the mask and the image of '{name}' have other sizes: {sides}.")
         if result.boxes is not None and not np.isfinite(result.boxes).all():
             raise self._error(f"the boxes of '{name}' hold numbers that are not finite.")
         return result
+
+    @contextmanager
+    def _damage(self, what: str) -> Iterator[None]:
+        """Whatever is raised on damaged files, in one line."""
+        try:
+            yield
+        except XattnError:
+            raise
+        except self.damage as error:
+            raise self._error(f"{what} ({type(error).__name__}: {reason_of(error)}).") from None
 
     def _annotated(self, index: int, sample: Sample) -> Sample:
         """The sample with its mask, boxes and parts."""
@@ -168,13 +177,8 @@ class FileDataset(Dataset):
 
     @cached_property
     def _index(self) -> Index:
-        try:
+        with self._damage(f"the lists in '{self.home}' are damaged or do not fit together"):
             index = self._list()
-        except XattnError:
-            raise
-        except (ValueError, LookupError, TypeError, OverflowError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise self._error(f"the lists in '{self.home}' are damaged or do not fit together ({reason}).") from None
         if not len(index.labels):
             raise self._error(f"the {self.split} part in '{self.home}' lists no image.")
         if index.labels.min() < 0 or index.labels.max() >= len(index.classes):

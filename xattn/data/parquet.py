@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,15 +20,13 @@ from xattn.data.file_dataset import FileDataset, Index, class_names, class_numbe
 from xattn.data.finding import listing, natural_key
 from xattn.data.reading import decode_image
 from xattn.data.sample import Sample
-from xattn.errors import DataError, XattnError, needs, reason_of, unknown
+from xattn.errors import DataError, needs, unknown
 from xattn.schema import check, read_json
 
 GROUP_LIMIT = 2**30  # bytes of a row group in memory, unless `cache_mb` allows more
 ROW_LIMIT = 50_000_000  # labels are kept in memory
 METADATA_LIMIT = 16 * 2**20  # bytes
 _FIELDS = ("bytes", "path")
-# All that pyarrow is known to raise on damaged files; its own errors are kin of these.
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, NotImplementedError, MemoryError, OverflowError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -82,6 +78,10 @@ class Parquet(FileDataset):
     title: ClassVar[str] = "parquet"
     evaluation: ClassVar[str | None] = "val"
     annotations: ClassVar[tuple[str, ...]] = ("classes.csv",)
+    # pyarrow's own errors are kin of these.
+    damage: ClassVar[tuple[type[Exception], ...]] = (
+        *(OSError, ValueError, LookupError, TypeError, NotImplementedError, MemoryError, OverflowError, RuntimeError),
+    )
 
     def __post_init__(self) -> None:
         self._index  # noqa: B018  # reads footers and labels, so that errors come when the data set is made
@@ -186,16 +186,6 @@ class Parquet(FileDataset):
             counts = pyarrow.compute.value_counts(paths)
             often = counts.filter(pyarrow.compute.greater(counts.field("counts"), 1))
             return frozenset(often.field("values").to_pylist())
-
-    @contextmanager
-    def _damage(self, what: str) -> Iterator[None]:
-        """Whatever pyarrow raises on damaged files, in one line."""
-        try:
-            yield
-        except XattnError:
-            raise
-        except _DAMAGE as error:
-            raise self._error(f"{what} ({reason_of(error)}).") from None
 
     @property
     def _limit(self) -> int:
