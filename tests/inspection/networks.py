@@ -123,12 +123,73 @@ class Columns(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = trunk(channels=1)
-        self.gru = nn.GRU(12 * 6, 10, batch_first=True)
-        self.out = nn.Linear(10, 5)
+        self.gru = nn.GRU(12 * 6, 10, num_layers=2, bidirectional=True, batch_first=True)
+        self.out = nn.Linear(20, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         steps, _ = self.gru(self.features(x).permute(0, 3, 1, 2).flatten(2))
         return self.out(steps.mean(1))
+
+
+class Steps(nn.Module):
+    """Convolutions, then a layer of one's own that mixes the columns of the map as steps in time, forwards and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = trunk()
+        self.mix = Running(12 * 4)
+        self.out = nn.Linear(2 * 12 * 4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.mix(self.features(x).permute(0, 3, 1, 2).flatten(2)).mean(1))
+
+
+class Running(nn.Module):
+    """Each step with all that came before it, and with all that comes behind: (N, T, C) to (N, T, 2 * C)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        y = torch.tanh(self.inner(steps))
+        return torch.cat([y.cumsum(1), y.flip(1).cumsum(1).flip(1)], 2).tanh()
+
+
+class Several(nn.Module):
+    """A trunk that returns its map and what it pooled from it; only that goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Pools()
+        self.out = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(x)["pooled"])
+
+
+class Pools(nn.Module):
+    """A map and its mean, from a layer that returns more than its map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = Scaled()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        maps, _ = self.layers(x)
+        return {"maps": maps, "pooled": maps.mean((2, 3))}
+
+
+class Scaled(nn.Module):
+    """A scaled map, and a tuple of nothing beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = trunk()
+        self.scale = nn.Parameter(torch.rand(12, 1, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[()]]:
+        return self.trunk(x) * self.scale, ()
 
 
 class Angles(nn.Module):
@@ -191,7 +252,12 @@ def grad_cam(
     """Grad-CAM (N, 1, h, w) of one call of a layer in float64, by plain autograd."""
     twin = copy.deepcopy(model).double().eval()
     kept: list[Tensor] = []
-    hook = twin.get_submodule(layer).register_forward_hook(lambda m, i, o: kept.append(o) or o.clone())
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
+        kept.append(output if isinstance(output, Tensor) else output[0])
+        return output.clone() if isinstance(output, Tensor) else None
+
+    hook = twin.get_submodule(layer).register_forward_hook(keep)
     score = scores(twin(x.double().requires_grad_()))[:, target].sum()
     hook.remove()
     (gradient,) = torch.autograd.grad(score, kept[call])

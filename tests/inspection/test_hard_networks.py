@@ -52,6 +52,7 @@ CASES: list[tuple[str, Callable[[], nn.Module], Tensor, str, str, dict[str, Any]
     ("decoder", lambda: nets.made(nets.Reconstructs), images(2, 3, 32, 32), "encoder", "encoder", {"scores": label}),
     ("blind", lambda: nets.made(nets.Blind), images(2, 3, 32, 32), "seeing", "seeing", {}),
     ("columns", lambda: nets.made(nets.Columns), images(2, 1, 24, 72), "features", "features", {}),
+    ("several", lambda: nets.made(nets.Several), images(2, 3, 32, 32), "body.layers", "body.layers", {}),
     ("angles", lambda: nets.made(nets.Angles), images(2, 3, 32, 32), "features", "features", {}),
 ]  # fmt: skip
 
@@ -80,6 +81,15 @@ def test_the_classifier_is_what_the_scores_are_made_of(make: Callable[[], nn.Mod
         warnings.simplefilter("ignore", XattnWarning)
         x = images(1, 1, 24, 72) if make is nets.Columns else images(1, 3, 32, 32)
         assert infer_spec(nets.made(make), x).classifier == name
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("kind", [nets.Steps, nets.Columns])
+def test_steps_in_time_are_no_cells(kind: Callable[[], nn.Module], seed: int) -> None:
+    torch.manual_seed(seed)
+    model = kind().eval()
+    x = images(1, 1, 24, 96) if kind is nets.Columns else images(1, 3, 16, 96)
+    assert infer_spec(model, x).feature_layer == "features"
 
 
 def test_a_layer_that_is_one_of_several_ways_is_said_to_be() -> None:
@@ -144,11 +154,14 @@ def test_a_layer_that_is_named_is_read_or_refused() -> None:
         infer_spec(model, images(1, 3, 64, 64), feature_layer="mixx")
 
 
-def test_the_model_runs_on_three_images_and_once_for_each_object() -> None:
-    model, x = nets.made(nets.Ends, 5, lambda z: z), images(4, 3, 32, 32)
+@pytest.mark.parametrize("make", [lambda: nets.made(nets.Ends, 5, lambda z: z), lambda: nets.made(nets.TwoWays)])
+def test_the_model_runs_on_three_images_and_once_for_each_object(make: Callable[[], nn.Module]) -> None:
+    model, x = make(), images(4, 3, 32, 32)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda m, inputs: seen.append(len(inputs[0])))
-    xattn.explain(model, x, "gradcam")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", XattnWarning)  # of several ways one is shown, and said
+        xattn.explain(model, x, "gradcam")
     assert sum(seen) - len(x) == 3
     seen.clear()
     xattn.explain(model, x, "gradcam")

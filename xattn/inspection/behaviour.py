@@ -44,7 +44,10 @@ def check_repeatable(model: nn.Module, facts: Findings, which: Which) -> None:
         hint = "dropout or noise stays on in evaluation mode; its maps differ from run to run"
     else:
         why = "an image gives other class scores alone than beside another one"
-        hint = "batch norm without running statistics or the like couples the images; explain them one at a time"
+        hint = (
+            "batch norm without running statistics, or rounding by the range of the batch, couples the images; "
+            "explain them one at a time"
+        )
     facts.evidence["repeatable"] = Evidence("contradicted", why)
     facts.warnings.append(f"{why}: {hint}")
 

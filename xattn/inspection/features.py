@@ -34,25 +34,32 @@ def _limit(classifier: Call | None) -> float:
 
 
 def _stops(calls: Sequence[Call]) -> dict[Any, Call]:
-    """Calls by the node of autograd that made their output: of several the outermost whose output is one tensor."""
+    """Calls by the node of autograd that made their output: of several the outermost whose output is one tensor.
+
+    One of several tensors may have been read already before the call ended, so of such calls the innermost is taken.
+    """
     stops: dict[Any, Call] = {}
     for call in calls:
         if call.node is None:
             continue
         other = stops.get(call.node)
-        if other is None or (call.plain, -call.name.count(".")) >= (other.plain, -other.name.count(".")):
+        if other is None or (call.plain and (not other.plain or call.name.count(".") <= other.name.count("."))):
             stops[call.node] = call
     return stops
 
 
 def likely_layer(first: Probe, classifier: Call | None, named: str | None) -> Call | None:
-    """The layer whose outputs the second pass exchanges, before it is known how any layer lies on the image."""
+    """The layer whose outputs the second pass exchanges, before it is known how any layer lies on the image.
+
+    None where autograd's graph shows several ways from the image to the scores: then they cannot change places.
+    """
     if named is not None:
         return _named(first, named)
     calls = _spatial(first.calls, _limit(classifier), 1)
-    met, _ = frontier(first.raw.grad_fn, _stops(calls)) if first.raw.grad_fn is not None else ([], True)
-    if met:
-        return max(met, key=lambda call: _share(first, [call])[0]) if len(met) > 1 else met[0]
+    if first.raw.grad_fn is not None:
+        met, around = frontier(first.raw.grad_fn, _stops(calls))
+        if met:
+            return met[0] if len(met) == 1 and not around else None
     maps = [c for c in calls if c.output.ndim == 4] or calls
     return _outermost(maps) if maps else None
 

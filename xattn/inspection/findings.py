@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from xattn.inspection.layouts import CONVOLUTIONS, Layout, layout_of
+from xattn.inspection.layouts import CONVOLUTIONS, RECURRENT, Layout, layout_of
 from xattn.inspection.probing import Call, Probe
 from xattn.spec import Evidence
 
@@ -52,7 +52,8 @@ class Findings:
                     seen[output.shape[2], output.shape[3]] = None
             if (call.name, call.index) != key:
                 continue
-            if len(output) != 2 or output.ndim not in (3, 4) or not output.is_floating_point() or call.passes_on:
+            no_map = call.passes_on or isinstance(call.module, RECURRENT)
+            if len(output) != 2 or output.ndim not in (3, 4) or not output.is_floating_point() or no_map:
                 return None
             # A block ends in the layout of the last convolution in it, if it ends in its shape.
             typed = last is not None and last.ended > call.started and last.output.shape == output.shape

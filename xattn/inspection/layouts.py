@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -154,7 +154,8 @@ def _tokens(
     for extra in range(_MOST_EXTRA + 1 if blocked is None else 1):
         count = total - extra
         for grid in dict.fromkeys([*(g for g in seen if g[0] * g[1] == count), *_grids(count, size)]):
-            if grid[0] * grid[1] < 2:
+            # Few cells behind many other tokens make a grid of any number; only one that a map had is believed.
+            if count < 2 or (2 * extra > count and grid not in seen):
                 continue
             for blocks in _orders(grid):
                 if blocked is not None and (not blocks or blocks[0] ** 2 != blocked[1]):
@@ -179,6 +180,8 @@ def _oddness(layout: Layout, size: tuple[int, int], seen: Collection[tuple[int, 
 
 # What gives (N, C, h, w) by definition.
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
+# What gives steps in time, which are no cells: columns or rows of the image at best.
+RECURRENT = (nn.RNNBase,)
 
 
 def layout_of(
@@ -202,7 +205,7 @@ def layout_of(
     known = readings(change, size, seen)
     if typed:
         return next((replace(r, typed=True) for r in known if r.tokens is None), None)
-    if not known or (change.ndim == 2 and _is_sequence(change.sum(1), max(r.answer for r in known))):
+    if not known or (change.ndim == 2 and _is_sequence(change.sum(1), known, seen)):
         return None
     best = max(known, key=lambda r: r.answer)
     if best.answer <= _BLANK:
@@ -214,9 +217,16 @@ def layout_of(
     return plainest if plainest.answer >= best.answer - _BETTER else best
 
 
-def _is_sequence(change: Tensor, grid: float) -> bool:
-    """Whether steps (T,) answer as the columns or the rows of the image do, as those of recurrent layers."""
-    columns, rows = answer(change[None], (1, len(change))), answer(change[:, None], (len(change), 1))
+def _is_sequence(change: Tensor, known: Sequence[Layout], seen: Collection[tuple[int, int]]) -> bool:
+    """Whether steps (T,) answer as the columns or the rows of the image do, as those of recurrent layers.
+
+    As many steps as a map before has columns or rows are believed to be these, unless they also make such a map.
+    """
+    steps = len(change)
+    sides = {side for grid in seen for side in grid}
+    usual = steps in sides and not any(r.grid in seen for r in known)
+    grid = 0.0 if usual else max(r.answer for r in known)
+    columns, rows = answer(change[None], (1, steps)), answer(change[:, None], (steps, 1))
     return max(columns, rows) >= max(grid, _LOWEST_OF_TOKENS)
 
 
