@@ -218,7 +218,7 @@ def test_networks_inside_the_package(run: Run, photo: Path) -> None:
     model = create_model("tiny-cnn")
     given = explain(model, str(photo), "gradcam", model.spec.class_index(line["class"])).probability
     assert given is not None
-    assert line["cells"][2]["chance"] == percent(float(given[0])) != line["chance"]  # of its own network
+    assert line["cells"][2]["probability"] == percent(float(given[0])) != line["probability"]  # of its own network
 
 
 def test_batches_do_not_matter(run: Run, good: dict[str, Path]) -> None:
