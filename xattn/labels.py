@@ -1,4 +1,4 @@
-"""What methods and metrics are called: a registered name with its parameters as one value, made and read here alone."""
+"""What methods and metrics are called, name and parameters as one value, and names in paths and in sentences."""
 
 from __future__ import annotations
 
@@ -100,3 +100,22 @@ def slug(text: str, limit: int = 100) -> str:
         return name
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
     return name.encode()[: limit - 9].decode(errors="ignore") + f"-{digest}"
+
+
+def listing(names: Sequence[str], most: int | None = None) -> str:
+    """Names in a sentence; with `most`, of a list that is longer by more than one the first so many.
+
+    >>> listing(["a", "b", "c"]), listing(list("abcdefgh"), most=3), listing([])
+    ('a, b and c', 'a, b, c and 5 others', '')
+    """
+    shown = list(names) if most is None or len(names) <= most + 1 else [*names[:most], f"{len(names) - most} others"]
+    return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "image"), counted(1200, "image")
+    ('1 image', '1,200 images')
+    """
+    return f"{number:,} {what}" + ("" if number == 1 else "s")

@@ -15,6 +15,7 @@ from xattn.benchmark.panels import agreement as tau_of
 from xattn.benchmark.scores import shortened
 from xattn.benchmark.statistics import means_of, pairwise
 from xattn.functional.statistics import ALPHA, holm
+from xattn.labels import listing
 
 _QUESTIONS = 2  # the headline pair, insertion and deletion
 _NAMED = 5  # methods of a long list that are named
@@ -90,7 +91,7 @@ class Verdict:
     @property
     def asked(self) -> str:
         """All questions in a sentence."""
-        return ("both " if len(self.questions) == 2 else "") + listing([name_of(s) for s in self.questions])
+        return ("both " if len(self.questions) == 2 else "") + listing([name_of(s) for s in self.questions], _NAMED)
 
     @property
     def any_asked(self) -> str:
@@ -133,16 +134,6 @@ def _questions(panel: Panel) -> list[Summary]:
 def name_of(summary: Summary) -> str:
     """A column in a sentence, without its parameters."""
     return shortened(summary.column.label.name).replace("_", " ")
-
-
-def listing(names: Sequence[str], most: int = _NAMED) -> str:
-    """Names in a sentence.
-
-    >>> listing(["a", "b", "c"]), listing(list("abcdefgh"), most=3)
-    ('a, b and c', 'a, b, c and 5 others')
-    """
-    shown = list(names) if len(names) <= most + 1 else [*names[:most], f"{len(names) - most} others"]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def duration(seconds: float) -> str:
@@ -197,7 +188,9 @@ def unproven(verdict: Verdict) -> list[str]:
     if verdict.mixed:
         return [*lines, "Each is held against the controls on its own model."]
     best = [(name_of(s), c) for s, c in zip(verdict.questions, verdict.controls, strict=True) if c is not None]
-    lines.append("The best control is " + listing([f"{verdict.panel.labels[c]} on {name}" for name, c in best]) + ".")
+    lines.append(
+        "The best control is " + listing([f"{verdict.panel.labels[c]} on {name}" for name, c in best], _NAMED) + "."
+    )
     return lines
 
 
@@ -252,7 +245,7 @@ def sensitivity(verdict: Verdict) -> list[str]:
     if len(shown) < 2:
         return []
     wins = Counter(int(np.nanargmin(s.rank)) for s in shown)
-    best = listing([f"{panel.labels[j]} ({count})" for j, count in wins.most_common()])
+    best = listing([f"{panel.labels[j]} ({count})" for j, count in wins.most_common()], _NAMED)
     lines = [f"Of {len(shown)} protocols these are won by: {best}."]
     by_control = sum(count for j, count in wins.items() if panel.entries[j].control)
     if by_control:

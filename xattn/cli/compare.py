@@ -11,6 +11,7 @@ import typer
 from xattn.cli import EXIT_INTERRUPTED, console, options
 from xattn.cli.work import Work, facts_of
 from xattn.errors import ParameterError
+from xattn.labels import counted, listing
 from xattn.looks import COLORMAP
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def sheet(work: Work, title: str | None, colormap: str, alpha: float | None, ste
     names = list(dict.fromkeys(column.network.name for column in shown or work.columns))
     return Comparison(
         [Column(column.method, column.network.name if len(networks) > 1 else "") for column in work.columns],
-        heading=title or f"What {listed(names)} look{'' if len(names) > 1 else 's'} at",
+        heading=title or f"What {listing(names)} look{'' if len(names) > 1 else 's'} at",
         colormap=colormap,
         alpha=alpha,
         shares=[i / steps for i in range(steps + 1)] if steps else (),
@@ -175,14 +176,14 @@ def facts(work: Work) -> list[str]:
 
     shown = [column.method for column in work.columns if column.refused is None]
     control = sum(method.family is Family.CONTROL for method in shown)
-    texts = [_count(len(work.entries), "image"), _count(len(shown) - control, "method")]
-    texts += [_count(control, "control")] if control else []
+    texts = [counted(len(work.entries), "image"), counted(len(shown) - control, "method")]
+    texts += [counted(control, "control")] if control else []
     settings = work.settings
     if settings.topk > max(len(settings.targets), 1):
-        first = f"{listed(settings.targets)}, then the" if settings.targets else f"the {settings.topk}"
+        first = f"{listing(settings.targets)}, then the" if settings.targets else f"the {settings.topk}"
         texts.append(f"{first} most probable classes explained")
     else:
-        texts.append(f"{listed(settings.targets) or 'the predicted class'} explained")
+        texts.append(f"{listing(settings.targets) or 'the predicted class'} explained")
     return [*texts, f"score: {settings.score}"] if settings.score != "logit" else texts
 
 
@@ -206,16 +207,3 @@ def with_controls(texts: Sequence[str]) -> list[str]:
 
     given = {method.name for method in resolve(list(texts))}
     return [*texts, *(name for name in _CONTROLS if name not in given)]
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in a sentence.
-
-    >>> listed(["a", "b", "c"]), listed(["a"]), listed([])
-    ('a, b and c', 'a', '')
-    """
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -20,6 +20,7 @@ from xattn.benchmark.tables import Table, text_of
 from xattn.benchmark.verdict import Verdict, duration
 from xattn.errors import ParameterError
 from xattn.functional.statistics import ALPHA, INTERVAL
+from xattn.labels import counted
 from xattn.looks import FAMILIES
 from xattn.metric import NEITHER
 from xattn.pages import charts, pictures
@@ -312,13 +313,9 @@ def _smaller(picture: Any) -> Any:
 
 def _facts(scores: Scores) -> list[str]:
     models = {model for dataset in scores.datasets for model in scores.models(dataset)}
-    facts = [", ".join(scores.datasets), f"{scores.images:,} images", _many(len(models), "model")]
+    facts = [", ".join(scores.datasets), f"{scores.images:,} images", counted(len(models), "model")]
     methods = {e.method for d in scores.datasets for m in scores.models(d) for e in scores.entries(d, m)}
-    return [*facts, _many(len(methods), "method"), f"{scores.rows:,} scores"]
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
+    return [*facts, counted(len(methods), "method"), f"{scores.rows:,} scores"]
 
 
 def _details(scores: Scores, resamples: int, seed: int) -> list[tuple[str, list[str]]]:
@@ -328,7 +325,7 @@ def _details(scores: Scores, resamples: int, seed: int) -> list[tuple[str, list[
     for where in scores.manifest.environments:
         versions = [f"{name} {v}" for name, v in where.versions.items() if v]
         extra = [f"{name} {v}" for name, v in (("commit", where.commit), ("started", where.started)) if v]
-        details.append(("Made with", [f"{where.device}, {_many(where.threads, 'thread')}", *versions, *extra]))
+        details.append(("Made with", [f"{where.device}, {counted(where.threads, 'thread')}", *versions, *extra]))
     settings = {**(config.run.model_dump() if config else {}), **(identity.run.model_dump() if identity else {})}
     if settings:
         details.append(("Settings", [f"{name} {value}" for name, value in settings.items()]))
