@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent / "xattn"
 # import each other. What is above `explaining` may need more than torch, numpy and Pillow.
 ORDER = (
     ("__init__", "errors"),
-    ("schema", "files", "outputs"),
+    ("schema", "files", "outputs", "inputs"),
     ("device", "labels", "looks"),
     ("registry",),
     ("score", "spec"),

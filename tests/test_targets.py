@@ -98,7 +98,7 @@ def same(maps: Tensor, wanted: Tensor) -> None:
     "target",
     [
         [0, 2, 1], ("cat", "hare", "dog"), ["cat", 2, "1"], np.array([0, 2, 1]), np.array(["cat", "hare", "dog"]),
-        torch.tensor([0, 2, 1], dtype=torch.int32), torch.tensor([[0], [2], [1]]), torch.eye(4)[[0, 2, 1]],
+        torch.tensor([0, 2, 1], dtype=torch.int32), torch.eye(4)[[0, 2, 1]],
         np.eye(4, dtype=bool)[[0, 2, 1]], torch.eye(4, dtype=torch.long)[[0, 2, 1]], xattn.Class([0, 2, 1]),
     ],
 )  # fmt: skip

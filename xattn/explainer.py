@@ -121,7 +121,7 @@ class Explainer(ABC):
             spec=spec,
         )
 
-    def __call__(self, model: nn.Module, x: Tensor, target: Any = None, *, spec: ModelSpec) -> Explanation:
+    def __call__(self, model: nn.Module, x: Any, target: Any = None, *, spec: ModelSpec) -> Explanation:
         """Explain normalized images (N, C, H, W); `xattn.explain` also reads photographs and finds the facts."""
         return self.explanation(record(model, x, target, spec=spec, **needs_of([self], spec)))
 

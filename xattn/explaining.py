@@ -15,6 +15,7 @@ from xattn.errors import NotApplicableError, SpecError, XattnWarning
 from xattn.explainer import Explainer, LayerExplainer, needs_of
 from xattn.explainers import applicable, resolve
 from xattn.explanation import OK, Explanation
+from xattn.inputs import Inputs, Name, split_inputs
 from xattn.inspection import facts_about
 from xattn.outputs import Which
 from xattn.running import unwrap
@@ -36,6 +37,7 @@ def record_for(
     scoring: nn.Module | None = None,
     grad: bool | None = None,
     output: Which = None,
+    inputs: Inputs | Name | None = None,
 ) -> Trace:
     """Record one pass that keeps what all of these methods read.
 
@@ -50,11 +52,14 @@ def record_for(
         scoring: as in `record`.
         grad: keep the graph; None does so where a method reads gradients.
         output: as in `record`.
+        inputs: as in `record`.
     """
     needs = needs_of(methods, spec)
     if grad is not None:
         needs["grad"] = grad
-    return record(model, x, target, spec=spec, score=score, seeds=seeds, scoring=scoring, output=output, **needs)
+    return record(
+        model, x, target, spec=spec, score=score, seeds=seeds, scoring=scoring, output=output, inputs=inputs, **needs
+    )
 
 
 def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = False) -> list[Explanation]:
@@ -91,11 +96,13 @@ def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = Fa
 def explain(
     model: nn.Module, x: Any, methods: str | Explainer, target: Any = None, *, spec: ModelSpec | None = None,
     seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
+    inputs: Name | None = None,
 ) -> Explanation: ...  # fmt: skip
 @overload
 def explain(
     model: nn.Module, x: Any, methods: Sequence[str | Explainer], target: Any = None, *, spec: ModelSpec | None = None,
     seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
+    inputs: Name | None = None,
 ) -> list[Explanation]: ...  # fmt: skip
 def explain(
     model: nn.Module,
@@ -107,13 +114,15 @@ def explain(
     seeds: Sequence[int] | None = None,
     score: str | ScoreFn = "logit",
     output: Which = None,
+    inputs: Name | None = None,
 ) -> Explanation | list[Explanation]:
     """Explain what a model sees in images, with one forward and at most one backward pass for all layer methods.
 
     Args:
         model: any module from images to logits (N, K). It leaves as it came.
         x: float tensor (N, C, H, W) in the model's normalized space, or images to be read and normalized: a path,
-            a Pillow image, a uint8 array (H, W, C), or a list of these.
+            a Pillow image, a uint8 array (H, W, C), or a list of these; a tuple or dictionary of all inputs for a model
+            of several.
         methods: a name such as `"gradcam"` or `"brnpa:parts=4"`, an `Explainer`, or a sequence of them; `["all"]`
             stands for every method, and `"all"` for every one that is defined for the model.
         target: class of each image, one class for all (index or name), None for the predicted class, an object of
@@ -124,6 +133,8 @@ def explain(
         score: the scalar to explain: `"logit"`, `"prob"`, `"sigmoid"`, `"margin"`, or a callable.
         output: which of the model's outputs is explained: a key, an index, a path of these or a function; None finds
             the class scores.
+        inputs: of several inputs the one that is explained, by its place in the tuple or its key; the others are held
+            fixed for each image. None is the only one that is a batch of images.
 
     Returns:
         One `Explanation` for one method, a list for a sequence and for `"all"`.
@@ -139,6 +150,7 @@ def explain(
     if not chosen:
         raise NotApplicableError("explain: no method given; see `xattn list methods`.")
     model = unwrap(model)
+    x, others = split_inputs(x, inputs, model)
     if isinstance(x, Tensor) and x.ndim == 3 and x.is_floating_point():
         x = x[None]
     if spec is None:
@@ -146,7 +158,7 @@ def explain(
     if not isinstance(spec, ModelSpec):
         images = x if isinstance(x, Tensor) and x.is_floating_point() else None
         layers = [m.layer for m in chosen if isinstance(m, LayerExplainer) and m.layer]
-        spec = facts_about(model, images, layers, output=output, target=target)
+        spec = facts_about(model, images, layers, output=output, target=target, inputs=others)
     elif output is not None and not callable(output):
         spec = replace(spec, output=output if isinstance(output, tuple) else (output,))
     if not (isinstance(x, Tensor) and x.is_floating_point()):
@@ -164,6 +176,6 @@ def explain(
         chosen = [method for method in chosen if applicable(method, spec) is None]
     for method in chosen:
         method.check(spec)
-    trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds, output=output)
+    trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds, output=output, inputs=others)
     explanations = explain_trace(trace, chosen, skip=every)
     return explanations[0] if single else explanations

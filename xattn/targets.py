@@ -116,7 +116,7 @@ def name_of(name: Any, spec: ModelSpec) -> str:
 
 
 def indices_of(target: Any, spec: ModelSpec, count: int, classes: int, like: Tensor) -> Tensor:
-    """Classes as int64 (N,): indices or names, one for all or one for each image; columns and one-hot rows too.
+    """Classes as int64 (N,): indices or names, one for all or one for each image; one-hot rows too.
 
     Raises:
         ShapeError: if there are fewer or more than images.
@@ -137,9 +137,7 @@ def indices_of(target: Any, spec: ModelSpec, count: int, classes: int, like: Ten
             f"target: expected indices or names of classes but got {type(target).__name__}; pass one for all images, "
             "one for each, or an xattn target such as xattn.Scalar()."
         ) from None
-    if chosen.ndim == 2 and chosen.shape[1] == 1 and not chosen.is_floating_point() and chosen.dtype != torch.bool:
-        chosen = chosen[:, 0]
-    elif chosen.ndim == 2 and chosen.shape[1] == classes and len(chosen) in (1, count):
+    if chosen.ndim == 2 and chosen.shape[1] == classes and len(chosen) in (1, count):
         if not bool((((chosen == 0) | (chosen == 1)).all(1) & ((chosen == 1).sum(1) == 1)).all()):
             raise ParameterError(
                 f"target: rows of {classes} values must be one-hot, a one among zeros; pass one index for each image."

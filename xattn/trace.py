@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from xattn.attention_taps import attention_of
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, unknown
 from xattn.functional.baselines import Baseline, Replace
+from xattn.inputs import Inputs, Name, feed, split_inputs
 from xattn.outputs import Which
 from xattn.running import evaluating, unwrap
 from xattn.score import ScoreFn, apply_score, probabilities
@@ -52,6 +53,7 @@ class Trace:
         target: int64 (N,), the class explained, or the number of the image where the goal is none.
         goal: what is explained.
         which: the output that was named for this pass; None is that of the spec.
+        inputs: the other inputs of the model, held fixed.
         forwards: forward passes that this trace and its reruns made.
         backwards: backward passes likewise.
         uncut: gradients go through the `no_grad`, `inference_mode` or `detach()` inside the model that cut them off.
@@ -72,6 +74,7 @@ class Trace:
         scoring: nn.Module | None,
         goal: Target,
         which: Which,
+        inputs: Inputs | None,
     ) -> None:
         self.model = model
         self.spec = spec
@@ -83,6 +86,7 @@ class Trace:
         self.goal = goal
         self.which = which
         self.uncut = False
+        self.inputs = inputs
         self.forwards = 1
         self.backwards = 0
         self._scores = scores
@@ -184,19 +188,27 @@ class Trace:
         self._kept = {layer: tensor.detach() for layer, tensor in self._kept.items()}
         return {layer: grad for layer, grad in zip(self._kept, grads, strict=True) if grad is not None}
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Logits (M, K) of other images (M, C, H, W), without a graph; for methods and metrics of many passes."""
+    def feed(self, model: nn.Module, x: Tensor, rows: Tensor | None = None) -> Any:
+        """What a model returns for images (M, C, H, W) beside the other inputs of the images `rows` (M,)."""
+        inputs = self.inputs if rows is None or self.inputs is None else self.inputs.select(rows)
+        return feed(model, _as_model_input(model, x), inputs)
+
+    def predict(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits (M, K) of other images (M, C, H, W), without a graph; for methods and metrics of many passes.
+
+        `rows` are the images of this pass that each is made from (M,); None is one of each, in order.
+        """
         self.count(forwards=1)
         model = self.model if self.scoring is None else self.scoring
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-            return self.read(model(_as_model_input(model, x)), len(x), model)
+            return self.read(self.feed(model, x, rows), len(x), model)
 
-    def score(self, x: Tensor, target: Tensor, score: ScoreFn | None = None) -> Tensor:
-        """Score (M,) of other images (M, C, H, W), without a graph.
+    def score(self, x: Tensor, target: Tensor, score: ScoreFn | None = None, rows: Tensor | None = None) -> Tensor:
+        """Score (M,) of other images (M, C, H, W), made from the images `rows` of this pass, without a graph.
 
         `score` stands in for the score that is explained, where a metric measures another.
         """
-        logits = self.predict(x)
+        logits = self.predict(x, rows)
         with torch.inference_mode(False), torch.no_grad():
             return apply_score(self.score_fn if score is None else score, logits, target)
 
@@ -252,6 +264,7 @@ class Trace:
             output=self.which,
             goal=self.goal,
             uncut=uncut or self.uncut,
+            inputs=self.inputs if rows is None or self.inputs is None else self.inputs.select(rows),
         )
         result._parent, result._rows = self, rows
         self.count(result.forwards)
@@ -293,13 +306,14 @@ def _as_model_input(model: nn.Module, x: Tensor) -> Tensor:
     return x if torch.is_autocast_enabled(device.type) else x.to(dtype)
 
 
-def _prepared(goal: Target, model: nn.Module, which: Which) -> Target:
+def _prepared(goal: Target, model: nn.Module, which: Which, inputs: Inputs | None) -> Target:
     """The target once it has run the model on what it needs of its own, such as an image to compare with."""
 
     def run(images: Tensor) -> Tensor:
         with torch.no_grad():
             images = images.to(place_of(model)[0])
-            return promote(logits_of(model(_as_model_input(model, images)), model, len(images), which))
+            returned = feed(model, _as_model_input(model, images), inputs)
+            return promote(logits_of(returned, model, len(images), which))
 
     return goal.prepare(run)
 
@@ -316,6 +330,7 @@ def record(
     seeds: Sequence[int] | None = None,
     scoring: nn.Module | None = None,
     output: Which = None,
+    inputs: Inputs | Name | None = None,
     goal: Target | None = None,
     uncut: bool = False,
 ) -> Trace:
@@ -339,6 +354,8 @@ def record(
         scoring: a cheaper form of the model that `Trace.predict` and `Trace.score` run in its place.
         output: which of the model's outputs is explained: a key, an index, a path of these or a function; None is
             `ModelSpec.output`.
+        inputs: of a model of several inputs, for which `x` is a tuple or dictionary, the one that is explained; the
+            others are held fixed.
         goal: what is explained, of a pass that is run again; `target` is then its index (N,).
         uncut: record through the model's own `no_grad`, `inference_mode` and `detach()`; `Trace.gradient` does so
             where they cut the layer off.
@@ -350,6 +367,8 @@ def record(
         NotApplicableError: if a tapped layer does not run exactly once.
     """
     model = unwrap(model)
+    if not isinstance(inputs, Inputs):
+        x, inputs = split_inputs(x, inputs, model)
     if x.ndim != 4 or not x.is_floating_point() or x.layout != torch.strided or 0 in x.shape:
         kind = x.dtype if x.layout == torch.strided else f"{x.layout}, {x.dtype}"
         raise ShapeError(f"x: expected float images (N, C, H, W) but got {kind} of shape {tuple(x.shape)}.")
@@ -375,14 +394,14 @@ def record(
         fed = _as_model_input(model, x)
         with evaluating(model), torch.set_grad_enabled(grad and (uncut or INPUT in layers)):
             if not again:
-                goal = _prepared(goal, model, which)
+                goal = _prepared(goal, model, which, inputs)
             taps = Taps(model, inner, grad, uncut)
             try:
                 if INPUT in layers:
                     fed = fed.detach().clone().requires_grad_(grad)
                     taps.kept[INPUT] = fed
                 with taps:
-                    returned = model(fed.clone() if INPUT in layers else fed)
+                    returned = feed(model, fed.clone() if INPUT in layers else fed, inputs)
             finally:
                 taps.remove()
             torch.set_grad_enabled(grad)  # for the score; the model may have left it off
@@ -407,7 +426,7 @@ def record(
             chosen = chosen.clone() if chosen.is_inference() else chosen
             scores = apply_score(score_fn, logits, chosen) if grad else None
     kept = taps.kept if grad else {layer: _plain(tensor) for layer, tensor in taps.kept.items()}
-    trace = Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds, scoring, goal, output)
+    trace = Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds, scoring, goal, output, inputs)
     trace.uncut = uncut
     return trace
 

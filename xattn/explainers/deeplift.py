@@ -224,10 +224,10 @@ class _Ruled(nn.Module):
         self.model = model
         self.rules = rules
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         # Fused attention is made of the products and the softmax that there are rules for.
         with self.rules, AttentionTaps({"": self.model}, lambda module, kind, tensor: tensor):
-            return self.model(x)
+            return self.model(*args, **kwargs)
 
 
 def _differences(trace: Trace, method: str, start: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,14 +83,14 @@ def scores_without(trace: Trace, layer: str, i: int, channels: Tensor) -> Tensor
         ] = 0
         return many
 
-    target = trace.target[i].expand(len(channels))
+    target, own = trace.target[i].expand(len(channels)), trace.target.new_full((len(channels),), i)
     image = trace.x[i : i + 1]
     with replaced_output(trace.model, layer, ablate):
         try:
-            again = trace.again(image, target=target, grad=False)
+            again = trace.again(image, rows=own[:1], target=target, grad=False)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ShapeError):
             copies = image.expand(len(channels), -1, -1, -1)
-            again = trace.again(copies, target=target, grad=False)
+            again = trace.again(copies, rows=own, target=target, grad=False)
     return apply_score(trace.score_fn, again.logits, target)

@@ -55,7 +55,7 @@ def laid_out(images: Tensor) -> Tensor:
 
 def score_again(trace: Trace) -> ImageScore:
     """Scores of changed images, without a graph, for the class explained in the image that each is made from."""
-    return Halving(lambda images, own: trace.score(laid_out(images), trace.target.index_select(0, own)))
+    return Halving(lambda images, own: trace.score(laid_out(images), trace.target.index_select(0, own), rows=own))
 
 
 def gradient_again(trace: Trace) -> ImageScore:

@@ -20,7 +20,7 @@ from xattn.running import in_this_thread
 from xattn.schema import Range
 from xattn.score import apply_score
 from xattn.spec import ModelSpec
-from xattn.trace import Trace, place_of, promote
+from xattn.trace import Trace, promote
 
 
 @dataclass(frozen=True)
@@ -298,6 +298,6 @@ class LeGrad(AttentionExplainer):
         tokens = torch.cat([layer.mean(dim=1, keepdim=True).expand_as(layer) for layer in formed])
         handle = trace.model.get_submodule(last).register_forward_hook(in_this_thread(lambda *_: tokens))
         try:
-            return trace.read(trace.model(trace.x[:1].to(place_of(trace.model)[1])), len(tokens))
+            return trace.read(trace.feed(trace.model, trace.x[:1], trace.target.new_zeros(1)), len(tokens))
         finally:
             handle.remove()

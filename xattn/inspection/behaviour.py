@@ -33,11 +33,11 @@ def check_repeatable(model: nn.Module, facts: Findings, which: Which) -> None:
     if any(_relative(row, z0) < _SAME for row in facts.second.values):
         facts.evidence["repeatable"] = proved
         return
-    plain = run(model, facts.second.x, which=which)
+    plain = run(model, facts.second.x, which=which, inputs=facts.first.inputs)
     if _relative(plain.values[0], z0) < _SAME:
         facts.evidence["repeatable"] = proved
         return
-    again = run(model, facts.first.x, which=which)
+    again = run(model, facts.first.x, which=which, inputs=facts.first.inputs)
     alone = _relative(again.values[0], facts.first.values[0])
     if alone >= _SAME:
         why = f"the same image gave class scores that differ by {alone:.1%} the second time"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import SpecError, XattnError, XattnWarning
+from xattn.inputs import Inputs, Name, split_inputs
 from xattn.inspection import declared
 from xattn.inspection.behaviour import check_alone, check_repeatable, find_values
 from xattn.inspection.classifier import find_classifier
@@ -35,12 +36,13 @@ from xattn.trace import place_of
 
 def infer_spec(
     model: nn.Module,
-    x: Tensor | None = None,
+    x: Any = None,
     *,
     input_size: tuple[int, int] | None = None,
     feature_layer: str | None = None,
     output: Which = None,
     target: Any = None,
+    inputs: Inputs | Name | None = None,
     name: str = "",
 ) -> ModelSpec:
     """Find the facts about a classifier of torchvision, timm or Hugging Face, or of any module of one's own.
@@ -57,6 +59,7 @@ def infer_spec(
         feature_layer: the layer to read, if it is known; `pool[1]` is the second call of a layer that runs twice.
         output: which of the model's outputs is explained: a key, an index, a path of these or a function.
         target: what is to be explained, as in `explain`, where it is no class.
+        inputs: of a model of several inputs, for which `x` is a tuple or dictionary, the one that is explained.
         name: for tables; the class name by default.
 
     Raises:
@@ -67,10 +70,13 @@ def infer_spec(
             layer that is one of several ways from the image to the scores.
     """
     model = unwrap(model)
+    if not isinstance(inputs, Inputs):
+        x, inputs = split_inputs(x, inputs, model)
+    one = None if inputs is None else inputs.select(torch.zeros(1, dtype=torch.int64))
     goal, given = as_target(target), output
     output = goal.which(model, output)
     images = declared.preprocessing(model)
-    first = _first_pass(model, x, declared.input_sizes(model, input_size, images.size), output)
+    first = _first_pass(model, x, declared.input_sizes(model, input_size, images.size), output, one)
     evidence: dict[str, Evidence] = {}
     said: list[str] = []
     classifier = find_classifier(model, first, evidence)
@@ -78,7 +84,7 @@ def infer_spec(
     swap = None if guess is None else Swap(guess.name, guess.index)
     generator = torch.Generator().manual_seed(0)
     pair = torch.cat([first.x, lit(first.x.float().cpu(), generator).to(first.x)])
-    second = run(model, pair, which=first.choice.path if output is None else output, swap=swap)
+    second = run(model, pair, which=first.choice.path if output is None else output, swap=swap, inputs=one)
     facts = Findings(first, classifier, second, evidence, said)
     check_repeatable(model, facts, output)
     values = find_values(facts) if goal.has_classes else Kind.LOGITS
@@ -132,7 +138,13 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, ModelSpec]] = weakre
 
 
 def facts_about(
-    model: nn.Module, x: Tensor | None = None, layers: Sequence[str] = (), *, output: Which = None, target: Any = None
+    model: nn.Module,
+    x: Tensor | None = None,
+    layers: Sequence[str] = (),
+    *,
+    output: Which = None,
+    target: Any = None,
+    inputs: Inputs | None = None,
 ) -> ModelSpec:
     """What `infer_spec` finds about a model, found once for each model, size of image, output and layer that is named.
 
@@ -142,15 +154,18 @@ def facts_about(
         layers: names of layers that are to be read beside the one that is chosen; how each lies is proved too.
         output: which of the model's outputs is explained, if it is known.
         target: what is to be explained.
+        inputs: the other inputs of the model.
 
     Raises:
         SpecError: as `infer_spec`.
     """
     with lock_of(unwrap(model)):
-        return _known_facts(model, x, layers, output, target)
+        return _known_facts(model, x, layers, output, target, inputs)
 
 
-def _known_facts(model: nn.Module, x: Tensor | None, layers: Sequence[str], output: Which, target: Any) -> ModelSpec:
+def _known_facts(
+    model: nn.Module, x: Tensor | None, layers: Sequence[str], output: Which, target: Any, inputs: Inputs | None
+) -> ModelSpec:
     # A head that was exchanged makes another model of it.
     parts = hash(tuple((name, id(module), type(module)) for name, module in model.named_modules()))
     shape = None if x is None else tuple(x.shape[1:])
@@ -160,11 +175,11 @@ def _known_facts(model: nn.Module, x: Tensor | None, layers: Sequence[str], outp
     kind = goal.function if isinstance(goal, Function) else type(goal), goal.has_classes
 
     def found(layer: str | None) -> ModelSpec:
-        key = parts, shape, layer, output, kind
+        key = parts, shape, layer, output, kind, None if inputs is None else inputs.shapes
         if key not in known:
             if len(known) >= _MOST:
                 known.pop(next(iter(known)))
-            known[key] = infer_spec(model, x, feature_layer=layer, output=output, target=goal)
+            known[key] = infer_spec(model, x, feature_layer=layer, output=output, target=goal, inputs=inputs)
         return known[key]
 
     spec = found(None)
@@ -177,18 +192,20 @@ def _known_facts(model: nn.Module, x: Tensor | None, layers: Sequence[str], outp
 # ------------------------------------------------------------------------------------------------------ the passes
 
 
-def _first_pass(model: nn.Module, x: Tensor | None, sizes: Sequence[tuple[int, int]], which: Which) -> Probe:
+def _first_pass(
+    model: nn.Module, x: Tensor | None, sizes: Sequence[tuple[int, int]], which: Which, inputs: Inputs | None
+) -> Probe:
     """One image through the model: the given one, or noise of the first size and number of channels that it takes."""
     device, dtype = place_of(model)
     if x is not None:
-        return _one(model, x[:1].detach().to(device, dtype), which)
+        return _one(model, x[:1].detach().to(device, dtype), which, inputs)
     failure: Exception | None = None
     channels = list(declared.input_channels(model))
     for height, width in sizes:
         for count in channels:
             noise = _smooth(count, (height, width)).to(device, dtype)
             try:
-                return _one(model, noise, which)
+                return _one(model, noise, which, inputs)
             except XattnError:
                 raise
             except Exception as error:  # whatever a foreign forward pass raises
@@ -201,15 +218,15 @@ def _first_pass(model: nn.Module, x: Tensor | None, sizes: Sequence[tuple[int, i
     )
 
 
-def _one(model: nn.Module, x: Tensor, which: Which) -> Probe:
+def _one(model: nn.Module, x: Tensor, which: Which, inputs: Inputs | None) -> Probe:
     """A pass with autograd's graph, or without one where the weights do not allow it.
 
     Where the model itself cuts the graph off, as a linear probe does, a second pass looks through that.
     """
     usable = not any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
-    probe = run(model, x, which=which, graph=usable, attention=True)
+    probe = run(model, x, which=which, graph=usable, attention=True, inputs=inputs)
     if usable and not _reaches_input(probe):
-        uncut = run(model, x, which=which, graph=True, attention=True, uncut=True)
+        uncut = run(model, x, which=which, graph=True, attention=True, uncut=True, inputs=inputs)
         probe = uncut if _reaches_input(uncut) else probe
     return probe
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.attention_taps import PROBABILITIES, AttentionTaps
+from xattn.inputs import Inputs, feed
 from xattn.outputs import Choice, Which, choose, rows, take
 from xattn.running import evaluating, in_this_thread
 from xattn.taps import Recording, first_tensor, put_back
@@ -60,6 +61,7 @@ class Probe:
         calls: of all submodules.
         attention: where attention ran, by the innermost module, and the shape of its probabilities.
         raw: the tensor that was chosen, with its graph if there is one.
+        inputs: the other inputs of the model.
     """
 
     x: Tensor
@@ -67,6 +69,7 @@ class Probe:
     raw: Tensor
     calls: list[Call] = field(default_factory=list)
     attention: list[tuple[str, torch.Size]] = field(default_factory=list)
+    inputs: Inputs | None = None
 
     @property
     def values(self) -> Tensor:
@@ -98,7 +101,7 @@ class Swap:
 
 def run(
     model: nn.Module, x: Tensor, *, which: Which = None, graph: bool = False, attention: bool = False,
-    swap: Swap | None = None, uncut: bool = False,
+    swap: Swap | None = None, uncut: bool = False, inputs: Inputs | None = None,
 ) -> Probe:  # fmt: skip
     """Run the model once and record what every submodule gives.
 
@@ -110,6 +113,7 @@ def run(
         attention: look for the probabilities of attention, which then runs step by step.
         swap: exchange the outputs of a call between the images.
         uncut: keep the graph through the model's own `no_grad`, `inference_mode` and `detach()` too.
+        inputs: the other inputs of the model, of one image.
     """
     calls: list[Call] = []
     seen: list[tuple[str, torch.Size]] = []
@@ -160,7 +164,7 @@ def run(
             handles.append(module.register_forward_hook(in_this_thread(after(name))))
         taps = AttentionTaps(modules if attention and mixes_tokens(modules.values()) else {}, see)
         with evaluating(model), torch.inference_mode(False), torch.set_grad_enabled(graph), recording, taps:
-            output = model(x.clone().requires_grad_() if graph else x)
+            output = feed(model, x.clone().requires_grad_() if graph else x, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -172,7 +176,7 @@ def run(
         path = which if isinstance(which, tuple) else () if callable(which) else (which,)
         choice = Choice(path, named.flatten(1) if values is None else values, "it was named")
     raw = choice.values
-    return Probe(x, Choice(choice.path, raw.detach(), choice.why, choice.others), raw, calls, seen)
+    return Probe(x, Choice(choice.path, raw.detach(), choice.why, choice.others), raw, calls, seen, inputs)
 
 
 def _made(calls: list[Call]) -> Callable[[Tensor], float]:

@@ -84,7 +84,7 @@ class PerturbationMetric(Metric):
 def scorer(trace: Trace, score: str) -> ImageScore:
     """Scores of perturbed images for the class that is explained in the image they are made from."""
     chosen = trace.named(score)
-    return lambda images, own: trace.score(images, trace.target.index_select(0, own), chosen)
+    return lambda images, own: trace.score(images, trace.target.index_select(0, own), chosen, own)
 
 
 def clean_scores(trace: Trace, score: str) -> Tensor:
@@ -96,7 +96,7 @@ def all_scores(trace: Trace) -> ImageScore:
     """All of `SCORES` (B, scores) of perturbed images: a forward pass serves every metric, whatever it measures."""
 
     def of(images: Tensor, own: Tensor) -> Tensor:
-        logits, target = trace.predict(images), trace.target.index_select(0, own)
+        logits, target = trace.predict(images, own), trace.target.index_select(0, own)
         return torch.stack([apply_score(trace.named(name), logits, target) for name in SCORES], dim=1)
 
     return of

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError
+from xattn.inputs import Inputs, feed
 from xattn.running import evaluating, in_this_thread
 from xattn.trace import place_of
 
 
-def layers_from_output(model: nn.Module, x: Tensor) -> list[str]:
+def layers_from_output(model: nn.Module, x: Tensor, inputs: Inputs | None = None) -> list[str]:
     """Names of the modules that own parameters, the last one to run first.
 
     The order is that of a forward pass, not of registration, which need not agree. A module that is read but not called
@@ -24,6 +25,7 @@ def layers_from_output(model: nn.Module, x: Tensor) -> list[str]:
     Args:
         model: any module; it leaves as it came.
         x: one image (1, C, H, W) in the model's normalized space.
+        inputs: the other inputs of the model.
     """
     calls: dict[str, int] = {}
 
@@ -36,7 +38,7 @@ def layers_from_output(model: nn.Module, x: Tensor) -> list[str]:
     ]
     try:
         with evaluating(model), torch.no_grad():
-            model(x.to(place_of(model)[1]))
+            feed(model, x.to(place_of(model)[1]), inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -98,7 +100,14 @@ def randomize(module: nn.Module, name: str, how: str, seed: int) -> None:
 
 
 def randomized(
-    model: nn.Module, x: Tensor, *, stages: int, how: str = "reset", cascading: bool = True, seed: int = 0
+    model: nn.Module,
+    x: Tensor,
+    *,
+    stages: int,
+    how: str = "reset",
+    cascading: bool = True,
+    seed: int = 0,
+    inputs: Inputs | None = None,
 ) -> Iterator[nn.Module]:
     """One copy of the model whose layers become random stage by stage, from the output to the input.
 
@@ -109,6 +118,7 @@ def randomized(
         how: `"reset"` or `"permute"`, as in `randomize`.
         cascading: earlier stages stay random; otherwise they get their weights back.
         seed: of the random numbers.
+        inputs: the other inputs of the model.
 
     Yields:
         The same copy after each stage, good until the next.
@@ -116,7 +126,7 @@ def randomized(
     Raises:
         NotApplicableError: if the model has no parameters or cannot be copied.
     """
-    groups = stages_from_output(layers_from_output(model, x), stages)
+    groups = stages_from_output(layers_from_output(model, x, inputs), stages)
     if not groups:
         raise NotApplicableError(f"{type(model).__name__}: it has no parameters that could be randomized.")
     try:

@@ -66,6 +66,7 @@ class ParameterRandomization(Metric):
             how=self.how,
             cascading=self.order == "cascading",
             seed=self.seed,
+            inputs=None if trace.inputs is None else trace.inputs.select(trace.target.new_zeros(1)),
         )
         for network in networks:
             maps = maps_again(explanations, trace, model=network)

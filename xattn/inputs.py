@@ -1,0 +1,144 @@
+"""Models of several inputs: one of them is explained, the others are held fixed, each image with its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from xattn.errors import NotApplicableError, ParameterError, ShapeError, unknown
+
+Name = str | int
+_IMAGE = 4  # dimensions of a batch of images
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The inputs of a model beside the one that is explained.
+
+    Args:
+        name: of the one that is explained: a position, or a key.
+        others: the rest by position or key.
+        own: those that have a row for each image.
+        as_one: the model takes a dictionary as its only argument.
+    """
+
+    name: Name
+    others: dict[Name, Any]
+    own: frozenset[Name]
+    as_one: bool = False
+
+    def select(self, rows: Tensor) -> Inputs:
+        """The inputs beside images that are made of these rows (M,)."""
+        picked = {
+            name: value.index_select(0, rows.to(value.device)) if name in self.own and len(value) > 1 else value
+            for name, value in self.others.items()
+        }
+        return replace(self, others=picked)
+
+    def call(self, model: nn.Module, x: Tensor) -> Any:
+        """What the model returns for images (M, ...) beside the other inputs."""
+        values: dict[Name, Any] = {self.name: x}
+        for name, value in self.others.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                value = value.to(x.dtype)
+            if name in self.own and len(value) != len(x):
+                if len(value) != 1:
+                    raise ShapeError(
+                        f"x: input {name!r} has {len(value)} rows but {len(x)} images are to be run beside it; "
+                        "Trace.predict, score and again take rows=, the image that each is made of."
+                    )
+                value = value.expand(len(x), *value.shape[1:])
+            values[name] = value
+        if isinstance(self.name, int):
+            return model(*(values[i] for i in range(len(values))))
+        return model(values) if self.as_one else model(**{str(name): value for name, value in values.items()})
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """What the facts about a model depend on."""
+        shapes = [(n, tuple(v.shape[1:]) if isinstance(v, Tensor) else repr(v)) for n, v in self.others.items()]
+        return self.name, self.as_one, *shapes
+
+
+def required(model: nn.Module) -> list[str]:
+    """Names of the arguments that a forward pass cannot do without."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind in plain]
+
+
+def feed(model: nn.Module, x: Tensor, inputs: Inputs | None = None) -> Any:
+    """What a model returns for images, and for its other inputs beside them.
+
+    Raises:
+        NotApplicableError: if it takes several inputs and got one.
+    """
+    if inputs is not None:
+        return inputs.call(model, x)
+    try:
+        return model(x)
+    except TypeError as error:
+        names = required(model)
+        if "missing" in str(error) and len(names) > 1:
+            raise NotApplicableError(
+                f"{type(model).__name__} takes several inputs ({', '.join(names)}); pass all of them as x, "
+                f"({', '.join(names)}), and inputs=0, the place of the one that is explained."
+            ) from None
+        raise
+
+
+def split_inputs(x: Any, inputs: Name | None, model: nn.Module) -> tuple[Any, Inputs | None]:
+    """The input that is explained, and the others; None for what is one input only.
+
+    Args:
+        x: a dictionary of inputs, a tuple of them, or one.
+        inputs: the key or place of the one that is explained; None is the only one that is a batch of float images.
+        model: that takes them.
+
+    Raises:
+        ParameterError: if it is not clear which one is explained.
+        ShapeError: if there are not as many of the others.
+    """
+    several = isinstance(x, Mapping) or (
+        isinstance(x, tuple) and any(isinstance(v, Tensor) and (v.ndim >= _IMAGE or inputs is not None) for v in x)
+    )
+    if not several:
+        if inputs is not None:
+            raise ParameterError(
+                f"inputs={inputs!r} names one of several inputs; pass x as a tuple or dictionary of them."
+            )
+        return x, None
+    values: dict[Name, Any] = dict(x.items() if isinstance(x, Mapping) else enumerate(x))
+    images = [n for n, v in values.items() if isinstance(v, Tensor) and v.ndim >= _IMAGE and v.is_floating_point()]
+    if inputs is None:
+        if len(images) != 1:
+            shown = ", ".join(f"{n!r} {tuple(v.shape)}" for n, v in values.items() if isinstance(v, Tensor))
+            first = images[0] if images else next(iter(values), 0)
+            raise ParameterError(
+                f"x: {len(images)} of its inputs are batches of images ({shown}); name the one that is explained, such "
+                f"as inputs={first!r}."
+            )
+        (inputs,) = images
+    if inputs not in values:
+        raise unknown("input", str(inputs), map(str, values))
+    explained = values.pop(inputs)
+    count = len(explained) if isinstance(explained, (Tensor, list)) else 1
+    own = set()
+    for name, value in values.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) in ({count} if value.ndim == 1 else {count, 1}):
+            own.add(name)
+        elif isinstance(value, Tensor) and value.ndim >= _IMAGE:
+            raise ShapeError(
+                f"x: input {name!r} has {len(value)} images but {inputs!r}, which is explained, has {count}; pass one "
+                "for all or one for each."
+            )
+    names = required(model)
+    as_one = isinstance(x, Mapping) and len(names) == 1 and names[0] not in {inputs, *values}
+    return explained, Inputs(inputs, values, frozenset(own), as_one)
