@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -63,7 +63,7 @@ def train(
 ) -> None:
     """Train or distil a CNN, B-CNN or BR-NPA; the best epoch on held-out training images is kept."""
     from xattn.errors import ParameterError
-    from xattn.training.recipe import Recipe
+    from xattn.training.recipe import Recipe, toml
 
     if recipe is None and data is None:
         raise ParameterError("train: pass a recipe, or the folder of your images with --data.")
@@ -83,24 +83,13 @@ def train(
         "optimizer.lr": lr,
         "run.precision": precision,
         "run.accelerator": accelerator,
-        "run.devices": devices,
+        "run.devices": int(devices) if devices and devices.isdecimal() and len(devices) < 9 else devices,
         "run.seed": seed,
     }
-    overrides = [f"{key}={_text(key, value)}" for key, value in given.items() if value is not None]
+    overrides = [f"{key}={toml(value)}" for key, value in given.items() if value is not None]
     overrides += list(change or [])
     plan = Recipe.read(recipe, overrides) if recipe is not None else Recipe.build({}, overrides, "options")
     raise typer.Exit(_run(plan, fresh=fresh, quiet=quiet))
-
-
-def _text(key: str, value: Any) -> str:
-    """A value as TOML: text is quoted, so that a folder called 2024 stays text."""
-    if key == "run.devices" and str(value).isdecimal():
-        return str(value)
-    return (
-        str(value)
-        if isinstance(value, (int, float))
-        else '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    )
 
 
 def _run(plan: Recipe, *, fresh: bool, quiet: bool) -> int:

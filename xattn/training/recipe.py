@@ -304,7 +304,7 @@ class Recipe(_Section):
         lines = []
         for section, content in self.model_dump().items():
             lines.append(f"[{section}]")
-            lines.extend(f"{key} = {_toml(value)}" for key, value in content.items())
+            lines.extend(f"{key} = {toml(value)}" for key, value in content.items())
             lines.append("")
         return "\n".join(lines)
 
@@ -344,12 +344,13 @@ def _read_override(text: str) -> tuple[str, str, Any]:
     return owners[0], name, value
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """A value as TOML; text is quoted, so that a folder called 2024 stays text."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return f'"{escaped}"'
     if isinstance(value, (tuple, list)):
-        return f"[{', '.join(_toml(v) for v in value)}]"
+        return f"[{', '.join(toml(v) for v in value)}]"
     return repr(value)
