@@ -15,6 +15,7 @@ from xattn.errors import NotApplicableError, SpecError, XattnWarning
 from xattn.explainer import Explainer, LayerExplainer, needs_of
 from xattn.explainers import applicable, resolve
 from xattn.explanation import OK, Explanation
+from xattn.functional.pixels import drawn_bands
 from xattn.inputs import Inputs, Name, split_inputs
 from xattn.inspection import facts_about
 from xattn.outputs import Which
@@ -96,13 +97,13 @@ def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = Fa
 def explain(
     model: nn.Module, x: Any, methods: str | Explainer, target: Any = None, *, spec: ModelSpec | None = None,
     seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
-    inputs: Name | None = None,
+    inputs: Name | None = None, bands: Sequence[int] = (),
 ) -> Explanation: ...  # fmt: skip
 @overload
 def explain(
     model: nn.Module, x: Any, methods: Sequence[str | Explainer], target: Any = None, *, spec: ModelSpec | None = None,
     seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
-    inputs: Name | None = None,
+    inputs: Name | None = None, bands: Sequence[int] = (),
 ) -> list[Explanation]: ...  # fmt: skip
 def explain(
     model: nn.Module,
@@ -115,6 +116,7 @@ def explain(
     score: str | ScoreFn = "logit",
     output: Which = None,
     inputs: Name | None = None,
+    bands: Sequence[int] = (),
 ) -> Explanation | list[Explanation]:
     """Explain what a model sees in images, with one forward and at most one backward pass for all layer methods.
 
@@ -135,6 +137,7 @@ def explain(
             the class scores.
         inputs: of several inputs the one that is explained, by its place in the tuple or its key; the others are held
             fixed for each image. None is the only one that is a batch of images.
+        bands: the three channels of the images that pictures show, or one in grey; by default the first ones.
 
     Returns:
         One `Explanation` for one method, a list for a sequence and for `"all"`.
@@ -177,5 +180,8 @@ def explain(
     for method in chosen:
         method.check(spec)
     trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds, output=output, inputs=others)
+    drawn = tuple(drawn_bands(trace.x.shape[1], bands)) if bands else ()
     explanations = explain_trace(trace, chosen, skip=every)
+    if drawn:
+        explanations = [replace(explanation, bands=drawn) for explanation in explanations]
     return explanations[0] if single else explanations

@@ -63,6 +63,7 @@ class Explanation:
         inputs: the images, normalized floats or uint8 pixels (N, C, H, W), for pictures.
         spec: facts about the model.
         described: what was explained in each image, in words; empty where it was a class.
+        bands: the three channels of an image that are drawn, or one in grey; by default the first ones.
     """
 
     maps: Tensor
@@ -75,6 +76,7 @@ class Explanation:
     inputs: Tensor | None = None
     spec: ModelSpec | None = None
     described: tuple[str, ...] = ()
+    bands: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.maps.ndim != 4 or self.maps.shape[1] != 1:
@@ -112,7 +114,7 @@ class Explanation:
         if self.inputs.dtype == torch.uint8:
             return self.inputs.permute(0, 2, 3, 1).cpu()
         mean, std = (None, None) if self.spec is None else (self.spec.mean, self.spec.std)
-        return denormalize(self.inputs, mean, std).cpu()
+        return denormalize(self.inputs, mean, std, self.bands).cpu()
 
     def class_name(self, i: int = 0) -> str:
         """Name of the class explained in image `i`, or what else was explained there."""

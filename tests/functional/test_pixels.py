@@ -51,5 +51,7 @@ def test_denormalize_clamps_and_survives_nan() -> None:
 
 
 def test_denormalize_refuses_other_shapes() -> None:
-    with pytest.raises(ShapeError, match=r"got \(2, 5, 4, 4\)"):
+    with pytest.raises(ShapeError, match="5 channels but the spec has 3 means"):
         denormalize(torch.zeros(2, 5, 4, 4), MEAN, STD)
+    with pytest.raises(ShapeError, match=r"got \(2, 5, 4, 4, 4\)"):
+        denormalize(torch.zeros(2, 5, 4, 4, 4))

@@ -37,13 +37,35 @@ def normalize_pixels(pixels: Tensor, mean: Statistics, std: Statistics) -> Tenso
     return pixels if statistics is None else (pixels - statistics[0]) / statistics[1]
 
 
-def denormalize(x: Tensor, mean: Statistics = None, std: Statistics = None) -> Tensor:
+def drawn_bands(channels: int, bands: Sequence[int] = ()) -> list[int]:
+    """The channels that are drawn as red, green and blue, or the one that is drawn in grey.
+
+    Args:
+        channels: of the image.
+        bands: three of them, or one; empty are the first three, or the first of two.
+
+    Raises:
+        ParameterError: if there is no such channel.
+
+    >>> drawn_bands(12), drawn_bands(2), drawn_bands(12, (7, 3, 1))
+    ([0, 1, 2], [0], [7, 3, 1])
+    """
+    chosen = list(bands) or list(range(3 if channels >= 3 else 1))
+    if len(chosen) not in (1, 3) or not all(type(band) is int and 0 <= band < channels for band in chosen):
+        raise ParameterError(
+            f"bands: expected one or three channels between 0 and {channels - 1} but got {tuple(bands)}."
+        )
+    return chosen
+
+
+def denormalize(x: Tensor, mean: Statistics = None, std: Statistics = None, bands: Sequence[int] = ()) -> Tensor:
     """Images to look at from images that a model takes.
 
     Args:
-        x: normalized (N, C, H, W) or (C, H, W), C being 3 or 1.
+        x: normalized (N, C, H, W) or (C, H, W).
         mean: per channel; where it is unknown each image is stretched from its minimum to its maximum.
         std: per channel.
+        bands: the three channels that are drawn, or one in grey; by default the first ones.
 
     Returns:
         uint8 (N, H, W, 3) on the device of `x`.
@@ -53,8 +75,12 @@ def denormalize(x: Tensor, mean: Statistics = None, std: Statistics = None) -> T
     """
     if x.ndim == 3:
         x = x[None]
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ShapeError(f"denormalize: expected (N, 3, H, W) or (N, 1, H, W) but got {tuple(x.shape)}.")
+    if x.ndim != 4:
+        raise ShapeError(f"denormalize: expected images (N, C, H, W) but got {tuple(x.shape)}.")
+    _statistics(x, mean, std)  # refuses what does not fit the image as it is
+    chosen = drawn_bands(x.shape[1], bands)
+    x = x[:, chosen]
+    mean, std = (None if s is None else [s[band] for band in chosen] for s in (mean, std))
     values = x.detach().to(torch.float32) if x.dtype != torch.float64 else x.detach()
     if mean is None or std is None:
         low, high = values.amin(dim=(1, 2, 3), keepdim=True), values.amax(dim=(1, 2, 3), keepdim=True)

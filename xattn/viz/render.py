@@ -40,8 +40,10 @@ def ranked(explanation: Explanation) -> bool:
     return explanation.parts is not None and bool(getattr(explanation.method, "rank_colors", False))
 
 
-def pictures_of(explanation: Explanation) -> list[Image.Image]:
-    """The images of an explanation; plain pale fields where it holds none, as after loading it from a file."""
+def pictures_of(explanation: Explanation, bands: Sequence[int] = ()) -> list[Image.Image]:
+    """The images of an explanation, in these bands if any; plain pale fields where it holds none, as from a file."""
+    if bands:
+        explanation = dataclasses.replace(explanation, bands=tuple(bands))
     try:
         return [to_rgb(image) for image in explanation.images]
     except DataError:
@@ -60,6 +62,7 @@ def render(
     signed: str = "auto",
     size: int | tuple[int, int] | None = None,
     legend: bool = False,
+    bands: Sequence[int] = (),
 ) -> Image.Image:
     """An explanation over its image: rank colours for BR-NPA parts, a colour map for all else.
 
@@ -73,12 +76,13 @@ def render(
         signed: whether maps are shown around zero: `"auto"` if they have negative values, `"yes"`, `"no"`.
         size: longer side, or height and width, in pixels; by default that of the image, but at least 448.
         legend: put the method above the picture, below it the class, its probability and what the colours mean.
+        bands: the three channels of the image that are drawn, or one in grey; by default those of the explanation.
 
     Raises:
         ParameterError: if there is no such image or an option is out of range.
     """
     _check_index(explanation, index)
-    base = pictures_of(explanation)[index] if image is None else to_rgb(image)
+    base = pictures_of(explanation, bands)[index] if image is None else to_rgb(image)
     shape = _shape(base, size)
     status = explanation.status[index]
     if ranked(explanation) and explanation.parts is not None:
