@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import xattn
-from xattn.errors import NotApplicableError, ShapeError, SpecError, XattnWarning
+from xattn.errors import NotApplicableError, ShapeError, XattnWarning
 from xattn.explainer import Explainer, Family, LayerExplainer
 from xattn.explaining import explain
 from xattn.spec import ModelSpec
@@ -132,9 +132,12 @@ def test_images_are_read_and_normalized(model: nn.Module, tmp_path: Any, kind: s
     assert np.array_equal(found.images[0].numpy(), pixels)
 
 
-def test_unknown_normalization_is_asked_for(model: nn.Module) -> None:
-    with pytest.raises(SpecError, match="mean"):
-        explain(model, Image.new("RGB", (32, 32)), Mean(layer="0"))
+def test_unknown_normalization_is_told_and_the_remedy_works(model: nn.Module) -> None:
+    image = Image.new("RGB", (32, 32), (255, 0, 0))
+    with pytest.warns(XattnWarning, match=r"from 0 to 1. Pass mean= and std=, or transform="):
+        plain = explain(model, image, Mean(layer="0"))
+    assert plain.inputs.amax() == 1
+    assert explain(model, image, Mean(layer="0"), mean=0.5, std=0.25).inputs.amax() == 2
 
 
 def test_specs_are_inferred_or_taken_from_the_model(model: nn.Module, x: Tensor) -> None:

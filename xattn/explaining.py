@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from xattn.data.preprocessing import to_batch
-from xattn.errors import NotApplicableError, SpecError, XattnWarning
+from xattn.data.preprocessing import Fit, pictures, to_batch
+from xattn.errors import NotApplicableError, ParameterError, XattnWarning
 from xattn.explainer import Explainer, LayerExplainer, needs_of
 from xattn.explainers import applicable, resolve
 from xattn.explanation import OK, Explanation
 from xattn.functional.pixels import drawn_bands
 from xattn.inputs import Inputs, Name, split_inputs
 from xattn.inspection import facts_about
+from xattn.inspection.processors import Preprocessing, apply_transform, transformed
 from xattn.outputs import Which
 from xattn.running import unwrap
 from xattn.score import ScoreFn
-from xattn.spec import ModelSpec
+from xattn.spec import ModelSpec, sides_of
 from xattn.targets import Similarity, as_target
 from xattn.trace import Trace, place_of, record
 
@@ -98,12 +100,16 @@ def explain(
     model: nn.Module, x: Any, methods: str | Explainer, target: Any = None, *, spec: ModelSpec | None = None,
     seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
     inputs: Name | None = None, bands: Sequence[int] = (),
+    mean: Any = None, std: Any = None, classes: Any = None, size: Any = None, fit: Fit | None = None,
+    window: tuple[float, float] | None = None, transform: Callable[..., Any] | None = None,
 ) -> Explanation: ...  # fmt: skip
 @overload
 def explain(
     model: nn.Module, x: Any, methods: Sequence[str | Explainer], target: Any = None, *, spec: ModelSpec | None = None,
     seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
     inputs: Name | None = None, bands: Sequence[int] = (),
+    mean: Any = None, std: Any = None, classes: Any = None, size: Any = None, fit: Fit | None = None,
+    window: tuple[float, float] | None = None, transform: Callable[..., Any] | None = None,
 ) -> list[Explanation]: ...  # fmt: skip
 def explain(
     model: nn.Module,
@@ -117,6 +123,13 @@ def explain(
     output: Which = None,
     inputs: Name | None = None,
     bands: Sequence[int] = (),
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    classes: Sequence[str] | Mapping[int, str] | None = None,
+    size: int | tuple[int, int] | None = None,
+    fit: Fit | None = None,
+    window: tuple[float, float] | None = None,
+    transform: Callable[..., Any] | None = None,
 ) -> Explanation | list[Explanation]:
     """Explain what a model sees in images, with one forward and at most one backward pass for all layer methods.
 
@@ -138,6 +151,14 @@ def explain(
         inputs: of several inputs the one that is explained, by its place in the tuple or its key; the others are held
             fixed for each image. None is the only one that is a batch of images.
         bands: the three channels of the images that pictures show, or one in grey; by default the first ones.
+        mean: of images scaled to [0, 1], per channel or one for all, where the model does not say it.
+        std: likewise.
+        classes: names of the classes, in order or by index.
+        size: height and width to which images are brought, or the side of a square.
+        fit: how an image of another shape fits that: `"crop"`, `"squash"` or `"whole"`, as in `preprocess`.
+        window: the values of images of more than 8 bits that are shown as black and white, as in `read_image`.
+        transform: makes an input (C, H, W) of a Pillow image in place of all these, as those of torchvision,
+            albumentations and image processors of Hugging Face do.
 
     Returns:
         One `Explanation` for one method, a list for a sequence and for `"all"`.
@@ -158,20 +179,31 @@ def explain(
         x = x[None]
     if spec is None:
         spec = getattr(model, "spec", None)
+    prepared: Preprocessing | None = None
+    if transform is not None and not _is_input(x):
+        prepared = transformed(transform)
+        x = torch.stack([apply_transform(transform, image) for image in pictures(x, window=window)])
+        x = x.to(place_of(model)[0])
+    sides = None if size is None else sides_of(size)
     if not isinstance(spec, ModelSpec):
-        images = x if isinstance(x, Tensor) and x.is_floating_point() else None
+        images = x if _is_input(x) else None
         layers = [m.layer for m in chosen if isinstance(m, LayerExplainer) and m.layer]
-        spec = facts_about(model, images, layers, output=output, target=target, inputs=others)
+        spec = facts_about(model, images, layers, output=output, target=target, inputs=others, input_size=sides)
     elif output is not None and not callable(output):
         spec = replace(spec, output=output if isinstance(output, tuple) else (output,))
-    if not (isinstance(x, Tensor) and x.is_floating_point()):
+    spec = spec.given(mean=mean, std=std, classes=classes, size=size)
+    if prepared is not None and mean is None:
+        spec = replace(spec, mean=prepared.mean, std=prepared.std)
+    if not _is_input(x):
         if spec.mean is None or spec.std is None:
-            raise SpecError(
-                f"{type(model).__name__}: how its images are normalized is unknown; pass "
-                "spec=ModelSpec(mean=…, std=…), or a float tensor that is already normalized. "
-                "mean=(0, 0, 0) and std=(1, 1, 1) leave [0, 1] as it is."
+            warnings.warn(
+                f"{type(model).__name__} does not say how its images are normalized; they are passed as they are, from "
+                "0 to 1. Pass mean= and std=, or transform=, if it was trained otherwise.",
+                XattnWarning,
+                stacklevel=2,
             )
-        x = to_batch(x, spec).to(place_of(model)[0])
+            spec = spec.given(mean=0.0, std=1.0)
+        x = to_batch(x, spec, fit=fit, window=window).to(place_of(model)[0])
     target = as_target(target, spec)
     if isinstance(target, Similarity) and not isinstance(target.to, (Tensor, np.ndarray)):
         target = Similarity(to_batch(target.to, spec))
@@ -181,7 +213,16 @@ def explain(
         method.check(spec)
     trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds, output=output, inputs=others)
     drawn = tuple(drawn_bands(trace.x.shape[1], bands)) if bands else ()
+    if classes is not None and trace.goal.has_classes and len(spec.classes) != trace.logits.shape[1]:
+        raise ParameterError(
+            f"classes: {len(spec.classes)} names, but {type(model).__name__} has {trace.logits.shape[1]} classes."
+        )
     explanations = explain_trace(trace, chosen, skip=every)
     if drawn:
         explanations = [replace(explanation, bands=drawn) for explanation in explanations]
     return explanations[0] if single else explanations
+
+
+def _is_input(x: Any) -> bool:
+    """Whether images are given as a model takes them, not as pictures."""
+    return isinstance(x, Tensor) and x.is_floating_point()

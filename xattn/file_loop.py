@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from xattn.data.preprocessing import Fit, preprocess
-from xattn.data.reading import read_image
+from xattn.data.reading import Window, read_image
 from xattn.device import at_precision
 from xattn.errors import DataError, NotApplicableError, ParameterError, XattnError
 from xattn.explainer import Explainer
@@ -79,6 +79,7 @@ class Settings:
             predicted class.
         topk: classes to explain at least; the most probable ones follow those that are named.
         fit: as in `preprocess`.
+        window: as in `read_image`.
         score: the scalar to explain.
         precision: `fp32`, `bf16` or `fp16`.
         batch_size: images that go through a network together, at most.
@@ -88,6 +89,7 @@ class Settings:
     targets: tuple[str, ...] = ()
     topk: int = 1
     fit: Fit | None = None
+    window: Window | None = None
     score: str = "logit"
     precision: str = "fp32"
     batch_size: int = 8
@@ -186,7 +188,7 @@ class _Ready:
 
 
 def _ready(file: Path, columns: Sequence[Column], settings: Settings) -> _Ready:
-    image = read_image(file)
+    image = read_image(file, window=settings.window)
     networks = dict.fromkeys(c.network for c in columns)
     inputs = {network: preprocess(image, network.spec, fit=settings.fit) for network in networks}
     return _Ready(file, view_of(image, columns[0].network.spec, settings.fit), inputs)
@@ -196,7 +198,7 @@ def view_of(image: Image.Image, spec: ModelSpec, fit: Fit | None = None) -> Imag
     """What a model sees of an image, with `VIEW_PX` pixels at least: the maps fit it exactly."""
     scale = max(1.0, VIEW_PX / max(spec.input_size))
     size = (round(spec.input_size[0] * scale), round(spec.input_size[1] * scale))
-    pixels = preprocess(image, dataclasses.replace(spec, input_size=size, mean=None, std=None), fit=fit)
+    pixels = preprocess(image, dataclasses.replace(spec, input_size=size, channels=3, mean=None, std=None), fit=fit)
     return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
 
 

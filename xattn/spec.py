@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from torch import Tensor
 
 from xattn import schema
-from xattn.errors import DataError, SpecError, UnknownNameError, XattnError, nearest
+from xattn.errors import DataError, ParameterError, SpecError, UnknownNameError, XattnError, nearest
 from xattn.schema import Length, Range
 
 # Limits of what a file may say about a model: far above what is in use, far below what exhausts the memory.
 LARGEST_SIDE = 1024  # pixels of an input; the largest networks of timm
 MOST_CLASSES = 1_000_000
+_LARGEST_MEAN = 5  # of pixels in [0, 1]; those of pixels up to 255 are larger
 _Name = Annotated[str, Length(0, 1000)]
 _Pixels = Annotated[int, Range(1, LARGEST_SIDE)]
 
@@ -131,6 +132,14 @@ class Evidence:
         return self.how + (f" ({self.why})" if self.why else "")
 
 
+def sides_of(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of an input, or one side of a square, checked."""
+    sides: tuple[int, int] = schema.check(
+        (size, size) if isinstance(size, int) else size, tuple[_Pixels, _Pixels], "size", ParameterError
+    )
+    return sides
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """What xattn knows about a model. Facts only; nothing here refers to a live module.
@@ -182,6 +191,55 @@ class ModelSpec:
     def layout(self, layer: str) -> TokenGrid | None:
         """How the tokens of a layer lie; None for a feature map (N, C, h, w)."""
         return self.layouts.get(layer, self.tokens)
+
+    def given(
+        self,
+        *,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        classes: Sequence[str] | Mapping[int, str] | None = None,
+        size: int | Sequence[int] | None = None,
+    ) -> ModelSpec:
+        """The same facts but for those that a person gives.
+
+        Args:
+            mean: of images scaled to [0, 1], per channel or one for all.
+            std: likewise.
+            classes: names in order, or by index.
+            size: height and width of the input, or one side of a square.
+
+        Raises:
+            ParameterError: if mean and std do not go together, or a value cannot be what it should.
+
+        >>> ModelSpec(feature_layer="", channels=3).given(mean=0.5, std=0.25, size=64).mean
+        (0.5, 0.5, 0.5)
+        """
+        changes: dict[str, Any] = {}
+        if (mean is None) != (std is None):
+            raise ParameterError("mean and std go together; pass both.")
+        if mean is not None and std is not None:
+            count = self.channels or max(len(v) if isinstance(v, Sequence) else 1 for v in (mean, std))
+            for name, value in (("mean", mean), ("std", std)):
+                values = [value] * count if isinstance(value, (int, float)) else value
+                hint = get_type_hints(ModelSpec, include_extras=True)[name]
+                changes[name] = schema.check(values, hint, name, ParameterError)
+                if len(changes[name]) != count:
+                    raise ParameterError(f"{name} has {len(changes[name])} values; expected {count}, one a channel.")
+                if max(map(abs, changes[name])) > _LARGEST_MEAN:
+                    raise ParameterError(f"{name} is of images scaled to [0, 1]; divide {list(changes[name])} by 255.")
+        if classes is not None:
+            if isinstance(classes, Mapping):
+                if sorted(classes) != list(range(len(classes))):
+                    raise ParameterError(f"classes: expected a name for each index from 0 to {len(classes) - 1}.")
+                classes = [classes[i] for i in range(len(classes))]
+            changes["classes"] = schema.check(classes, tuple[str, ...], "classes", ParameterError)
+        if size is not None:
+            changes["input_size"] = sides_of(size)
+        if not changes:
+            return self
+        keys = {"mean": "normalization", "classes": "classes", "input_size": "input_size"}
+        evidence = {keys[name]: Evidence(GIVEN) for name in changes if name in keys}
+        return dataclasses.replace(self, **changes, evidence=self.evidence | evidence)
 
     def class_index(self, target: str) -> int:
         """The index of a class given by number or by name ("tabby" finds "tabby, tabby cat").

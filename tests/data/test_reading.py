@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests import images_zoo as zoo
 from xattn.data.reading import decode_image, read_image, to_pil
-from xattn.errors import DataError, ParameterError, ShapeError
+from xattn.errors import DataError, ParameterError, ShapeError, XattnWarning
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,38 @@ def test_float_images_keep_their_unit_range(good: dict[str, Path], tmp_path: Pat
     np.testing.assert_array_equal(pixels(good["float.tif"])[:, :, 0], zoo.picture()[:, :, 0])
     path = tmp_path / "range.tif"
     Image.fromarray(np.array([[-10.0, 0.0, 10.0]], np.float32)).save(path)
-    np.testing.assert_array_equal(pixels(path)[0, :, 0], [0, 128, 255])
+    with pytest.warns(XattnWarning, match=r"from -10 \(black\) to 10 \(white\), which is a guess"):
+        np.testing.assert_array_equal(pixels(path)[0, :, 0], [0, 128, 255])
     Image.fromarray(np.full((2, 2), 7.0, np.float32)).save(path)
-    np.testing.assert_array_equal(pixels(path), 0)
+    with pytest.warns(XattnWarning, match="is a guess"):
+        np.testing.assert_array_equal(pixels(path), 0)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_fewer_bits_in_sixteen_are_told_and_can_be_set(tmp_path: Path, bits: int) -> None:
+    path = tmp_path / "scan.png"
+    values = np.linspace(0, 2**bits - 1, 35).round().astype(np.uint16).reshape(5, 7)
+    Image.fromarray(values).save(path)
+    with pytest.warns(XattnWarning, match=rf"window=\(0, {2**bits - 1}\) fixes it"):
+        guessed = pixels(path)
+    assert (guessed.min(), guessed.max()) == (0, 255)
+    given = np.asarray(read_image(path, window=(0, 2**bits - 1)))  # as the warning says: without another one
+    np.testing.assert_array_equal(given, guessed)
+    half = np.asarray(read_image(path, window=(0, 2 ** (bits - 1))))
+    assert (half[..., 0] == 255).sum() > len(values.flat) / 3  # what is above the window is white
+
+
+def test_a_window_of_ct_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "ct.tif"
+    Image.fromarray(np.array([[-1000, -600, 400, 3000]], np.int32)).save(path)
+    np.testing.assert_array_equal(np.asarray(read_image(path, window=(-1000, 400)))[0, :, 0], [0, 73, 255, 255])
+    array = np.array([[-1000.0, -300.0, 400.0]])
+    np.testing.assert_array_equal(np.asarray(to_pil(array, window=(-1000, 400)))[0, :, 0], [0, 128, 255])
+    for window in ((5, 5), (7, 1), (0, float("nan")), (1, 2, 3), "0,1"):
+        with pytest.raises(ParameterError, match="window"):
+            read_image(path, window=window)  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match=r"int64; pass .* or window=\(low, high\)"):
+        to_pil(np.array([[1, 2]]))
 
 
 def test_thirty_two_bit_integers(tmp_path: Path) -> None:
@@ -98,7 +127,8 @@ def test_thirty_two_bit_integers(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 257, 65535]], np.int32)).save(path)
     np.testing.assert_array_equal(pixels(path)[0, :, 0], [0, 1, 255])
     Image.fromarray(np.array([[0, 500_000, 1_000_000]], np.int32)).save(path)
-    np.testing.assert_array_equal(pixels(path)[0, :, 0], [0, 128, 255])
+    with pytest.warns(XattnWarning, match="is a guess"):
+        np.testing.assert_array_equal(pixels(path)[0, :, 0], [0, 128, 255])
 
 
 @pytest.mark.parametrize("name", ["alpha.png", "palette-alpha.png"])

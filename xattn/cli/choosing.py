@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from xattn.cli import console
 from xattn.errors import NotApplicableError, ParameterError
@@ -37,6 +37,7 @@ def choose_columns(
     head: str | None,
     resolution: str | None,
     device: str,
+    given: Mapping[str, Any],
 ) -> list[Column]:
     """Turn names into methods and networks; everything that can be wrong with them is found here."""
     from xattn.cli.loading import load
@@ -48,8 +49,9 @@ def choose_columns(
     if parts is not None and head is None and not any(hasattr(m, "parts") for m in methods):
         raise ParameterError(f"--parts {parts}: none of the methods has parts; brnpa does.")
     if model is None:
-        given = {"--weights": weights, "--head": head, "--resolution": resolution}
-        if named := [option for option, value in given.items() if value is not None]:
+        needed = {"--weights": weights, "--head": head, "--resolution": resolution}
+        needed |= {f"--{name}": value for name, value in given.items()}
+        if named := [option for option, value in needed.items() if value is not None]:
             hint = f" For a weights file that xattn wrote: --model {weights}" if weights and not head else ""
             raise ParameterError(f"{' and '.join(named)} needs --model.{hint}")
     networks: dict[str, Network] = {}
@@ -58,8 +60,9 @@ def choose_columns(
         name = model or _EMBEDDED.get(method.name) or _EMBEDDED.get(method.serves, _EMBEDDED_ELSE)
         if name not in networks:
             networks[name] = load(
-                name, weights=weights, head=head, resolution=resolution, parts=parts, device=find_device(device)
-            )
+                name, weights=weights, head=head, resolution=resolution, parts=parts, device=find_device(device),
+                given=given,
+            )  # fmt: skip
             _advise(networks[name])
         columns.append(Column(method, networks[name]))
     for column in columns:
@@ -76,7 +79,7 @@ def _advise(network: Network) -> None:
     if network.spec.mean is None:
         console.warn(
             f"{network.name} does not say how its images are normalized; they are passed as they are, from 0 to 1. "
-            "Give the model a `spec` with mean and std if it was trained otherwise."
+            "Pass --mean and --std if it was trained otherwise."
         )
 
 

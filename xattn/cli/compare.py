@@ -78,6 +78,11 @@ def compare(
     ] = None,
     alpha: options.Alpha = None,
     colormap: options.Colormap = COLORMAP,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
+    window: options.Window = None,
     fit: options.Fit = None,
     score: options.Score = "logit",
     as_json: options.AsJson = False,
@@ -96,6 +101,7 @@ def compare(
     check_page(out)
     settings = options.settings(
         targets=tuple(dict.fromkeys(target or [])), topk=topk, fit=fit, score=score, precision=precision,
+        window=options.window_of(window),
         batch_size=batch_size, tolerant=asks_for_all(texts), device=device, colormap=colormap,
     )  # fmt: skip
     # On a processor small batches are faster: the memory of large ones is asked from the system each time.
@@ -106,6 +112,7 @@ def compare(
         columns = choose_columns(
             with_controls(texts) if controls else texts,
             parts=parts, model=model, weights=weights, head=head, resolution=resolution, device=device,
+            given=options.given(mean, std, classes, size),
         )  # fmt: skip
         work.columns = sorted(columns, key=lambda column: column.method.family is Family.CONTROL)
         try:

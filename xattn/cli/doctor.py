@@ -63,6 +63,10 @@ def doctor(
     weights: options.Weights = None,
     head: options.Head = None,
     resolution: options.Resolution = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
@@ -70,7 +74,8 @@ def doctor(
     from xattn.cli.loading import load
     from xattn.device import find_device
 
-    loaded = load(model, weights=weights, head=head, resolution=resolution, device=find_device(device))
+    given = options.given(mean, std, classes, size)
+    loaded = load(model, weights=weights, head=head, resolution=resolution, device=find_device(device), given=given)
     x = images_for(loaded, paths)
     checks = check_model(loaded, x)
     runs = not any(c.name == "forward pass" and c.state == FAIL for c in checks)
@@ -113,7 +118,7 @@ def noise(model: nn.Module, spec: ModelSpec) -> Tensor:
     import torch
     from torch import nn
 
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    channels = spec.channels or next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(_IMAGES, channels, 8, 8, generator=generator)
     pixels = nn.functional.interpolate(coarse, spec.input_size, mode="bicubic", align_corners=False)

@@ -65,6 +65,11 @@ def explain(
     parts: options.Parts = None,
     alpha: options.Alpha = None,
     colormap: options.Colormap = COLORMAP,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
+    window: options.Window = None,
     fit: options.Fit = None,
     score: options.Score = "logit",
     save_maps: Annotated[bool, typer.Option("--save-maps", help="Also write the raw maps, as .npz.")] = False,
@@ -80,14 +85,16 @@ def explain(
     options.check_numbers({"--topk": topk, "--batch-size": batch_size, "--parts": parts}, alpha)
     settings = options.settings(
         targets=() if target is None else (target,), topk=topk, fit=fit, score=score, precision=precision,
+        window=options.window_of(window),
         batch_size=batch_size, tolerant=asks_for_all(texts), device=device, colormap=colormap,
     )  # fmt: skip
     work = Work(settings, err=as_json)
     pictures = None
     if files := work.find(paths):
         work.columns = choose_columns(
-            texts, parts=parts, model=model, weights=weights, head=head, resolution=resolution, device=device
-        )
+            texts, parts=parts, model=model, weights=weights, head=head, resolution=resolution, device=device,
+            given=options.given(mean, std, classes, size),
+        )  # fmt: skip
         pictures = Pictures(work, out, save_maps, {"colormap": colormap, "alpha": alpha}, len(files))
         try:
             for result, entry in work.results(files):

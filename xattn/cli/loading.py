@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ def load(
     resolution: str | None = None,
     parts: int | None = None,
     device: torch.device | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Network:
     """Load a model by name, by `package.module:factory`, or from a weights file that says what it is.
 
@@ -36,6 +37,7 @@ def load(
         resolution: `low` or `high`.
         parts: number of attention maps of the head.
         device: where to put it.
+        given: what a person says about its images and classes, as arguments of `ModelSpec.given`.
 
     Raises:
         UnknownNameError: for a model, module or factory that does not exist.
@@ -52,8 +54,12 @@ def load(
     own = ":" in name and not file
     if file:
         read_state(name)  # what is wrong with the file itself comes first
-    given = {"head": head, "resolution": resolution, "parts": parts if head is not None else None}
-    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    given = given or {}
+    asked = {
+        "head": head, "resolution": resolution, "parts": parts if head is not None else None,
+        "input_size": given.get("size"),
+    }  # fmt: skip
+    options: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     try:
         model = create_model(name, weights=weights, **options)
     except XattnError:
@@ -71,6 +77,7 @@ def load(
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
         spec = infer_spec(model, name=label)
+    spec = spec.given(**given)
     if device is not None:
         model = model.to(device)
     return Network(model.eval(), spec, label, random=weights is None and not complete)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xattn.errors import ParameterError
+from xattn.errors import ParameterError, reason_of
 
 if TYPE_CHECKING:
     from xattn.file_loop import Settings
@@ -52,6 +53,18 @@ Fit = Annotated[
         metavar="crop|squash|whole", show_default="as the model was made", help="How an image fits the model's input."
     ),
 ]
+Mean = Annotated[
+    str | None, typer.Option(metavar="R,G,B", help="Mean of the model's images, scaled to 0-1, if it does not say it.")
+]
+Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Standard deviation, likewise.")]
+Classes = Annotated[
+    str | None, typer.Option(metavar="FILE|A,B,…", help="Names of the classes in order: a file of lines, or a list.")
+]
+Size = Annotated[str | None, typer.Option(metavar="PIXELS|HxW", help="Size of the model's input.")]
+Window = Annotated[
+    str | None,
+    typer.Option(metavar="LOW,HIGH", help="Values shown as black and white in images of more than 8 bits."),
+]
 Score = Annotated[str, typer.Option(metavar="NAME", help="The number to explain: logit, prob, sigmoid or margin.")]
 Data = Annotated[
     str | None,
@@ -75,6 +88,55 @@ def check_numbers(counts: Mapping[str, int | None], alpha: float | None = None) 
             raise ParameterError(f"{option} must be at most {_LIMITS[option]} but is {value}.")
     if alpha is not None and not 0 <= alpha <= 1:
         raise ParameterError(f"--alpha must lie between 0 and 1 but is {alpha}.")
+
+
+def given(mean: str | None, std: str | None, classes: str | None, size: str | None) -> dict[str, Any]:
+    """What a person says about a model, as arguments of `ModelSpec.given`; what is not said is left out."""
+    sides = None if size is None else numbers("--size", size.lower().replace("x", ","), int)
+    if sides is not None and len(sides) > 2:
+        raise ParameterError(f"--size: expected one side or HxW but is '{size}'.")
+    values: dict[str, Any] = {
+        "mean": None if mean is None else numbers("--mean", mean),
+        "std": None if std is None else numbers("--std", std),
+        "classes": None if classes is None else _names(classes),
+        "size": None if sides is None else sides[0] if len(sides) == 1 else sides,
+    }
+    for key in ("mean", "std"):
+        if (value := values[key]) is not None and len(value) == 1:
+            values[key] = value[0]
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def numbers(option: str, text: str, kind: type[float] | type[int] = float) -> tuple[float, ...]:
+    """Numbers of an option with commas between them."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise ParameterError(f"{option}: expected numbers with commas between them but is '{text}'.") from None
+
+
+def window_of(text: str | None) -> tuple[float, float] | None:
+    """The window of `--window`."""
+    if text is None:
+        return None
+    ends = numbers("--window", text)
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise ParameterError(f"--window: expected LOW,HIGH with LOW < HIGH but is '{text}'.")
+    return ends[0], ends[1]
+
+
+def _names(text: str) -> list[str]:
+    """Names of classes: the lines of a file, or what stands between commas."""
+    path = Path(text).expanduser()
+    if not path.is_file():
+        if path.suffix == ".txt":
+            raise ParameterError(f"--classes: there is no file '{text}'.")
+        return [name.strip() for name in text.split(",")]
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"--classes {text}: cannot be read as text ({reason_of(error)}).") from None
+    return [line.strip() for line in content.splitlines() if line.strip()]
 
 
 def settings(*, device: str, colormap: str, **values: Any) -> Settings:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from xattn.data.reading import read_image, to_pil
+from xattn.data.reading import Window, read_image, to_pil
 from xattn.errors import DataError, ParameterError, ShapeError
 from xattn.functional.pixels import normalize_pixels
 from xattn.spec import ModelSpec
@@ -34,7 +34,7 @@ _RESAMPLING = {
 }
 
 
-def preprocess(image: ImageLike, spec: ModelSpec, *, fit: Fit | None = None) -> Tensor:
+def preprocess(image: ImageLike, spec: ModelSpec, *, fit: Fit | None = None, window: Window | None = None) -> Tensor:
     """Turn an image into what a model takes, as the evaluation of torchvision and timm does.
 
     Args:
@@ -46,6 +46,7 @@ def preprocess(image: ImageLike, spec: ModelSpec, *, fit: Fit | None = None) -> 
             `"squash"`: the whole image is resized to the input size, its aspect ratio is lost.
             `"whole"`: the whole image with its aspect ratio; the shorter side becomes that of the input and the longer
             side a multiple of 32, at most four times the shorter. For models that take any size.
+        window: as in `read_image`.
 
     Returns:
         Normalized float32 (3, H, W), or (1, H, W) where the model takes one channel; (H, W) is `spec.input_size` unless
@@ -58,7 +59,7 @@ def preprocess(image: ImageLike, spec: ModelSpec, *, fit: Fit | None = None) -> 
     >>> preprocess(Image.new("RGB", (80, 60), "white"), spec).unique()
     tensor([1.])
     """
-    rgb = read_image(image) if isinstance(image, (str, Path)) else to_pil(image)
+    rgb = read_image(image, window=window) if isinstance(image, (str, Path)) else to_pil(image, window=window)
     channels = spec.channels or (1 if spec.mean is not None and len(spec.mean) == 1 else 3)
     if channels not in (1, 3):
         raise DataError(
@@ -170,7 +171,9 @@ def whole_size(size: tuple[int, int], input_size: tuple[int, int]) -> tuple[int,
     return (long, short) if w >= h else (short, long)
 
 
-def to_batch(images: ImageLike | Sequence[ImageLike], spec: ModelSpec, *, fit: Fit | None = None) -> Tensor:
+def to_batch(
+    images: ImageLike | Sequence[ImageLike], spec: ModelSpec, *, fit: Fit | None = None, window: Window | None = None
+) -> Tensor:
     """A batch for a model from nearly anything that is an image.
 
     Args:
@@ -179,6 +182,7 @@ def to_batch(images: ImageLike | Sequence[ImageLike], spec: ModelSpec, *, fit: F
             dtype and device and is passed through; a sequence of float tensors (3, H, W).
         spec: facts about the model.
         fit: as in `preprocess`.
+        window: as in `read_image`.
 
     Returns:
         (N, 3, H, W), float32 unless a float tensor of another precision was passed.
@@ -191,6 +195,28 @@ def to_batch(images: ImageLike | Sequence[ImageLike], spec: ModelSpec, *, fit: F
         if images.ndim not in (3, 4) or 0 in images.shape:
             raise ShapeError(f"images: expected a float tensor (N, 3, H, W) but got {tuple(images.shape)}.")
         return _finite(images if images.ndim == 4 else images[None])
+    rows: list[Tensor] = []
+    for item in _listed(images):
+        if isinstance(item, Tensor) and item.is_floating_point():
+            rows.append(to_batch(item, spec)[0] if item.ndim == 3 else _refuse_row(item))
+        else:
+            rows.append(preprocess(item, spec, fit=fit, window=window))
+    shapes = sorted({tuple(row.shape) for row in rows})
+    if len(shapes) > 1:
+        raise ShapeError(f"images: shapes {shapes} do not form one batch; pass them one by one or use fit='crop'.")
+    return _finite(torch.stack(rows))
+
+
+def pictures(images: ImageLike | Sequence[ImageLike], *, window: Window | None = None) -> list[Image.Image]:
+    """Images as upright RGB, for a transform of one's own; they may be what `to_batch` takes, but no float tensors."""
+    return [
+        read_image(item, window=window) if isinstance(item, (str, Path)) else to_pil(item, window=window)
+        for item in _listed(images)
+    ]
+
+
+def _listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    """One image or several as a list."""
     if isinstance(images, (str, Path, Image.Image)):
         items: list[ImageLike] = [images]
     elif isinstance(images, (Tensor, np.ndarray)):
@@ -201,16 +227,7 @@ def to_batch(images: ImageLike | Sequence[ImageLike], spec: ModelSpec, *, fit: F
         raise DataError(f"images: expected paths, images or tensors but got {type(images).__name__}.")
     if not items:
         raise DataError("images: there is none; pass at least one.")
-    rows: list[Tensor] = []
-    for item in items:
-        if isinstance(item, Tensor) and item.is_floating_point():
-            rows.append(to_batch(item, spec)[0] if item.ndim == 3 else _refuse_row(item))
-        else:
-            rows.append(preprocess(item, spec, fit=fit))
-    shapes = sorted({tuple(row.shape) for row in rows})
-    if len(shapes) > 1:
-        raise ShapeError(f"images: shapes {shapes} do not form one batch; pass them one by one or use fit='crop'.")
-    return _finite(torch.stack(rows))
+    return items
 
 
 def _refuse_row(item: Tensor) -> Tensor:

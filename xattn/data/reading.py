@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from xattn.data.finding import missing_path
-from xattn.errors import DataError, ParameterError, ShapeError, reason_of
+from xattn.errors import DataError, ParameterError, ShapeError, XattnError, XattnWarning, reason_of
+from xattn.schema import check
 
 PIXEL_LIMIT = 120_000_000
 """Pixels above which an image is refused unless told otherwise: 360 MB as RGB, more than common cameras give."""
@@ -30,6 +31,9 @@ FORMATS = (
     *("PCX", "SGI", "QOI"),
 )
 """What is read, by Pillow's names. Not EPS, for which Pillow runs Ghostscript, nor formats that few programs write."""
+
+Window: TypeAlias = tuple[float, float]
+"""Values that become black and white."""
 
 SCAN_LIMIT = 100  # a progressive JPEG has ten or so; each costs the time of an image
 STRIP_PIXELS = 2**21
@@ -60,13 +64,20 @@ _DECODE_ERRORS = (
 
 
 def read_image(
-    path: str | Path, *, pixel_limit: int = PIXEL_LIMIT, upright: bool = True, stored: bool = False
+    path: str | Path,
+    *,
+    pixel_limit: int = PIXEL_LIMIT,
+    upright: bool = True,
+    stored: bool = False,
+    window: Window | None = None,
 ) -> Image.Image:
     """Read an image file of any kind as 8-bit RGB, upright.
 
     - The EXIF orientation is applied.
-    - 16-bit grey values are divided by 257, so that 65535 becomes 255; nothing is clipped. 32-bit integers that fit
-      16 bits are treated alike. Other integers, and floats outside [0, 1], are stretched from minimum to maximum.
+    - Grey values of more than 8 bits are shown in a window of values, from black to white. It is what the person says,
+      else all of 16 bits where the image uses more than 14 of them, or all of [0, 1] for floats. Any other window is a
+      guess, which a warning tells: 8, 10, 12 or 14 bits, whichever the largest value needs, else from the smallest
+      value to the largest.
     - Transparent pixels are laid on white.
     - CMYK and other colour spaces are converted without colour management, as training pipelines do.
     - Of an animation or a file of several pages the first is taken.
@@ -79,6 +90,8 @@ def read_image(
             `PIL.Image.MAX_IMAGE_PIXELS`) holds as well.
         upright: apply the EXIF orientation. Data sets whose boxes were drawn on the stored pixels leave it.
         stored: leave mode and values as they are, for masks whose values are numbers of regions.
+        window: values (low, high) that become black and white where an image has more than 8 bits, such as
+            (-1000, 400) for lungs in CT numbers; beyond them it is clipped. None chooses one.
 
     Returns:
         An image of mode RGB, detached from the file and without its metadata.
@@ -97,7 +110,7 @@ def read_image(
         if file.stat().st_size == 0:
             raise DataError(f"{file}: is empty (0 bytes); expected an image. Copy or download it again.")
         with file.open("rb") as stream:
-            return _decode(stream, str(file), pixel_limit, upright, stored)
+            return _decode(stream, str(file), pixel_limit, upright, stored, window)
     except PermissionError:
         raise DataError(f"{file}: permission denied; make the file and its folders readable for this user.") from None
     except OSError as error:
@@ -124,9 +137,15 @@ def decode_image(
 
 
 def _decode(
-    stream: BinaryIO | BytesIO, name: str, pixel_limit: int, upright: bool, stored: bool = False
+    stream: BinaryIO | BytesIO,
+    name: str,
+    pixel_limit: int,
+    upright: bool,
+    stored: bool = False,
+    window: Window | None = None,
 ) -> Image.Image:
     """Open, check and convert one image; every failure becomes one line."""
+    guesses: list[str] = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata of an image that can be read is of no interest
@@ -136,8 +155,10 @@ def _decode(
                     image.load()
                 if stored:
                     return image.copy()
-                return _upright(_to_rgb(image, name), _orientation(image) if upright else 1)
-    except DataError:
+                # A warning is for the person, unlike those of damaged metadata.
+                rgb = _to_rgb(image, name, window, guesses)
+                result = _upright(rgb, _orientation(image) if upright else 1)
+    except XattnError:
         raise
     except Image.DecompressionBombError:
         bound = 2 * (Image.MAX_IMAGE_PIXELS or 0)
@@ -150,6 +171,13 @@ def _decode(
         raise DataError(f"{name}: does not fit the memory; make it smaller.") from None
     except _DECODE_ERRORS as error:
         raise DataError(f"{name}: is truncated or damaged ({reason_of(error)}); copy or download it again.") from None
+    _tell(guesses)
+    return result
+
+
+def _tell(guesses: list[str]) -> None:
+    for guess in guesses:
+        warnings.warn(guess, XattnWarning, stacklevel=4)
 
 
 def _known_formats() -> list[str]:
@@ -217,6 +245,8 @@ def _hint(name: str) -> str:
     hints = {
         ".heic": " Convert HEIC to JPEG first.",
         ".heif": " Convert HEIF to JPEG first.",
+        ".tif": " Values of 64 bits are not read: save them as float32.",
+        ".tiff": " Values of 64 bits are not read: save them as float32.",
         ".svg": " Render the drawing as PNG first.",
         ".pdf": " Render the page as PNG first.",
     }
@@ -241,17 +271,20 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return result
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any mode to RGB, a strip of rows after the other, so that memory holds two images and no more."""
+def _to_rgb(image: Image.Image, name: str, window: Window | None, guesses: list[str]) -> Image.Image:
+    """Any mode to RGB, a strip of rows after the other, so that memory holds two images and no more.
+
+    A window that is guessed is added to `guesses`.
+    """
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
         return image
     if deep := mode in ("I", "F") or mode.startswith("I;"):
-        low, high = _span(image, name)
+        shown = _window(_span(image, name), image.mode == "F", window, name, guesses)
     result = Image.new("RGB", image.size)
     for top, strip in _strips(image):
         if deep:
-            strip = _deep_grey(strip, low, high)
+            strip = _deep_grey(strip, *shown)
         if strip.mode in ("RGBa", "La"):  # premultiplied alpha
             strip = strip.convert("RGBA" if strip.mode == "RGBa" else "LA")
         if strip.mode in ("RGBA", "LA", "PA") or "transparency" in strip.info:
@@ -281,50 +314,82 @@ def _span(image: Image.Image, name: str) -> tuple[float, float]:
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 
+def _window(
+    span: tuple[float, float], floats: bool, given: Window | None, name: str, guesses: list[str]
+) -> tuple[float, float]:
+    """The values that become black and white.
+
+    Raises:
+        ParameterError: for a window that is none.
+    """
+    if given is not None:
+        low, high = check(given, tuple[float, float], "window", ParameterError)
+        if not low < high:
+            raise ParameterError(f"window: expected low < high but got {low:g}, {high:g}.")
+        return low, high
+    low, high = span
+    if floats and low >= 0 and high <= 1:
+        return 0, 1
+    if not floats and low >= 0 and high <= 65535:
+        bits = next(b for b in (8, 10, 12, 14, 16) if high < 2**b)
+        low, high = 0, 2**bits - 1
+        if bits == 16:
+            return low, high
+    guesses.append(
+        f"{name}: its values from {span[0]:g} to {span[1]:g} are shown from {low:g} (black) to {high:g} (white), which "
+        f"is a guess; --window {low:g},{high:g} or window=({low:g}, {high:g}) fixes it, or another one."
+    )
+    return low, high
+
+
 def _deep_grey(image: Image.Image, low: float, high: float) -> Image.Image:
     """Grey of 16 or 32 bits, integer or float, to 8 bits; `convert` would clip it at 255.
 
     Args:
         image: a strip of the image.
-        low: smallest value of the whole image.
-        high: largest value.
+        low: value that becomes black.
+        high: value that becomes white.
     """
     values = np.asarray(image).astype(np.float64)
-    if image.mode == "F" and low >= 0 and high <= 1:
-        grey = values * 255
-    elif image.mode != "F" and low >= 0 and high <= 65535:
-        grey = values / 257
-    else:
-        grey = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
+    grey = np.clip((values - low) * (255 / (high - low)), 0, 255) if high > low else np.zeros_like(values)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey[values == transparent] = WHITE
     return Image.fromarray(np.rint(grey).astype(np.uint8))
 
 
-def to_pil(image: Image.Image | NDArray[Any] | Tensor) -> Image.Image:
+def to_pil(image: Image.Image | NDArray[Any] | Tensor, *, window: Window | None = None) -> Image.Image:
     """An image in memory as RGB.
 
     Args:
         image: Pillow image, or uint8 values (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); also (3, H, W) where the last
-            side cannot be channels.
+            side cannot be channels. Numbers of another kind need a window.
+        window: values (low, high) that become black and white, of numbers that are not uint8.
 
     Raises:
         ShapeError: for another shape.
-        ParameterError: for values that are not uint8: their range is not known.
+        ParameterError: for values that are not uint8 without a window: their range is not known.
     """
+    guesses: list[str] = []
     if isinstance(image, Image.Image):
-        return _upright(_to_rgb(image, "image"), _orientation(image))
+        result = _upright(_to_rgb(image, "image", window, guesses), _orientation(image))
+        _tell(guesses)
+        return result
     values = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if values.dtype != np.uint8:
-        raise ParameterError(
-            f"image: expected uint8 values but got {values.dtype}; pass uint8 (H, W, 3), or a normalized float tensor "
-            "(N, 3, H, W)."
-        )
+        if window is None or values.dtype.kind not in "iuf":
+            raise ParameterError(
+                f"image: expected uint8 values but got {values.dtype}; pass uint8 (H, W, 3), a normalized float tensor "
+                "(N, 3, H, W), or window=(low, high), the values that are black and white."
+            )
+        low, high = _window((0, 0), False, window, "image", guesses)
+        if not np.isfinite(values).all():
+            raise DataError("image: has pixels that are NaN or infinite; expected finite values.")
+        values = np.rint(np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
     if values.ndim == 3 and values.shape[2] not in (1, 3, 4) and values.shape[0] in (1, 3, 4):
         values = values.transpose(1, 2, 0)
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[:, :, 0]
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)) or 0 in values.shape:
         raise ShapeError(f"image: expected (H, W), (H, W, 3) or (H, W, 4) but got {tuple(values.shape)}.")
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(values)), "image")
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(values)), "image", None, guesses)

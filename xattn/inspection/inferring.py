@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import SpecError, XattnError, XattnWarning
+from xattn.errors import ParameterError, SpecError, XattnError, XattnWarning
 from xattn.inputs import Inputs, Name, split_inputs
 from xattn.inspection import declared
 from xattn.inspection.behaviour import check_alone, check_repeatable, find_values
@@ -27,6 +27,7 @@ from xattn.inspection.features import attention_layers, class_tokens, find_featu
 from xattn.inspection.findings import Findings
 from xattn.inspection.layouts import lit
 from xattn.inspection.probing import Probe, Swap, frontier, run
+from xattn.inspection.processors import transformed
 from xattn.outputs import Kind, Which, spelled
 from xattn.running import lock_of, unwrap
 from xattn.spec import ASSUMED, GIVEN, PROVED, Evidence, ModelSpec
@@ -44,12 +45,17 @@ def infer_spec(
     target: Any = None,
     inputs: Inputs | Name | None = None,
     name: str = "",
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    classes: Sequence[str] | Mapping[int, str] | None = None,
+    transform: Callable[..., Any] | None = None,
 ) -> ModelSpec:
     """Find the facts about a classifier of torchvision, timm or Hugging Face, or of any module of one's own.
 
     The model runs in evaluation mode on three images in all: the first of `x`, or smooth noise, once alone and once
     beside a copy in which one place was changed. `ModelSpec.evidence` says how each fact was found. Mean and standard
-    deviation are those of ImageNet for torchvision, those of its configuration for timm, and unknown (None) for others.
+    deviation are those of ImageNet for torchvision, those of its data config for timm, those of the image processor
+    beside its weights for Hugging Face, and unknown (None) for others.
 
     Args:
         model: the network; it leaves as it came.
@@ -61,6 +67,10 @@ def infer_spec(
         target: what is to be explained, as in `explain`, where it is no class.
         inputs: of a model of several inputs, for which `x` is a tuple or dictionary, the one that is explained.
         name: for tables; the class name by default.
+        mean: of images scaled to [0, 1], per channel or one for all, where it is known.
+        std: likewise.
+        classes: names of the classes, in order or by index.
+        transform: makes an input of a Pillow image, as in `explain`; mean, std and size are read off what it gives.
 
     Raises:
         SpecError: if the model does not run, has no spatial layer, or the layer that was named is none.
@@ -75,7 +85,7 @@ def infer_spec(
     one = None if inputs is None else inputs.select(torch.zeros(1, dtype=torch.int64))
     goal, given = as_target(target), output
     output = goal.which(model, output)
-    images = declared.preprocessing(model)
+    images = declared.preprocessing(model) if transform is None else transformed(transform)
     first = _first_pass(model, x, declared.input_sizes(model, input_size, images.size), output, one)
     evidence: dict[str, Evidence] = {}
     said: list[str] = []
@@ -103,13 +113,15 @@ def infer_spec(
         )
     images = declared.for_channels(images, first.x.shape[1])
     evidence["normalization"] = images.evidence
-    if images.evidence.how == "contradicted":
+    if images.evidence.how == "contradicted" and mean is None:
         said.append(f"{images.evidence.why}; pass what it gives, a float tensor (N, C, H, W), instead of images")
     evidence["output"] = Evidence(GIVEN if given is not None else ASSUMED if first.choice.others else PROVED)
     for text in said:
         warnings.warn(f"{type(model).__name__}: {text}.", XattnWarning, stacklevel=2)
     plain = layer.name if facts.first.runs(layer.name) == 1 else f"{layer.name}[{layer.index}]"
-    return ModelSpec(
+    if classes is not None and len(classes) != first.values.shape[1]:
+        raise ParameterError(f"classes: {len(classes)} names, but the model returns {first.values.shape[1]} values.")
+    spec = ModelSpec(
         feature_layer=feature_layer or plain,
         classifier=None if classifier is None else classifier.name,
         probability_layers=attention,
@@ -127,6 +139,7 @@ def infer_spec(
         values=values.value,
         evidence=evidence,
     )
+    return spec.given(mean=mean, std=std, classes=classes)
 
 
 def _path(output: Which) -> tuple[str | int, ...]:
@@ -145,6 +158,7 @@ def facts_about(
     output: Which = None,
     target: Any = None,
     inputs: Inputs | None = None,
+    input_size: tuple[int, int] | None = None,
 ) -> ModelSpec:
     """What `infer_spec` finds about a model, found once for each model, size of image, output and layer that is named.
 
@@ -155,20 +169,27 @@ def facts_about(
         output: which of the model's outputs is explained, if it is known.
         target: what is to be explained.
         inputs: the other inputs of the model.
+        input_size: height and width, where they are known and there are no images.
 
     Raises:
         SpecError: as `infer_spec`.
     """
     with lock_of(unwrap(model)):
-        return _known_facts(model, x, layers, output, target, inputs)
+        return _known_facts(model, x, layers, output, target, inputs, input_size)
 
 
 def _known_facts(
-    model: nn.Module, x: Tensor | None, layers: Sequence[str], output: Which, target: Any, inputs: Inputs | None
+    model: nn.Module,
+    x: Tensor | None,
+    layers: Sequence[str],
+    output: Which,
+    target: Any,
+    inputs: Inputs | None,
+    input_size: tuple[int, int] | None,
 ) -> ModelSpec:
     # A head that was exchanged makes another model of it.
     parts = hash(tuple((name, id(module), type(module)) for name, module in model.named_modules()))
-    shape = None if x is None else tuple(x.shape[1:])
+    shape = input_size if x is None else tuple(x.shape[1:])
     known = _KNOWN.setdefault(model, {})
     goal = as_target(target)
     # Targets of a kind read the same of the outputs; functions are each of their own kind.
@@ -179,7 +200,9 @@ def _known_facts(
         if key not in known:
             if len(known) >= _MOST:
                 known.pop(next(iter(known)))
-            known[key] = infer_spec(model, x, feature_layer=layer, output=output, target=goal, inputs=inputs)
+            known[key] = infer_spec(
+                model, x, input_size=input_size, feature_layer=layer, output=output, target=goal, inputs=inputs
+            )
         return known[key]
 
     spec = found(None)

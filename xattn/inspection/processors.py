@@ -7,16 +7,18 @@ mean and standard deviation, to an image whose values are its coordinates for si
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from xattn.data.preprocessing import preprocess
+from xattn.errors import ParameterError
 from xattn.spec import ASSUMED, PROVED, Evidence, ModelSpec
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -83,7 +85,7 @@ def processor_of(model: nn.Module) -> Preprocessing:
     try:
         with quiet():
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            return _observed(processor)
+            return _observed(lambda image: apply_transform(processor, image), "its image processor", processor)
     except Exception as error:  # whatever the library and its many processors raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return Preprocessing(evidence=Evidence(ASSUMED, f"its image processor cannot be read: {reason}"[:900]))
@@ -105,24 +107,63 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _observed(processor: Any) -> Preprocessing:
-    """Read the facts off what a processor makes of four images."""
+def apply_transform(transform: Callable[..., Any], image: Image.Image) -> Tensor:
+    """The input (C, H, W) that a transform of torchvision, albumentations, Hugging Face or one's own makes of an image.
 
-    def apply(pixels: np.ndarray[Any, Any]) -> Tensor:
-        made: Tensor = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"]
-        return made[0].float()
+    Raises:
+        ParameterError: if it makes something else.
+    """
+    origin = type(transform).__module__.partition(".")[0]
+    if origin == "albumentations":
+        made = transform(image=np.asarray(image))
+    elif origin == "transformers":
+        made = transform(images=image, return_tensors="pt")
+    else:
+        made = transform(image)
+    if isinstance(made, Mapping):
+        made = next((made[key] for key in ("pixel_values", "image") if key in made), made)
+    if isinstance(made, np.ndarray):
+        made = torch.from_numpy(np.ascontiguousarray(made))
+        made = made.permute(2, 0, 1) if made.ndim == 3 and made.shape[2] in (1, 3, 4) < made.shape[:1] else made
+    if isinstance(made, Tensor) and made.ndim == 4 and len(made) == 1:
+        made = made[0]
+    if not isinstance(made, Tensor) or made.ndim != 3 or not made.is_floating_point():
+        what = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        raise ParameterError(f"transform: expected a float tensor (C, H, W) of an image but it gave {what}.")
+    return made
 
+
+def transformed(transform: Callable[..., Any]) -> Preprocessing:
+    """What a transform does with images.
+
+    Raises:
+        ParameterError: if it makes no input of an image, or another one each time.
+    """
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+    first, *others = (apply_transform(transform, image) for _ in range(3))
+    if any(first.shape == other.shape and not torch.equal(first, other) for other in others):
+        raise ParameterError("transform: gives another input each time; pass that of the evaluation, without chance.")
+    return _observed(lambda image: apply_transform(transform, image), "the transform", transform)
+
+
+def _observed(apply: Callable[[Image.Image], Tensor], what: str, source: Any) -> Preprocessing:
+    """Read the facts off what a function makes of four images.
+
+    Args:
+        apply: from an image to an input (C, H, W).
+        what: how messages call it.
+        source: the processor, which may say how it resizes.
+    """
     blank = np.zeros((_HEIGHT, _WIDTH, 3), np.uint8)
-    black, white = apply(blank), apply(blank + 255)
-    if black.ndim != 3:
-        return Preprocessing(evidence=Evidence(ASSUMED, "its image processor makes no image (C, H, W)"))
+    black, white = (apply(Image.fromarray(pixels)) for pixels in (blank, blank + 255))
     size = (black.shape[1], black.shape[2])
     middle = (slice(None), size[0] // 2, size[1] // 2)  # the border may be padding
     low, span = black[middle], (white - black)[middle]
     coordinates = blank.copy()
     coordinates[..., 0] = np.rint(np.linspace(0, 255, _WIDTH))[None]
     coordinates[..., 1] = np.rint(np.linspace(0, 255, _HEIGHT))[:, None]
-    seen = (apply(coordinates) - low[:, None, None]) / span[:, None, None]
+    seen = (apply(Image.fromarray(coordinates)) - low[:, None, None]) / span[:, None, None]
     across, down = _kept(seen[0].mean(0), _WIDTH), _kept(seen[1 % len(seen)].mean(1), _HEIGHT)
     steps = across * _WIDTH / size[1], down * _HEIGHT / size[0]  # pixels of the image for one of the input
     squash = abs(across - down) / down < abs(steps[0] - steps[1]) / steps[1]
@@ -132,9 +173,9 @@ def _observed(processor: Any) -> Preprocessing:
         std=tuple(round(value, 6) for value in (1 / span).tolist()),
         size=size,
         crop=crop if crop < 0.995 else 1.0,
-        interpolation=_RESAMPLING.get(int(getattr(processor, "resample", 2) or 0), "bilinear"),
+        interpolation=_RESAMPLING.get(int(getattr(source, "resample", 2) or 0), "bilinear"),
         fit="squash" if squash else "crop",
-        evidence=Evidence(PROVED, "its image processor gives the same on an image"),
+        evidence=Evidence(PROVED, f"{what} gives the same on an image"),
     )
     coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
@@ -142,9 +183,9 @@ def _observed(processor: Any) -> Preprocessing:
         feature_layer="", input_size=size, mean=found.mean, std=found.std, crop=found.crop, channels=len(black),
         interpolation=found.interpolation, fit=found.fit,
     )  # fmt: skip
-    error = (apply(np.asarray(image)) - preprocess(image, spec)) / span[:, None, None]
+    error = (apply(image) - preprocess(image, spec)) / span[:, None, None]
     if float(error.abs().mean()) > _CLOSE:
-        why = "its image processor does more to an image than to resize, crop and normalize it"
+        why = f"{what} does more to an image than to resize, crop and normalize it"
         return replace(found, evidence=Evidence("contradicted", why))
     return found
 

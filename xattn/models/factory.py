@@ -25,7 +25,7 @@ from xattn.models.heads import Classifier, checked_options, create_head, heads
 from xattn.models.resolution import remove_strides, use_circular_padding
 from xattn.models.trunk import cut, noise
 from xattn.schema import check_fields
-from xattn.spec import ModelSpec
+from xattn.spec import ModelSpec, sides_of
 
 _SMALL = 50_000_000  # weights of a network that any machine can hold
 
@@ -40,6 +40,7 @@ def create_model(
     circular: bool = False,
     num_classes: int | None = None,
     options: Mapping[str, Any] | None = None,
+    input_size: int | tuple[int, int] | None = None,
 ) -> nn.Module:
     """Create a classifier in evaluation mode, with the facts that explaining needs as `model.spec`.
 
@@ -62,6 +63,7 @@ def create_model(
         circular: circular instead of zero padding.
         num_classes: number of logits; None is that of the weights.
         options: of the head, such as `{"refine": False}`, for ablations.
+        input_size: height and width of the images, or the side of a square, where the model does not say it.
 
     Returns:
         A module from images (N, 3, H, W) to logits (N, K) with the attribute `spec`; with a head it is a
@@ -97,7 +99,8 @@ def create_model(
         own = factory(weights=None, **{**given, "num_classes": num_classes or _classes_in(weights)})
         fill(own, read_state(weights), str(weights), forgiving=True)
         return own.eval()
-    return _assemble(asked, weights)
+    sides = None if input_size is None else sides_of(input_size)
+    return _assemble(asked, weights, sides)
 
 
 def load_model(path: str | os.PathLike[str], factory: str | None = None) -> nn.Module:
@@ -142,7 +145,9 @@ def is_weights_file(name: str | os.PathLike[str]) -> bool:
     return path.suffix.lower() in WEIGHT_FILES and ":" not in path.name
 
 
-def _assemble(asked: Architecture, weights: str | os.PathLike[str] | None) -> nn.Module:
+def _assemble(
+    asked: Architecture, weights: str | os.PathLike[str] | None, size: tuple[int, int] | None = None
+) -> nn.Module:
     """A plain network by name, then its weights, resolution, padding and head, in this order."""
     name, head, classes = asked.backbone, asked.head, asked.classes
     state = read_state(weights) if weights is not None and _is_file(weights) else None
@@ -150,7 +155,7 @@ def _assemble(asked: Architecture, weights: str | os.PathLike[str] | None) -> nn
     # A head brings a classifier of its own, so the network keeps the one that its weights have.
     base = _build(name, published, None if head or published else classes, filled=state is not None)
     base.eval()
-    spec = _spec_of(base, name, published)
+    spec = _spec_of(base, name, published, size)
     whole = state is not None and any(key.startswith("backbone.") for key in state)
     if state is not None and not whole:
         free = spec.classifier if head or classes else None
@@ -400,16 +405,16 @@ def _working_folder() -> Iterator[None]:
         sys.path.remove(folder)
 
 
-def _spec_of(model: nn.Module, name: str, published: str | None) -> ModelSpec:
+def _spec_of(model: nn.Module, name: str, published: str | None, given: tuple[int, int] | None = None) -> ModelSpec:
     """The model's own spec, or the facts found by running it and those published with torchvision's weights."""
     own = getattr(model, "spec", None)
     if isinstance(own, ModelSpec):
-        return own
+        return own.given(size=given)
     if name in torchvision_models.names():
         size, crop, interpolation = torchvision_models.preprocessing(name, published)
-        spec = infer_spec(model, input_size=size, name=name)
+        spec = infer_spec(model, input_size=given or size, name=name)
         return dataclasses.replace(spec, crop=crop, interpolation=interpolation)
-    return infer_spec(model, name=name)
+    return infer_spec(model, input_size=given, name=name)
 
 
 def _classifier_of(model: nn.Module, spec: ModelSpec) -> nn.Linear | nn.Conv2d:
