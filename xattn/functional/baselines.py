@@ -98,7 +98,6 @@ class Mean(Baseline):
     def prepare(
         self, x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, generators: Generators
     ) -> Replace:
-        """See `Baseline.prepare`."""
         return Fixed(x.new_zeros(1, x.shape[1], 1, 1))
 
 
@@ -110,7 +109,6 @@ class Black(Baseline):
     def prepare(
         self, x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, generators: Generators
     ) -> Replace:
-        """See `Baseline.prepare`."""
         return Fixed(_color(x, 0.0, mean, std))
 
 
@@ -162,7 +160,7 @@ class Blur(Baseline):
     def prepare(
         self, x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, generators: Generators
     ) -> Replace:
-        """See `Baseline.prepare`. Blurring and normalizing commute here."""
+        # Blurring and normalizing commute.
         sigma = self.sigma * min(x.shape[-2:])
         return Fixed(separable_blur(x, gaussian_kernel(sigma, math.ceil(3 * sigma)), "replicate"))
 
@@ -195,7 +193,6 @@ class BoxBlur(Baseline):
     def prepare(
         self, x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, generators: Generators
     ) -> Replace:
-        """See `Baseline.prepare`."""
         side = self.side(x.shape[2])
         return Fixed(separable_blur(x, torch.full((side,), 1 / side, dtype=torch.float64), "zeros"))
 
@@ -225,7 +222,6 @@ class RISEBlur(Baseline):
     def prepare(
         self, x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, generators: Generators
     ) -> Replace:
-        """See `Baseline.prepare`."""
         return Fixed(separable_blur(x, rise_kernel(), "zeros"))
 
 
@@ -237,7 +233,6 @@ class Noise(Baseline):
     def prepare(
         self, x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, generators: Generators
     ) -> Replace:
-        """See `Baseline.prepare`."""
         noise = torch.stack([torch.rand(x.shape[1:], generator=generators(i)) for i in range(len(x))])
         return Fixed(normalize_pixels(noise.to(x), mean, std))
 
@@ -276,7 +271,6 @@ class NoisyLinear(Baseline):
     def prepare(
         self, x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, generators: Generators
     ) -> Replace:
-        """See `Baseline.prepare`."""
         noise = torch.stack([torch.randn(x.shape[1:], generator=generators(i)) for i in range(len(x))]).to(x)
         scale = x.new_tensor(std if std is not None and mean is not None else [1.0] * x.shape[1])
         return _LinearReplace(self.noise * noise / scale.view(-1, 1, 1))
@@ -323,12 +317,6 @@ class Telea(Baseline):
     def prepare(
         self, x: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None, generators: Generators
     ) -> Replace:
-        """See `Baseline.prepare`.
-
-        Raises:
-            MissingExtraError: without OpenCV.
-            NotApplicableError: for images that are neither grey nor colour.
-        """
         needs("metrics", "the baseline telea (linear does without)")
         if x.shape[1] not in self.images_channels:
             raise NotApplicableError(f"telea: needs images of 1 or 3 channels but these have {x.shape[1]}.")

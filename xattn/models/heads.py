@@ -176,28 +176,21 @@ class BRNPAAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.parts = parts
-        self.activation: Activation = activation
-        self.suppress: Suppress = suppress
+        self.activation = activation
+        self.suppress = suppress
         self.refine = refine
-        self.seed: Seed = seed
+        self.seed = seed
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("activation", "suppress", "refine", "seed")}
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (N, P, h, w) of features (N, C, h, w); each sums to one."""
-        return br_npa_maps(
-            features,
-            self.parts,
-            activation=self.activation,
-            suppress=self.suppress,
-            refine=self.refine,
-            seed=self.seed,
-        )
+        return br_npa_maps(features, self.parts, **self._options())
 
     def extra_repr(self) -> str:
         """Options, for the printed model."""
-        return (
-            f"parts={self.parts}, activation={self.activation!r}, suppress={self.suppress!r}, "
-            f"refine={self.refine}, seed={self.seed!r}"
-        )
+        return ", ".join(f"{name}={value!r}" for name, value in {"parts": self.parts, **self._options()}.items())
 
 
 @heads.register("brnpa")
