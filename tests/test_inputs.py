@@ -196,3 +196,75 @@ def test_other_images_say_which_they_are_made_of(parts: dict[str, Tensor]) -> No
         trace.predict(images)
     rows = torch.tensor([1, 1])
     torch.testing.assert_close(trace.predict(images, rows), trace.logits[[1, 1]])
+
+
+# ------------------------------------------------------------------------------------------------------ views
+
+
+class Around(nn.Module):
+    """Views of an object (N, V, C, H, W), weighed by where they are taken from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.out = trunk(), nn.Linear(12, 4)
+        self.weight = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        each = self.net(x.flatten(0, 1)).mean((2, 3)).unflatten(0, x.shape[:2])
+        return self.out((each * self.weight[:, None]).sum(1)).tanh()
+
+
+@pytest.fixture
+def views() -> Tensor:
+    return torch.randn(2, 3, 3, 32, 24, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("view", [0, 1, 2])
+def test_a_view_is_explained_beside_the_others(views: Tensor, view: int) -> None:
+    model = made(Around)
+    cam, gradient = xattn.explain(model, views, ["gradcam:relu=false", "saliency"], 1, inputs=view)
+    twin, x, kept = copy.deepcopy(model).double(), views.double().requires_grad_(), []
+    handle = twin.net.register_forward_hook(lambda m, i, o: kept.append(o))
+    score = twin(x)[:, 1].sum()
+    features_gradient, slope = torch.autograd.grad(score, [kept[0], x])
+    handle.remove()
+    features = kept[-1].unflatten(0, (2, 3))[:, view]
+    weights = features_gradient.unflatten(0, (2, 3))[:, view].mean((2, 3), keepdim=True)
+    wanted = (features * weights).sum(1, keepdim=True).detach()
+    torch.testing.assert_close(cam.maps.double(), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    torch.testing.assert_close(gradient.maps.double(), slope[:, view].abs().amax(1, keepdim=True), rtol=1e-4, atol=1e-8)
+    assert cam.images.shape == (2, 32, 24, 3)
+    assert cam.spec is not None
+    assert cam.spec.feature_layer == "net"
+
+
+@pytest.mark.filterwarnings("ignore::xattn.errors.XattnWarning")
+@pytest.mark.parametrize("name", explainers.names())
+def test_every_method_explains_a_view_or_refuses_in_one_line(views: Tensor, name: str) -> None:
+    model = made(Around)
+    fields = {"samples": 6, "steps": 6, "count": 9, "chunk": 5, "segments": "grid"}
+    own = {k: v for k, v in fields.items() if k in explainers.create(name).__dataclass_fields__}
+    method = explainers.create(name, **own)
+    spec = xattn.infer_spec(model, views, inputs=1)
+    if name in ("ablationcam", "shapleycam", "fullgrad"):
+        with pytest.raises(NotApplicableError, match="use gradcam"):
+            xattn.explain(model, views, method, 1, spec=spec, inputs=1)
+        return
+    try:
+        whole = xattn.explain(model, views, method, 1, spec=spec, inputs=1, seeds=[1, 2])
+    except NotApplicableError:
+        assert explainers.create(name).family.value in ("attention", "propagation") or name == "cam"
+        return
+    assert whole.maps.shape[:2] == (2, 1)
+    for i in range(2):
+        one = xattn.explain(model, views[i : i + 1], method, 1, spec=spec, inputs=1, seeds=[i + 1])
+        scale = float(one.maps.abs().max())
+        torch.testing.assert_close(whole.maps[i : i + 1], one.maps, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_views_are_asked_for_by_number_and_the_answer_works(views: Tensor) -> None:
+    model = made(Around)
+    for inputs in (None, 3, -1, True, "left"):
+        with pytest.raises(ParameterError, match="inputs=0 to 2"):
+            xattn.explain(model, views, "saliency", inputs=inputs)
+    assert xattn.explain(model, views, "saliency", inputs=2).status == ("ok", "ok")

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, ParameterError, ShapeError, unknown
 
 Name = str | int
 _IMAGE = 4  # dimensions of a batch of images
+_VIEWS = "views"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,34 @@ class Inputs:
         return self.name, self.as_one, *shapes
 
 
+@dataclass(frozen=True, eq=False)
+class Views(Inputs):
+    """Several views of each object, (N, V, C, H, W): one is explained, the others are held fixed."""
+
+    @property
+    def count(self) -> int:
+        """Number of views V."""
+        return int(self.others[_VIEWS].shape[1])
+
+    def call(self, model: nn.Module, x: Tensor) -> Any:
+        """What the model returns for images (M, C, H, W) in the place of the explained view."""
+        whole = self.others[_VIEWS].to(x.dtype)
+        if len(whole) not in (1, len(x)):
+            raise ShapeError(
+                f"x: there are views of {len(whole)} objects but {len(x)} images are to be run beside them; "
+                "Trace.predict, score and again take rows=, the object that each is made of."
+            )
+        views = list(whole.expand(len(x), *whole.shape[1:]).unbind(1))
+        views[int(self.name)] = x
+        return model(torch.stack(views, dim=1))
+
+    def rows(self, tensor: Tensor, images: int) -> Tensor:
+        """The rows of the explained view in what a layer gives for all views of each image, one after the other."""
+        if len(tensor) != images * self.count:
+            return tensor
+        return tensor.unflatten(0, (images, self.count))[:, int(self.name)]
+
+
 def required(model: nn.Module) -> list[str]:
     """Names of the arguments that a forward pass cannot do without."""
     try:
@@ -98,7 +128,7 @@ def split_inputs(x: Any, inputs: Name | None, model: nn.Module) -> tuple[Any, In
     """The input that is explained, and the others; None for what is one input only.
 
     Args:
-        x: a dictionary of inputs, a tuple of them, or one.
+        x: a dictionary of inputs, a tuple of them, one, or views (N, V, C, H, W).
         inputs: the key or place of the one that is explained; None is the only one that is a batch of float images.
         model: that takes them.
 
@@ -106,6 +136,13 @@ def split_inputs(x: Any, inputs: Name | None, model: nn.Module) -> tuple[Any, In
         ParameterError: if it is not clear which one is explained.
         ShapeError: if there are not as many of the others.
     """
+    if isinstance(x, Tensor) and x.ndim == _IMAGE + 1 and x.is_floating_point():
+        if type(inputs) is not int or not 0 <= inputs < x.shape[1]:
+            raise ParameterError(
+                f"x: of views (N, V, C, H, W) one is explained beside the others; {tuple(x.shape)} has {x.shape[1]} of "
+                f"them, inputs=0 to {x.shape[1] - 1}."
+            )
+        return x[:, inputs], Views(inputs, {_VIEWS: x}, frozenset({_VIEWS}))
     several = isinstance(x, Mapping) or (
         isinstance(x, tuple) and any(isinstance(v, Tensor) and (v.ndim >= _IMAGE or inputs is not None) for v in x)
     )

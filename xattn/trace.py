@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from xattn.attention_taps import attention_of
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, unknown
 from xattn.functional.baselines import Baseline, Replace
-from xattn.inputs import Inputs, Name, feed, split_inputs
+from xattn.inputs import Inputs, Name, Views, feed, split_inputs
 from xattn.outputs import Which
 from xattn.running import evaluating, unwrap
 from xattn.score import ScoreFn, apply_score, probabilities
@@ -128,6 +128,7 @@ class Trace:
             raise unknown("recorded layer", layer, list(self._kept)) from None
 
     def _grid(self, layer: str, tensor: Tensor) -> Tensor:
+        tensor = self.inputs.rows(tensor, len(self.x)) if isinstance(self.inputs, Views) else tensor
         tokens = None if layer == INPUT or attention_of(layer) else self.spec.layout(layer)
         return tokens.fold(tensor, self.input_size) if tokens is not None and tokens.folds(tensor) else tensor
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from xattn.errors import NotApplicableError
 from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
+from xattn.explainers.intervention import refuse_views
 from xattn.functional.resize import normalize, resize
 from xattn.running import in_this_thread
 from xattn.score import apply_score
@@ -123,6 +124,7 @@ class FullGrad(Explainer):
             )
 
     def attribute(self, trace: Trace) -> Tensor:
+        refuse_views(trace, self.name)
         maps = torch.zeros_like(trace.x[:, :1])
 
         def add(term: Tensor) -> None:

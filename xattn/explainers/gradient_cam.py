@@ -13,7 +13,7 @@ from xattn.errors import NotApplicableError
 from xattn.explainer import Family, LayerExplainer
 from xattn.explainers import explainers
 from xattn.explainers.cam import GradientCAM
-from xattn.explainers.intervention import fold, replaced_output
+from xattn.explainers.intervention import fold, refuse_views, replaced_output
 from xattn.functional import cam as formulas
 from xattn.schema import Range
 from xattn.score import apply_score
@@ -97,6 +97,7 @@ class ShapleyCAM(LayerExplainer):
     utility: Literal["rest", "score"] = "rest"
 
     def attribute(self, trace: Trace) -> Tensor:
+        refuse_views(trace, self.name)
         (layer,) = self.layers(trace.spec)
         classes = trace.goal.by_class and trace.goal.has_classes
         utility = residual_softmax if self.utility == "rest" and classes else trace.score_fn

@@ -9,11 +9,24 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import ShapeError
+from xattn.errors import NotApplicableError, ShapeError
+from xattn.inputs import Views
 from xattn.running import in_this_thread
 from xattn.score import apply_score
 from xattn.taps import first_tensor, put_back, split_call
 from xattn.trace import Trace
+
+
+def refuse_views(trace: Trace, method: str) -> None:
+    """Refuse a pass over several views, whose features this method would take all at once.
+
+    Raises:
+        NotApplicableError: with a method to use instead.
+    """
+    if isinstance(trace.inputs, Views):
+        raise NotApplicableError(
+            f"{method}: it takes the features of one image, and here each has those of several views; use gradcam."
+        )
 
 
 @contextmanager

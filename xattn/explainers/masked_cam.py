@@ -10,7 +10,7 @@ from torch import Tensor
 
 from xattn.explainer import Family, LayerExplainer
 from xattn.explainers import explainers
-from xattn.explainers.intervention import scores_without
+from xattn.explainers.intervention import refuse_views, scores_without
 from xattn.explainers.passes import Chunk, Halving, score_again
 from xattn.functional.cam import weighted_channels
 from xattn.functional.perturb import packed_scores
@@ -92,6 +92,7 @@ class AblationCAM(LayerExplainer):
     chunk: Chunk = field(default=64, kw_only=True, repr=False, compare=False)
 
     def attribute(self, trace: Trace) -> Tensor:
+        refuse_views(trace, self.name)
         (layer,) = self.layers(trace.spec)
         features = trace.activation(layer)
         chunk = max(1, self.chunk * trace.x[0].numel() // features[0].numel())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.attention_taps import PROBABILITIES, AttentionTaps
-from xattn.inputs import Inputs, feed
+from xattn.inputs import Inputs, Views, feed
 from xattn.outputs import Choice, Which, choose, rows, take
 from xattn.running import evaluating, in_this_thread
 from xattn.taps import Recording, first_tensor, put_back
@@ -122,6 +122,7 @@ def run(
     clock = 0
     recording = Recording(uncut)
     handles = []
+    views = inputs if isinstance(inputs, Views) else None
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any) -> None:
@@ -145,9 +146,14 @@ def run(
             index = counts.get(name, 0)
             counts[name] = index + 1
             plain = isinstance(output, Tensor)
-            calls.append(Call(name, index, module, tensor.detach(), plain, tensor.grad_fn, started, clock))
+            given = tensor.detach() if views is None else views.rows(tensor.detach(), len(x))
+            calls.append(Call(name, index, module, given, plain, tensor.grad_fn, started, clock))
             if swap is not None and (name, index) == (swap.name, swap.index):
-                return put_back(output, tensor.flip(0))
+                if views is not None and len(tensor) == len(x) * views.count:
+                    tensor = tensor.unflatten(0, (len(x), views.count)).flip(0).flatten(0, 1)
+                else:
+                    tensor = tensor.flip(0)
+                return put_back(output, tensor)
             return None
 
         return hook
