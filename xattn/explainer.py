@@ -88,6 +88,15 @@ class Explainer(ABC):
         """Relative error (N,) of what the maps must sum to, or None where the method promises no sum."""
         return None
 
+    def remedy(self, trace: Trace, maps: Tensor, i: int) -> str:
+        """What is wrong in numbers with map `i`, which is not conserving, and what to do; empty where nothing helps."""
+        return ""
+
+    def advice(self, trace: Trace, explanation: Explanation, i: int) -> str:
+        """What a warning adds about map `i`: `", which ..."`, or nothing."""
+        text = self.remedy(trace, explanation.maps, i) if explanation.status[i] == NON_CONSERVING else ""
+        return text and f", which {text}"
+
     def explanation(self, trace: Trace) -> Explanation:
         """Maps with provenance and status from a recorded pass; the model is held alone while they are made."""
         self.check(trace.spec)

@@ -86,8 +86,8 @@ def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = Fa
             first = next(i for i, s in enumerate(explanation.status) if s != OK)
             counts = ", ".join(f"{count} {name}" for name, count in trouble.items())
             warnings.warn(
-                f"{method.name}: {counts} of {len(explanation)} maps (first: image {first}); "
-                "see Explanation.status before you read them.",
+                f"{method.name}: {counts} of {len(explanation)} maps (first: image {first}"
+                f"{method.advice(trace, explanation, first)}); see Explanation.status before you read them.",
                 XattnWarning,
                 stacklevel=3,
             )

@@ -404,7 +404,7 @@ def test_unknown_rules_and_baselines() -> None:
         IntegratedGradients(rule="simpson")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="Did you mean 'black'"):
         explainers.parse("ig:baseline=blak")
-    with pytest.raises(ParameterError, match="steps must be at least 1"):
+    with pytest.raises(ParameterError, match="steps must be none or at least 1"):
         BlurIG(steps=0)
 
 

@@ -1,28 +1,25 @@
-"""Gradients gathered along a path to the image, or over noisy copies of it; all steps of a batch of images at once."""
+"""Gradients gathered along a path to the image; all steps of a batch of images at once."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from xattn.explainer import Explainer, Family, needs_of
+from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
-from xattn.explainers.gradient import InputXGradient, Saliency
-from xattn.explainers.guided import GuidedBackprop, guided_gradient
 from xattn.explainers.passes import (
     BaselineName,
     Chunk,
-    Halving,
     as_image,
     baseline_image,
     completeness_error,
+    end_scores,
     gradient_again,
-    laid_out,
     owners,
     scores_of,
     tiles,
@@ -31,8 +28,7 @@ from xattn.functional.baselines import baselines
 from xattn.functional.gradient import ChannelReduction, reduce_channels
 from xattn.functional.path import Rule, blur_matrix, blurred, guided_step, quadrature
 from xattn.schema import Range
-from xattn.spec import ModelSpec
-from xattn.trace import INPUT, Trace
+from xattn.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -60,22 +56,66 @@ class PixelExplainer(Explainer):
 class PathExplainer(PixelExplainer):
     """A method whose attributions sum to f(x) - f(baseline), but for the error of a finite number of steps.
 
-    The sum is checked where the channels are summed with their signs; a map that misses it by more than 5 % (the
-    accuracy that arXiv:1703.01365, sec. 5, asks for) is marked `non-conserving`: more steps help.
+    Without a number of steps, each image gets as many as its sum needs to be right to 1 %, up to a limit: at first as
+    many as suffice for smooth models, then more between them, so that no gradient is computed twice. With a number, it
+    is that number. A sum that is off by more than 5 % in the end (the accuracy that arXiv:1703.01365, sec. 5, asks
+    for) makes the map `non-conserving`. The sum is that of the channels with their signs.
     """
 
     tolerance: ClassVar[float] = 0.05
+    aim: ClassVar[float] = 0.01
+    beyond: ClassVar[int]
+    """Steps to try where the limit did not do."""
 
     @abstractmethod
     def start(self, trace: Trace) -> Tensor:
         """Where the path begins (N, C, H, W)."""
 
+    @abstractmethod
+    def along(self, trace: Trace, steps: int) -> Tensor:
+        """Attributions (N, C, H, W) with so many steps."""
+
+    @abstractmethod
+    def refined(self, trace: Trace, row: Tensor) -> Iterator[Tensor]:
+        """Attributions (1, C, H, W) of one image (1,), with more and more steps."""
+
+    def channels(self, trace: Trace) -> Tensor:
+        steps: int | None = self.steps  # type: ignore[attr-defined]
+        return trace.once(("along", self), lambda: self._grown(trace) if steps is None else self.along(trace, steps))
+
+    def _grown(self, trace: Trace) -> Tensor:
+        maps = []
+        # One image at a time: when to stop is a choice, and a batch must not change it by rounding.
+        for row in torch.arange(len(trace.x), device=trace.x.device).split(1):
+            for found in self.refined(trace, row):
+                if float(self._error(trace, found, row)) <= self.aim:
+                    break
+            maps.append(found)
+        return torch.cat(maps) if maps else torch.zeros_like(trace.x)
+
+    def _gradients(self, trace: Trace, points: Tensor, row: Tensor) -> Tensor:
+        """Gradients (S, C, H, W) at points (S, C, H, W) on the way to one image."""
+        gradient = gradient_again(trace)
+        return torch.cat([gradient(part, row.expand(len(part))) for part in points.split(self.chunk)])
+
+    def _start_scores(self, trace: Trace) -> Tensor:
+        return trace.once(("start", self), lambda: scores_of(trace, self.start(trace), self.chunk))
+
+    def _error(self, trace: Trace, values: Tensor, rows: Tensor) -> Tensor:
+        total, magnitude = values.sum((1, 2, 3)), values.abs().sum((1, 2, 3))
+        return completeness_error(trace, total, self._start_scores(trace)[rows], magnitude, rows)
+
     def conservation(self, trace: Trace, maps: Tensor) -> Tensor | None:
         """Relative error (N,) of sum of the map = f(x) - f(baseline)."""
-        if self.reduce != "sum":
-            return None
-        start = scores_of(trace, self.start(trace), self.chunk)
-        return completeness_error(trace, maps.sum((1, 2, 3)), start, maps.abs().sum((1, 2, 3)))
+        every = torch.arange(len(maps), device=maps.device)
+        return self._error(trace, maps, every) if self.reduce == "sum" else None
+
+    def remedy(self, trace: Trace, maps: Tensor, i: int) -> str:
+        due = float(end_scores(trace)[i] - self._start_scores(trace)[i])
+        better = f"try steps={self.beyond}"
+        if self.steps is not None:  # type: ignore[attr-defined]
+            better = "leave steps out and they grow until it does"
+        return f"adds up to {float(maps[i].sum()):.3g} of {due:.3g}: {better}"
 
 
 @explainers.register("integrated-gradients", "ig")
@@ -84,33 +124,49 @@ class IntegratedGradients(PathExplainer):
     """Integrated gradients: (x - b) x mean gradient between b and x (Sundararajan et al. 2017, arXiv:1703.01365).
 
     The path from the baseline b is straight. Computed here rather than by captum: baselines are those of the metrics,
-    and the steps of all images fill batches of one size.
+    steps grow until the sum is right, and those of all images fill batches of one size.
 
     Args:
         baseline: where the path begins: `"black"`, `"mean"`, `"blur"` or `"noise"`, defined on pixels and then
             normalized.
-        steps: gradients on the way.
-        rule: of the integral, `"midpoint"` or `"gauss-legendre"`.
+        steps: gradients on the way; None takes 50, then 150 and 450 for images whose sum is not right to 1 % yet.
+        rule: of the integral, `"midpoint"`, whose gradients are used again when the steps grow, or
+            `"gauss-legendre"`.
     """
 
-    passes: ClassVar[str] = "51 forward, 50 backward"
+    passes: ClassVar[str] = "51 forward, 50 backward, up to 9 times as many where the sum needs them"
     paper: ClassVar[str] = "Sundararajan et al. 2017, arXiv:1703.01365, eq. 1"
+    beyond: ClassVar[int] = 2000
     baseline: BaselineName = "black"
-    steps: Annotated[int, Range(1, 2000)] = 50
+    steps: Annotated[int | None, Range(1, 2000)] = None
     rule: Rule = "midpoint"
 
     def start(self, trace: Trace) -> Tensor:
         return baseline_image(trace, self.name, self.baseline)
 
-    def channels(self, trace: Trace) -> Tensor:
+    def along(self, trace: Trace, steps: int) -> Tensor:
         start, x = self.start(trace), trace.x
-        nodes, weights = (part.to(x).view(-1, 1, 1, 1) for part in quadrature(self.rule, self.steps))
+        nodes, weights = (part.to(x).view(-1, 1, 1, 1) for part in quadrature(self.rule, steps))
         gradient, mean = gradient_again(trace), torch.zeros_like(x)
-        for images, steps in tiles(len(x), self.steps, self.chunk):
-            points = start[images, None].lerp(x[images, None], nodes[steps])
-            found = gradient(points.flatten(0, 1), owners(images, steps, x.device))
-            mean[images] += (found.view_as(points) * weights[steps]).sum(1)
+        for images, part in tiles(len(x), steps, self.chunk):
+            points = start[images, None].lerp(x[images, None], nodes[part])
+            found = gradient(points.flatten(0, 1), owners(images, part, x.device))
+            mean[images] += (found.view_as(points) * weights[part]).sum(1)
         return (x - start) * mean
+
+    def refined(self, trace: Trace, row: Tensor) -> Iterator[Tensor]:
+        start, x = self.start(trace)[row], trace.x[row]
+        mean, before = torch.zeros_like(x), 0
+        for steps in (50, 150, 450):
+            nodes, weights = (part.to(x).view(-1, 1, 1, 1) for part in quadrature(self.rule, steps))
+            if self.rule == "midpoint" and before:  # the middle of each three is a midpoint of before
+                new = torch.arange(steps, device=x.device) % 3 != 1
+                nodes, weights, mean = nodes[new], weights[new], mean * before / steps
+            else:
+                mean = torch.zeros_like(x)
+            mean = mean + (self._gradients(trace, start.lerp(x, nodes), row) * weights).sum(0, keepdim=True)
+            before = steps
+            yield (x - start) * mean
 
 
 @explainers.register("blur-ig")
@@ -125,81 +181,118 @@ class BlurIG(PathExplainer):
 
     Args:
         sigma: of the first blur, as a share of the image's shorter side; the paper's 50 pixels at 224.
-        steps: from the sharp image to the first blur.
+        steps: from the sharp image to the first blur; None takes 50, then 100 and 200 for images whose sum is not
+            right to 1 % yet.
     """
 
-    passes: ClassVar[str] = "52 forward, 51 backward"
+    passes: ClassVar[str] = "52 forward, 51 backward, up to 4 times as many where the sum needs them"
+    beyond: ClassVar[int] = 500
     sigma: Annotated[float, Range(0, 10, open_low=True)] = 50 / 224
-    steps: Annotated[int, Range(1, 500)] = 50
+    steps: Annotated[int | None, Range(1, 500)] = None
 
-    def _blurs(self, trace: Trace) -> list[Tensor]:
+    def _blurs(self, trace: Trace, steps: int) -> list[Tensor]:
         """Filters of all steps along the height (S + 1, H, H) and the width (S + 1, W, W), from the sharp image on."""
 
         def make() -> list[Tensor]:
-            sigmas = [self.sigma * min(trace.input_size) * (i / self.steps) ** 2 for i in range(self.steps + 1)]
+            sigmas = [self.sigma * min(trace.input_size) * (i / steps) ** 2 for i in range(steps + 1)]
             return [torch.stack([blur_matrix(size, s) for s in sigmas]).to(trace.x) for size in trace.input_size]
 
-        return trace.once(self, make)
+        return trace.once((self, steps), make)
 
     def start(self, trace: Trace) -> Tensor:
-        return blurred(trace.x, *(blur[-1:] for blur in self._blurs(trace)))[:, 0]
+        return blurred(trace.x, *(blur[-1:] for blur in self._blurs(trace, self.steps or 50)))[:, 0]
 
-    def channels(self, trace: Trace) -> Tensor:
+    def along(self, trace: Trace, steps: int) -> Tensor:
         gradient, total = gradient_again(trace), torch.zeros_like(trace.x)
-        for images, steps in tiles(len(trace.x), self.steps + 1, self.chunk):
+        for images, part in tiles(len(trace.x), steps + 1, self.chunk):
             # With a neighbour on each side, the step of a point is half the way between them.
-            around = torch.arange(steps.start - 1, steps.stop + 1).clamp(0, self.steps)
-            points = blurred(trace.x[images], *(blur[around] for blur in self._blurs(trace)))
-            found = gradient(points[:, 1:-1].flatten(0, 1), owners(images, steps, trace.x.device))
+            around = torch.arange(part.start - 1, part.stop + 1).clamp(0, steps)
+            points = blurred(trace.x[images], *(blur[around] for blur in self._blurs(trace, steps)))
+            found = gradient(points[:, 1:-1].flatten(0, 1), owners(images, part, trace.x.device))
             total[images] += (found.view_as(points[:, 1:-1]) * (points[:, :-2] - points[:, 2:])).sum(1) / 2
         return total
+
+    def refined(self, trace: Trace, row: Tensor) -> Iterator[Tensor]:
+        found: Tensor | None = None
+        for steps in (50, 100, 200):
+            points = blurred(trace.x[row], *self._blurs(trace, steps))[0]
+            if found is None:
+                found = self._gradients(trace, points, row)
+            else:  # every other point is new
+                added = self._gradients(trace, points[1::2], row)
+                found = torch.cat([torch.stack([found[:-1], added], dim=1).flatten(0, 1), found[-1:]])
+            around = torch.cat([points[:1], points, points[-1:]])
+            yield ((around[:-2] - around[2:]) / 2 * found).sum(0, keepdim=True)
 
 
 @explainers.register("guided-ig")
 @dataclass(frozen=True)
-class GuidedIG(PixelExplainer):
+class GuidedIG(PathExplainer):
     """Guided IG: the path moves the pixels of least gradient first (Kapishnikov et al. 2021, arXiv:2106.09788).
 
     So it keeps away from points where the gradient is large for no reason of the image. Each step depends on the one
     before. Differs from the released code: the gradient of a step is the mean of those at its two ends, which costs
     nothing. With the first alone, which chose the pixels for being small there, the sums of 10 maps of tiny-cnn missed
-    f(x) - f(baseline) by 24 % in the median; with both by 3 %, at most 18 %. So the sum is not checked. Which pixels
-    move is a choice by rank, in which rounding leads to another path: maps of tiny-brnpa differed by 16 to 22 % between
-    a batch and single images. So each image runs alone, whatever the batch; another device still rounds otherwise.
+    f(x) - f(baseline) by 24 % in the median; with both by 3 %, at most 18 %. Without a number of steps the path is that
+    of 100 choices, and where the sum along it is not right, gradients between its points are added, all at once: the
+    path itself stays. Which pixels move is a choice by rank, in which rounding leads to another path: maps of
+    tiny-brnpa differed by 16 to 22 % between a batch and single images. So each image runs alone, whatever the batch;
+    another device still rounds otherwise.
 
     Args:
         baseline: where the path begins: `"black"`, `"mean"`, `"blur"` or `"noise"`, defined on pixels and then
             normalized.
-        steps: on the way, one after the other.
+        steps: on the way, one after the other; None takes 100, and 1 and then 3 gradients within each for images whose
+            sum is not right to 1 % yet.
         fraction: of the features that move at a time.
         reach: how far a feature may be from the straight path, as a share of its way; 0 is the straight path.
     """
 
-    passes: ClassVar[str] = "101 forward, 101 backward, one after the other"
+    passes: ClassVar[str] = "102 forward, 101 backward, one after the other, up to 300 more where the sum needs them"
+    beyond: ClassVar[int] = 1000
     baseline: BaselineName = "black"
-    steps: Annotated[int, Range(1, 10_000)] = 100
+    steps: Annotated[int | None, Range(1, 10_000)] = None
     fraction: Annotated[float, Range(0, 1, open_low=True)] = 0.25
     reach: Annotated[float, Range(0, 1)] = 0.02
 
-    def channels(self, trace: Trace) -> Tensor:
-        gradient, start = gradient_again(trace), baseline_image(trace, self.name, self.baseline)
-        maps = []
+    def start(self, trace: Trace) -> Tensor:
+        return baseline_image(trace, self.name, self.baseline)
+
+    def along(self, trace: Trace, steps: int) -> Tensor:
         # One image at a time: a convolution of a batch rounds otherwise than that of one image, and a choice by rank,
         # taken again a hundred times, makes another path of it.
-        for rows in torch.arange(len(trace.x), device=trace.x.device).split(1):
-            first, way = start[rows], trace.x[rows] - start[rows]
-            length = way.abs().flatten(1)
-            place, total = torch.zeros_like(length), torch.zeros_like(way)
-            here = gradient(first, rows)
-            for step in range(1, self.steps + 1):
-                moved = guided_step(
-                    place, here.abs().flatten(1).to(length), length, step / self.steps, self.fraction, self.reach
-                )
-                there = gradient(first + moved.view_as(way) * way, rows)
-                total += (here + there) / 2 * (moved - place).view_as(way) * way
-                place, here = moved, there
-            maps.append(total)
-        return torch.cat(maps)
+        rows = torch.arange(len(trace.x), device=trace.x.device).split(1)
+        return torch.cat([self._path(trace, row, steps)[0] for row in rows])
+
+    def _path(self, trace: Trace, row: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Attributions (1, C, H, W) of one image, and the points of its path (S + 1, C, H, W)."""
+        gradient = gradient_again(trace)
+        first = self.start(trace)[row]
+        way = trace.x[row] - first
+        length = way.abs().flatten(1)
+        place, total, points = torch.zeros_like(length), torch.zeros_like(way), [first]
+        here = gradient(first, row)
+        for step in range(1, steps + 1):
+            moved = guided_step(
+                place, here.abs().flatten(1).to(length), length, step / steps, self.fraction, self.reach
+            )
+            points.append(first + moved.view_as(way) * way)
+            there = gradient(points[-1], row)
+            total += (here + there) / 2 * (moved - place).view_as(way) * way
+            place, here = moved, there
+        return total, torch.cat(points)
+
+    def refined(self, trace: Trace, row: Tensor) -> Iterator[Tensor]:
+        total, points = self._path(trace, row, 100)
+        yield total
+        step = points[1:] - points[:-1]
+        for parts in (2, 4):  # the trapezoids between the points are halved
+            added = torch.zeros_like(total)
+            for place in range(1, parts, 2):
+                between = points[:-1] + place / parts * step
+                added += (self._gradients(trace, between, row) * step).sum(0, keepdim=True)
+            total = total / 2 + added / parts
+            yield total
 
 
 @explainers.register("gradient-shap", "expected-gradients")
@@ -252,147 +345,3 @@ def drawn_baselines(trace: Trace, who: str, baseline: str) -> Callable[[Tensor],
         return as_image(replace, who, baseline).expand_as(x)
 
     return draw
-
-
-# Methods whose attributions have channels, before these are reduced as their field `reduce` says.
-_CHANNELS: dict[type[Explainer], Callable[[Trace], Tensor]] = {
-    Saliency: lambda trace: trace.gradient(INPUT),
-    InputXGradient: lambda trace: trace.activation(INPUT) * trace.gradient(INPUT),
-    GuidedBackprop: guided_gradient,
-}
-
-
-@dataclass(frozen=True)
-class NoiseTunnel(Explainer):
-    """A statistic of another method's attributions over noisy copies of the image.
-
-    Where that method has an attribution for each channel of each pixel, the statistic is taken of these, with their
-    signs, and the channels are reduced after; else of its maps. All three statistics come from the same copies: with
-    equal parameters, the second and third of them cost nothing. Computed here rather than by captum, whose noise
-    depends on the batch and whose default takes absolute values first.
-
-    Args:
-        of: the other method and its parameter, as in `"saliency"`, `"gradcam"` or `"integrated-gradients:steps=8"`.
-        samples: noisy copies.
-        noise: standard deviation of the Gaussian noise, as a share of the range of the normalized image.
-        chunk: images a batch; no part of the result.
-    """
-
-    family: ClassVar[Family] = Family.GRADIENT
-    passes: ClassVar[str] = "50 forward, 50 backward, shared by the three of the noise tunnel"
-    of: Annotated[str, explainers.parse] = "saliency"
-    samples: Annotated[int, Range(1, 10_000)] = 50
-    noise: Annotated[float, Range(0, 100, open_low=True)] = 0.15
-    chunk: Chunk = field(default=64, kw_only=True, repr=False, compare=False)
-
-    def check(self, spec: ModelSpec) -> None:
-        explainers.parse(self.of).check(spec)
-
-    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
-        """What is shown, from mean and variance over the copies."""
-        raise NotImplementedError
-
-    def attribute(self, trace: Trace) -> Tensor:
-        inner = explainers.parse(self.of)
-        channels = getattr(inner, "channels", None) or _CHANNELS.get(type(inner))
-        key = ("noise", inner, self.samples, self.noise)
-        mean, variance = trace.once(key, lambda: self._moments(trace, inner, channels))
-        found = self.statistic(mean, variance)
-        return found if channels is None else reduce_channels(found, inner.reduce)  # type: ignore[attr-defined]
-
-    def _moments(
-        self, trace: Trace, inner: Explainer, channels: Callable[[Trace], Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Mean and variance over the noisy copies, (N, C, H, W) or (N, 1, h, w)."""
-        x = trace.x
-        sigma = self.noise * (x.amax((1, 2, 3)) - x.amin((1, 2, 3)))
-        generators = [trace.generator(i, "noise tunnel") for i in range(len(x))]
-        seeds = torch.stack(
-            [
-                torch.randint(1 << 31, (self.samples,), generator=trace.generator(i, "noise tunnel/seeds"))
-                for i in range(len(x))
-            ]
-        )
-        again = Halving(lambda images, own, seed: self._inner(trace, inner, channels, images, own, seed))
-        found: list[tuple[int, Tensor, Tensor]] = []
-        for images, samples in tiles(len(x), self.samples, self.chunk):
-            own = owners(images, samples, x.device)
-            # One copy after the other, so that the numbers do not depend on how they are cut into batches.
-            noise = torch.stack([torch.randn(x.shape[1:], generator=generators[i]) for i in own.tolist()])
-            copies = x[own] + sigma[own].view(-1, 1, 1, 1) * noise.to(x)
-            values = again(copies, own, seeds[images, samples].flatten())
-            values = values.unflatten(0, (-1, samples.stop - samples.start))
-            variance, mean = torch.var_mean(values, dim=1, correction=0)
-            if samples.start == 0:
-                found.append((samples.stop, mean, variance))
-                continue
-            # More samples of the same image: two groups of known mean and variance make one (Chan et al. 1979).
-            before, old_mean, old_variance = found.pop()
-            share, apart = 1 - before / samples.stop, mean - old_mean
-            variance = old_variance.lerp(variance, share) + share * (1 - share) * apart.square()
-            found.append((samples.stop, old_mean + share * apart, variance))
-        return torch.cat([m for _, m, _ in found]), torch.cat([v for _, _, v in found])
-
-    def _inner(
-        self,
-        trace: Trace,
-        inner: Explainer,
-        channels: Callable[[Trace], Tensor] | None,
-        images: Tensor,
-        own: Tensor,
-        seed: Tensor,
-    ) -> Tensor:
-        again = trace.again(laid_out(images), rows=own, seeds=seed.tolist(), **needs_of([inner], trace.spec))
-        return inner.explanation(again).maps if channels is None else channels(again)
-
-
-@explainers.register("smoothgrad")
-@dataclass(frozen=True)
-class SmoothGrad(NoiseTunnel):
-    """SmoothGrad: mean attribution over noisy copies of the image (Smilkov et al. 2017, arXiv:1706.03825).
-
-    The mean is taken of the gradients with their signs, as in the paper; their absolute values come after.
-
-    Args:
-        of: the other method and its parameter, as in `"saliency"`, `"gradcam"` or `"integrated-gradients:steps=8"`.
-        samples: noisy copies.
-        noise: standard deviation of the Gaussian noise, as a share of the range of the normalized image; the paper
-            has 0.1 to 0.2.
-    """
-
-    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
-        return mean
-
-
-@explainers.register("smoothgrad-squared", "smoothgrad-sq", "square-grad")
-@dataclass(frozen=True)
-class SmoothGradSquared(NoiseTunnel):
-    """SmoothGrad-squared: mean square of the attribution over noisy copies (Hooker et al. 2019, arXiv:1806.10758).
-
-    Args:
-        of: the other method and its parameter, as in `"saliency"`, `"gradcam"` or `"integrated-gradients:steps=8"`.
-        samples: noisy copies.
-        noise: standard deviation of the Gaussian noise, as a share of the range of the normalized image.
-    """
-
-    paper: ClassVar[str] = "Hooker et al. 2019, ROAR, arXiv:1806.10758"
-
-    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
-        return mean.square() + variance
-
-
-@explainers.register("vargrad")
-@dataclass(frozen=True)
-class VarGrad(NoiseTunnel):
-    """VarGrad: variance of the attribution over noisy copies of the image (Adebayo et al. 2018, arXiv:1810.03292).
-
-    Args:
-        of: the other method and its parameter, as in `"saliency"`, `"gradcam"` or `"integrated-gradients:steps=8"`.
-        samples: noisy copies, at least two.
-        noise: standard deviation of the Gaussian noise, as a share of the range of the normalized image.
-    """
-
-    samples: Annotated[int, Range(2, 10_000)] = 50
-
-    def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
-        return variance

@@ -120,7 +120,14 @@ def baseline_image(trace: Trace, who: str, baseline: str) -> Tensor:
     return as_image(replacement(trace, baseline), who, baseline).expand_as(trace.x)
 
 
-def completeness_error(trace: Trace, total: Tensor, start: Tensor, magnitude: Tensor) -> Tensor:
+def end_scores(trace: Trace) -> Tensor:
+    """Scores (N,) of the images themselves."""
+    return apply_score(trace.score_fn, promote(trace.logits), trace.target)
+
+
+def completeness_error(
+    trace: Trace, total: Tensor, start: Tensor, magnitude: Tensor, rows: Tensor | None = None
+) -> Tensor:
     """Relative error (N,) of a sum that should be the score of the image less that of its baseline.
 
     Args:
@@ -128,11 +135,12 @@ def completeness_error(trace: Trace, total: Tensor, start: Tensor, magnitude: Te
         total: the sum (N,).
         start: score of the baseline (N,).
         magnitude: sum of the absolute values that were added up (N,); what the model may round of it is no error.
+        rows: the images (N,) of the trace that these are; None is all of them.
 
     Returns:
         The error as a share of the largest of the two scores and their difference.
     """
-    end = apply_score(trace.score_fn, promote(trace.logits), trace.target)
+    end = end_scores(trace) if rows is None else end_scores(trace)[rows]
     kind, (_, dtype) = trace.x.device.type, place_of(trace.model)
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
