@@ -11,12 +11,12 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import ShapeError
+from xattn.errors import NotApplicableError, ShapeError
 from xattn.explanation import NON_CONSERVING, OK, Explanation, status_of
 from xattn.running import lock_of
 from xattn.schema import check_fields
-from xattn.spec import ModelSpec
-from xattn.trace import Trace, promote, record
+from xattn.spec import CONTRADICTED, ModelSpec
+from xattn.trace import INPUT, SCORES_ALONE, Trace, promote, record
 
 
 class Family(Enum):
@@ -163,4 +163,35 @@ class LayerExplainer(Explainer):
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:
         """The one layer that is read."""
-        return (spec.feature_layer if self.layer is None else self.layer,)
+        return (feature_layer(spec, self.name) if self.layer is None else self.layer,)
+
+
+def feature_layer(spec: ModelSpec, method: str) -> str:
+    """The layer whose output is the features.
+
+    Raises:
+        NotApplicableError: with the reason, if the model has none.
+    """
+    if spec.feature_layer:
+        return spec.feature_layer
+    reason = spec.evidence["feature_layer"].why if "feature_layer" in spec.evidence else "the spec names none"
+    raise NotApplicableError(f"{method}: reads layers, but {reason}. {SCORES_ALONE}")
+
+
+def refuse(method: Explainer, spec: ModelSpec) -> None:
+    """Check what is known of a model against what a method reads.
+
+    Raises:
+        NotApplicableError: with the reason why it is not defined for the model.
+    """
+    layer, gradient = spec.evidence.get("feature_layer"), spec.evidence.get("gradient")
+    try:
+        method.check(spec)
+        needs = method.layers(spec)
+    except NotApplicableError:
+        if spec.feature_layer or layer is None:
+            raise
+        raise NotApplicableError(f"{method.name}: reads layers, but {layer.why}. {SCORES_ALONE}") from None
+    reads = method.grad or INPUT in needs or "backward" in method.passes
+    if gradient is not None and gradient.how == CONTRADICTED and reads:
+        raise NotApplicableError(f"{method.name}: reads gradients, but {gradient.why}. {SCORES_ALONE}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, overload
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xattn.data.preprocessing import Fit, pictures, to_batch
 from xattn.errors import NotApplicableError, ParameterError, XattnWarning
-from xattn.explainer import Explainer, LayerExplainer, needs_of
+from xattn.explainer import Explainer, LayerExplainer, needs_of, refuse
 from xattn.explainers import applicable, resolve
 from xattn.explanation import OK, Explanation
 from xattn.functional.pixels import drawn_bands
@@ -95,9 +95,25 @@ def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = Fa
     return explanations
 
 
+def completed(spec: ModelSpec | None, find: Callable[[tuple[int, int] | None], ModelSpec]) -> ModelSpec:
+    """The facts that were given, and those that are found in the place of the others.
+
+    Args:
+        spec: what was given; a fact that is its default counts as not given.
+        find: finds the facts, for images of a size if it is known.
+    """
+    if spec is None:
+        return find(None)
+    given = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    plain = ModelSpec()
+    given = {name: value for name, value in given.items() if value != getattr(plain, name)}
+    return replace(find(given.get("input_size")), **given)
+
+
 @overload
 def explain(
-    model: nn.Module, x: Any, methods: str | Explainer, target: Any = None, *, spec: ModelSpec | None = None,
+    model: nn.Module | Callable[..., Any], x: Any,
+    methods: str | Explainer, target: Any = None, *, spec: ModelSpec | None = None,
     seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
     inputs: Name | None = None, bands: Sequence[int] = (),
     mean: Any = None, std: Any = None, classes: Any = None, size: Any = None, fit: Fit | None = None,
@@ -105,14 +121,15 @@ def explain(
 ) -> Explanation: ...  # fmt: skip
 @overload
 def explain(
-    model: nn.Module, x: Any, methods: Sequence[str | Explainer], target: Any = None, *, spec: ModelSpec | None = None,
+    model: nn.Module | Callable[..., Any], x: Any,
+    methods: Sequence[str | Explainer], target: Any = None, *, spec: ModelSpec | None = None,
     seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
     inputs: Name | None = None, bands: Sequence[int] = (),
     mean: Any = None, std: Any = None, classes: Any = None, size: Any = None, fit: Fit | None = None,
     window: tuple[float, float] | None = None, transform: Callable[..., Any] | None = None,
 ) -> list[Explanation]: ...  # fmt: skip
 def explain(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     x: Any,
     methods: str | Explainer | Sequence[str | Explainer],
     target: Any = None,
@@ -134,7 +151,8 @@ def explain(
     """Explain what a model sees in images, with one forward and at most one backward pass for all layer methods.
 
     Args:
-        model: any module from images to logits (N, K). It leaves as it came.
+        model: any module from images to logits (N, K), which leaves as it came; or any function of images, for methods
+            that need scores alone, and gradients of the input where autograd follows it.
         x: float tensor (N, C, H, W) in the model's normalized space, or images to be read and normalized: a path,
             a Pillow image, a uint8 array (H, W, C), or a list of these; a tuple or dictionary of all inputs for a model
             of several.
@@ -185,11 +203,16 @@ def explain(
         x = torch.stack([apply_transform(transform, image) for image in pictures(x, window=window)])
         x = x.to(place_of(model)[0])
     sides = None if size is None else sides_of(size)
-    if not isinstance(spec, ModelSpec):
+    known = spec if isinstance(spec, ModelSpec) else None
+    if known is None or not known.feature_layer:
         images = x if _is_input(x) else None
         layers = [m.layer for m in chosen if isinstance(m, LayerExplainer) and m.layer]
-        spec = facts_about(model, images, layers, output=output, target=target, inputs=others, input_size=sides)
-    elif output is not None and not callable(output):
+        spec = completed(known, lambda given: facts_about(
+            model, images, layers, output=output, target=target, inputs=others, input_size=sides or given
+        ))  # fmt: skip
+    else:
+        spec = known
+    if known is not None and output is not None and not callable(output):
         spec = replace(spec, output=output if isinstance(output, tuple) else (output,))
     spec = spec.given(mean=mean, std=std, classes=classes, size=size)
     if prepared is not None and mean is None:
@@ -210,7 +233,7 @@ def explain(
     if every:
         chosen = [method for method in chosen if applicable(method, spec) is None]
     for method in chosen:
-        method.check(spec)
+        refuse(method, spec)
     trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds, output=output, inputs=others)
     drawn = tuple(drawn_bands(trace.x.shape[1], bands)) if bands else ()
     if classes is not None and trace.goal.has_classes and len(spec.classes) != trace.logits.shape[1]:

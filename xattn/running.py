@@ -9,19 +9,118 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from xattn.errors import NotApplicableError
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The plain module under `torch.compile` and `DistributedDataParallel`; hooks do not fire on compiled code.
+class FunctionModel(nn.Module):
+    """A model that is no module: any callable from images to outputs, which may be NumPy arrays.
+
+    Args:
+        function: it gets images (N, C, H, W) and is run as it is, in whatever mode it has.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.spec = getattr(function, "spec", None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the callable gives, arrays as tensors."""
+        try:
+            outputs = self.function(*args, **kwargs)
+        except RuntimeError as error:
+            if not torch.is_grad_enabled() or "numpy()" not in str(error):
+                raise
+            with torch.no_grad():  # it makes arrays of tensors, which it cannot where these have a gradient
+                args, kwargs = tree_map(lambda v: v.detach() if isinstance(v, torch.Tensor) else v, (args, kwargs))
+                outputs = self.function(*args, **kwargs)
+        given = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        return _as_tensors(outputs, next((value.device for value in given), None))
+
+
+class FixedBatch(FunctionModel):
+    """A program of `torch.export` that takes a fixed number of images, for any number: the last ones are repeated."""
+
+    def __init__(self, function: Callable[..., Any], size: int) -> None:
+        super().__init__(function)
+        self.size = size
+
+    def forward(self, x: Any) -> Any:
+        """Its outputs for all images."""
+        parts = x.split(self.size)
+        more = self.size - len(parts[-1])
+        padded = [*parts[:-1], torch.cat([parts[-1], parts[-1][-1:].expand(more, *x.shape[1:])])] if more else parts
+        outputs = [self.function(part) for part in padded]
+        return tree_map(lambda *rows: torch.cat(rows)[: len(x)], *outputs)
+
+
+def _is_exported(model: nn.Module) -> bool:
+    return any(base.__name__ == "_StatefulGraphModule" for base in type(model).__mro__)
+
+
+def _batch_of(program: nn.Module) -> int | None:
+    """How many images a program of `torch.export` takes, if it is a fixed number."""
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]  # type: ignore[union-attr]
+    shape = getattr(inputs[0].meta.get("val"), "shape", None) if inputs else None
+    return shape[0] if shape and type(shape[0]) is int else None
+
+
+def _as_tensors(output: Any, device: torch.device | None) -> Any:
+    if isinstance(output, np.ndarray):
+        return torch.as_tensor(output, device=device)
+    if type(output) in (list, tuple):
+        return type(output)(_as_tensors(item, device) for item in output)
+    return {key: _as_tensors(item, device) for key, item in output.items()} if type(output) is dict else output
+
+
+def as_module(model: Any) -> nn.Module:
+    """A module as it is, any other callable as a `FunctionModel` that errors call by its name.
 
     Raises:
-        NotApplicableError: for `DataParallel`, whose replicas each see a part of the batch.
+        NotApplicableError: for what is no model.
     """
+    if isinstance(model, nn.Module):
+        size = _batch_of(model) if _is_exported(model) else None
+        return model if size is None else type("Program", (FixedBatch,), {})(model, size)
+    if isinstance(model, type):
+        raise NotApplicableError(f"model: {model.__name__} is a class and not a model; create it, {model.__name__}(…).")
+    if not callable(model):
+        raise NotApplicableError(
+            f"model: expected a module, or a function from images to class scores, but got {type(model).__name__}."
+        )
+    name = getattr(model, "__name__", type(model).__name__)
+    return type(name.strip("<>"), (FunctionModel,), {})(model)
+
+
+def opaque(model: nn.Module) -> str | None:
+    """Why the layers of a model cannot be seen, as what its name is put before; None if they can."""
+    if isinstance(model, FixedBatch) or _is_exported(model):
+        return (
+            "is a program of torch.export, whose layers cannot be seen; pass torch.export.unflatten(program) of one "
+            "with a dynamic batch"
+        )
+    if isinstance(model, FunctionModel):
+        return "is a function, whose layers cannot be seen; pass the module behind it, if there is one"
+    if isinstance(model, torch.jit.ScriptModule):
+        return "is TorchScript, whose layers cannot be seen; pass the Python module that it was made from"
+    return None
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The plain module under `torch.compile` and `DistributedDataParallel`; hooks do not fire on compiled code.
+
+    A callable that is no module becomes one.
+
+    Raises:
+        NotApplicableError: for `DataParallel`, whose replicas each see a part of the batch, and what is no model.
+    """
+    model = as_module(model)
     while True:
         if isinstance(model, nn.DataParallel):
             raise NotApplicableError(

@@ -113,7 +113,7 @@ def in_rows(tokens: Tensor, grid: tuple[int, int], blocks: tuple[int, ...]) -> T
     return inner.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
 
 
-GIVEN, PROVED, ASSUMED = "given", "proved", "assumed"
+GIVEN, PROVED, ASSUMED, CONTRADICTED = "given", "proved", "assumed", "contradicted"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Evidence:
     """How a fact about a model was found.
 
     Args:
-        how: `given` by the person or the model itself, `proved` by an experiment, or `assumed`.
+        how: `given` by the person or the model itself, `proved` by an experiment, `assumed`, or `contradicted` by one.
         why: what was seen, in words.
     """
 
@@ -145,7 +145,7 @@ class ModelSpec:
     """What xattn knows about a model. Facts only; nothing here refers to a live module.
 
     Args:
-        feature_layer: name of the last layer with a spatial output.
+        feature_layer: name of the last layer with a spatial output; empty where there is none, or it is to be found.
         classifier: name of the linear layer (or 1x1 convolution) that gives the logits.
         attention_layer: name of the submodule that returns attention maps (N, P, h, w), if the model has one.
         attention: kind of these maps, `"bcnn"` or `"brnpa"`.
@@ -168,7 +168,7 @@ class ModelSpec:
         evidence: how each of these facts was found, by its name.
     """
 
-    feature_layer: _Name
+    feature_layer: _Name = ""
     classifier: _Name | None = None
     attention_layer: _Name | None = None
     attention: _Name | None = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from xattn.attention_taps import AttentionTaps, attention_of, layer_of
 from xattn.calls import Call, Calls
 from xattn.errors import NotApplicableError, unknown
-from xattn.running import in_this_thread
+from xattn.running import in_this_thread, opaque
 
 INPUT = ""
 """Name of the input itself among the layers."""
@@ -63,6 +63,8 @@ class Uncut(Calls):
             return None
         if call.name == "detach" and call.args and call.args[0].requires_grad:
             return call.args[0].view_as(call.args[0])
+        if call.name in ("numpy", "array"):
+            return call.run(call.args[0].detach())
         return call.run()
 
 
@@ -121,6 +123,8 @@ class Taps:
         for layer in layers:
             attention = attention_of(layer)
             name, call = split_call(layer, modules) if attention is None else (attention[0], None)
+            if reason := opaque(modules.get(name, model)):
+                raise NotApplicableError(f"{type(model).__name__}: layer '{name}' cannot be read: it {reason}.")
             if name not in modules:
                 raise unknown(f"layer of {type(model).__name__}", name, [n for n in modules if n])
             if attention is None:
@@ -131,6 +135,8 @@ class Taps:
         try:
             if uncut:
                 for module in modules.values():
+                    if isinstance(module, torch.jit.ScriptModule):
+                        continue
                     hook = in_this_thread(lambda *_: self._recording.restart())
                     self._handles.append(module.register_forward_pre_hook(hook))
             for name, calls in plain.items():

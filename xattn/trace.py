@@ -24,6 +24,7 @@ from xattn.taps import Taps
 from xattn.targets import Class, Target, as_target, logits_of
 
 T = TypeVar("T")
+SCORES_ALONE = "Use a method that needs scores alone: occlusion, rise, lime or kernel-shap."
 
 
 def promote(tensor: Tensor) -> Tensor:
@@ -168,9 +169,10 @@ class Trace:
                 self.uncut = True
                 self._gradients |= through
         if layer not in self._gradients:
+            what = "its input" if layer == INPUT else f"layer '{layer}'"
             raise NotApplicableError(
-                f"{type(self.model).__name__}: the score does not depend on layer '{layer}' through operations that "
-                "autograd can follow; choose another layer."
+                f"{type(self.model).__name__}: the score does not depend on {what} through operations that autograd "
+                f"can follow (integers, arrays and quantized layers are none). {SCORES_ALONE}"
             )
         return self._grid(layer, promote(self._gradients[layer]))
 
@@ -301,6 +303,8 @@ class Trace:
 
 
 def _as_model_input(model: nn.Module, x: Tensor) -> Tensor:
+    if not any(tensor.is_floating_point() for tensor in (*model.parameters(), *model.buffers())):
+        return x  # a function, or a program whose weights are constants
     device, dtype = place_of(model)
     if x.device != device:
         raise ParameterError(f"x is on {x.device} but {type(model).__name__} is on {device}; move one of them.")

@@ -53,8 +53,10 @@ def applicable(method: Explainer, spec: ModelSpec) -> str | None:
 
     A method that proves itself on a recorded pass, such as CAM, can still refuse the model then.
     """
+    from xattn.explainer import refuse
+
     try:
-        method.check(spec)
+        refuse(method, spec)
     except NotApplicableError as reason:
         return str(reason)
     return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import NotApplicableError, ParameterError, ShapeError, SpecError
-from xattn.explainer import Explainer, Family, LayerExplainer
+from xattn.explainer import Explainer, Family, LayerExplainer, feature_layer
 from xattn.explainers import explainers
 from xattn.explainers.linearity import classifier_of, conservation_error, target_rows, target_sign
 from xattn.functional.attention import class_map
@@ -73,7 +73,7 @@ class BCNN(Explainer):
             )
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:
-        return spec.feature_layer, _attention_layer(spec, self.name)
+        return feature_layer(spec, self.name), _attention_layer(spec, self.name)
 
     def attribute(self, trace: Trace) -> Tensor:
         features, weights = (trace.activation(layer) for layer in self.layers(trace.spec))
@@ -118,7 +118,7 @@ class BRNPA(LayerExplainer):
         return spec.attention == "brnpa" and untouched
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:
-        features = spec.feature_layer if self.layer is None else self.layer
+        features = feature_layer(spec, self.name) if self.layer is None else self.layer
         return (features, _attention_layer(spec, self.name)) if self.trained(spec) else (features,)
 
     def attribute(self, trace: Trace) -> Tensor:
@@ -162,7 +162,7 @@ class PartCAM(Explainer):
             )
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:
-        return spec.feature_layer, _attention_layer(spec, self.name)
+        return feature_layer(spec, self.name), _attention_layer(spec, self.name)
 
     def _weights(self, trace: Trace) -> Tensor:
         weights = trace.activation(_attention_layer(trace.spec, self.name))

@@ -23,7 +23,8 @@ class Random(Explainer):
     """Random control: independent uniform values, from the image's own seed (Petsiuk et al. 2018, arXiv:1806.07421).
 
     Args:
-        grid: cells on each side; None is the grid of the model's feature layer, so that it compares with CAMs.
+        grid: cells on each side; None is the grid of the model's feature layer, so that it compares with CAMs, and 7
+            where there is none.
     """
 
     title: ClassVar[str] = "Random"
@@ -33,13 +34,13 @@ class Random(Explainer):
     grid: Annotated[int | None, Range(1, 4096)] = None
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:
-        return (spec.feature_layer,) if self.grid is None else ()
+        return (spec.feature_layer,) if self.grid is None and spec.feature_layer else ()
 
     def attribute(self, trace: Trace) -> Tensor:
-        if self.grid is None:
+        if self.layers(trace.spec):
             h, w = trace.activation(trace.spec.feature_layer).shape[-2:]
         else:
-            h = w = self.grid
+            h = w = self.grid or 7
         maps = [torch.rand(1, h, w, generator=trace.generator(i, self.name)) for i in range(len(trace.x))]
         return torch.stack(maps).to(trace.x)
 

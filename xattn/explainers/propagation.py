@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xattn.calls import Kind
 from xattn.errors import NotApplicableError
-from xattn.explainer import Explainer, Family
+from xattn.explainer import Explainer, Family, feature_layer
 from xattn.explainers import explainers, rules
 from xattn.explainers.propagation_tape import Passage, Tape, hand_back
 from xattn.schema import Range
@@ -186,7 +186,7 @@ class ExcitationBackprop(_Propagation):
     contrastive: bool = False
 
     def stop(self, spec: ModelSpec) -> str:
-        return spec.feature_layer if self.layer is None else self.layer
+        return feature_layer(spec, self.name) if self.layer is None else self.layer
 
     def assign(self, tape: Tape, trace: Trace) -> None:
         rules.assign(tape.layers, _EXCITATION)

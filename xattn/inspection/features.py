@@ -91,8 +91,16 @@ def _share(first: Probe, calls: Sequence[Call]) -> list[float]:
     return [w / (sum(weights) or 1.0) for w in weights] if len(calls) > 1 else weights
 
 
+class NoLayerError(SpecError):
+    """No layer of a model gives a map."""
+
+
 def find_feature_layer(facts: Findings, named: str | None, model: str) -> tuple[Call, Layout | None]:
-    """The layer to read, and how it lies on the image."""
+    """The layer to read, and how it lies on the image.
+
+    Raises:
+        NoLayerError: if there is none.
+    """
     first = facts.first
     if named is not None:
         call = _named(first, named)
@@ -109,10 +117,10 @@ def find_feature_layer(facts: Findings, named: str | None, model: str) -> tuple[
     chosen = _on_the_way(facts, calls) or _assumed(facts, calls)
     if chosen is None:
         vectors = [c.name for c in first.calls if c.output.ndim >= 2][-6:]
-        raise SpecError(
+        raise NoLayerError(
             f"{model} has no layer with a spatial output (N, C, h, w) that answers where the image is changed, so "
             "there is nothing to map; name one if there is, infer_spec(model, feature_layer=…): "
-            f"{', '.join(vectors) or 'none'}. Methods that need the input alone still work with a spec of your own."
+            f"{', '.join(vectors) or 'none'}. Methods that need the input alone still work."
         )
     layout = facts.layout(chosen)
     if layout is not None and layout.tokens is not None and chosen.output.ndim == 3:

@@ -18,25 +18,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import ParameterError, SpecError, XattnError, XattnWarning
+from xattn.errors import NotApplicableError, ParameterError, SpecError, XattnError, XattnWarning
 from xattn.inputs import Inputs, Name, split_inputs
 from xattn.inspection import declared
 from xattn.inspection.behaviour import check_alone, check_repeatable, find_values
 from xattn.inspection.classifier import find_classifier
-from xattn.inspection.features import attention_layers, class_tokens, find_feature_layer, likely_layer
+from xattn.inspection.features import NoLayerError, attention_layers, class_tokens, find_feature_layer, likely_layer
 from xattn.inspection.findings import Findings
-from xattn.inspection.layouts import lit
-from xattn.inspection.probing import Probe, Swap, frontier, run
-from xattn.inspection.processors import transformed
+from xattn.inspection.layouts import Layout, lit
+from xattn.inspection.probing import Call, Probe, Swap, reaches_input, run
+from xattn.inspection.processors import Preprocessing, transformed
 from xattn.outputs import Kind, Which, spelled
-from xattn.running import lock_of, unwrap
-from xattn.spec import ASSUMED, GIVEN, PROVED, Evidence, ModelSpec
+from xattn.running import FunctionModel, lock_of, opaque, unwrap
+from xattn.spec import ASSUMED, CONTRADICTED, GIVEN, PROVED, Evidence, ModelSpec
 from xattn.targets import Function, as_target
 from xattn.trace import place_of
 
 
 def infer_spec(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     x: Any = None,
     *,
     input_size: tuple[int, int] | None = None,
@@ -58,7 +58,7 @@ def infer_spec(
     beside its weights for Hugging Face, and unknown (None) for others.
 
     Args:
-        model: the network; it leaves as it came.
+        model: the network, or any function of images; it leaves as it came.
         x: images (N, C, H, W) in the model's normalized space, of which the first is used.
         input_size: height and width of the probe; None takes those of `x`, else tries what the model says, then 224,
             299, 64 and 32 pixels.
@@ -82,10 +82,35 @@ def infer_spec(
     model = unwrap(model)
     if not isinstance(inputs, Inputs):
         x, inputs = split_inputs(x, inputs, model)
+    images = None if transform is None else transformed(transform)
+    told = mean is not None
+    spec, missing = _infer(model, x, input_size, feature_layer, output, target, name, inputs, images, classes, told)
+    if missing is not None:
+        raise missing
+    return spec.given(mean=mean, std=std, classes=classes)
+
+
+def _infer(
+    model: nn.Module,
+    x: Tensor | None,
+    input_size: tuple[int, int] | None,
+    feature_layer: str | None,
+    output: Which,
+    target: Any,
+    name: str,
+    inputs: Inputs | None,
+    images: Preprocessing | None = None,
+    classes: Sequence[str] | Mapping[int, str] | None = None,
+    told: bool = False,
+) -> tuple[ModelSpec, NoLayerError | None]:
+    """The facts, and why there is no feature layer in a model whose layers can be seen."""
+    hidden = opaque(model)
+    if hidden and feature_layer is not None:
+        raise NotApplicableError(f"layer '{feature_layer}': {type(model).__name__} {hidden}.")
     one = None if inputs is None else inputs.select(torch.zeros(1, dtype=torch.int64))
     goal, given = as_target(target), output
     output = goal.which(model, output)
-    images = declared.preprocessing(model) if transform is None else transformed(transform)
+    images = declared.preprocessing(model) if images is None else images
     first = _first_pass(model, x, declared.input_sizes(model, input_size, images.size), output, one)
     evidence: dict[str, Evidence] = {}
     said: list[str] = []
@@ -98,8 +123,17 @@ def infer_spec(
     facts = Findings(first, classifier, second, evidence, said)
     check_repeatable(model, facts, output)
     values = find_values(facts) if goal.has_classes else Kind.LOGITS
-    layer, layout = find_feature_layer(facts, feature_layer, type(model).__name__)
-    if guess is not None:
+    layer: Call | None = None
+    layout: Layout | None = None
+    missing: NoLayerError | None = None
+    try:
+        layer, layout = find_feature_layer(facts, feature_layer, type(model).__name__)
+    except NoLayerError as reason:
+        missing = None if hidden else reason
+        why = f"{type(model).__name__} {hidden}" if hidden else str(reason).rstrip(".")
+        evidence["feature_layer"] = Evidence(PROVED, why)
+    _find_gradient(model, first, evidence)
+    if guess is not None and layer is not None:
         check_alone(facts, guess, layer)
     tokens = None if layout is None else layout.tokens
     attention: tuple[str, ...] = ()
@@ -113,12 +147,14 @@ def infer_spec(
         )
     images = declared.for_channels(images, first.x.shape[1])
     evidence["normalization"] = images.evidence
-    if images.evidence.how == "contradicted" and mean is None:
+    if images.evidence.how == "contradicted" and not told:
         said.append(f"{images.evidence.why}; pass what it gives, a float tensor (N, C, H, W), instead of images")
     evidence["output"] = Evidence(GIVEN if given is not None else ASSUMED if first.choice.others else PROVED)
     for text in said:
         warnings.warn(f"{type(model).__name__}: {text}.", XattnWarning, stacklevel=2)
-    plain = layer.name if facts.first.runs(layer.name) == 1 else f"{layer.name}[{layer.index}]"
+    plain = ""
+    if layer is not None:
+        plain = layer.name if facts.first.runs(layer.name) == 1 else f"{layer.name}[{layer.index}]"
     if classes is not None and len(classes) != first.values.shape[1]:
         raise ParameterError(f"classes: {len(classes)} names, but the model returns {first.values.shape[1]} values.")
     spec = ModelSpec(
@@ -139,7 +175,17 @@ def infer_spec(
         values=values.value,
         evidence=evidence,
     )
-    return spec.given(mean=mean, std=std, classes=classes)
+    return spec, missing
+
+
+def _find_gradient(model: nn.Module, first: Probe, evidence: dict[str, Evidence]) -> None:
+    """Whether autograd leads from the class scores back to the image."""
+    if _reaches_input(first):
+        why = "through no_grad, inference_mode or detach() inside the model" if first.uncut else ""
+        evidence["gradient"] = Evidence(PROVED, why)
+    elif _usable(model):
+        why = f"the class scores of {type(model).__name__} carry none back to the image"
+        evidence["gradient"] = Evidence(CONTRADICTED, f"{why} (integers, arrays and quantized layers do not)")
 
 
 def _path(output: Which) -> tuple[str | int, ...]:
@@ -151,7 +197,7 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, ModelSpec]] = weakre
 
 
 def facts_about(
-    model: nn.Module,
+    model: nn.Module | Callable[..., Any],
     x: Tensor | None = None,
     layers: Sequence[str] = (),
     *,
@@ -175,7 +221,7 @@ def facts_about(
         SpecError: as `infer_spec`.
     """
     with lock_of(unwrap(model)):
-        return _known_facts(model, x, layers, output, target, inputs, input_size)
+        return _known_facts(unwrap(model), x, layers, output, target, inputs, input_size)
 
 
 def _known_facts(
@@ -185,12 +231,15 @@ def _known_facts(
     output: Which,
     target: Any,
     inputs: Inputs | None,
-    input_size: tuple[int, int] | None,
+    size: tuple[int, int] | None,
 ) -> ModelSpec:
     # A head that was exchanged makes another model of it.
-    parts = hash(tuple((name, id(module), type(module)) for name, module in model.named_modules()))
-    shape = input_size if x is None else tuple(x.shape[1:])
-    known = _KNOWN.setdefault(model, {})
+    modules = dict(model.named_modules())
+    if isinstance(model, FunctionModel):
+        del modules[""]  # made anew each time
+    parts = hash(tuple((name, id(module), type(module)) for name, module in modules.items()))
+    shape = size if x is None else tuple(x.shape[1:])
+    known = _KNOWN.setdefault(model, {}) if not isinstance(model, FunctionModel) else _of_function(model.function)
     goal = as_target(target)
     # Targets of a kind read the same of the outputs; functions are each of their own kind.
     kind = goal.function if isinstance(goal, Function) else type(goal), goal.has_classes
@@ -200,9 +249,7 @@ def _known_facts(
         if key not in known:
             if len(known) >= _MOST:
                 known.pop(next(iter(known)))
-            known[key] = infer_spec(
-                model, x, input_size=input_size, feature_layer=layer, output=output, target=goal, inputs=inputs
-            )
+            known[key], _ = _infer(model, x, size, layer, output, goal, "", inputs)
         return known[key]
 
     spec = found(None)
@@ -210,6 +257,19 @@ def _known_facts(
     if not wanted:
         return spec
     return replace(spec, layouts=spec.layouts | {layer: found(layer).tokens for layer in wanted})
+
+
+def _of_function(function: Callable[..., Any]) -> dict[Hashable, ModelSpec]:
+    """What is known of a function; of a method, what is known of it on its object."""
+    owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+    try:
+        known = _KNOWN_FUNCTIONS.setdefault(function if owner is None else owner, {})
+    except TypeError:  # it cannot be remembered
+        return {}
+    return known.setdefault("" if owner is None else name, {})
+
+
+_KNOWN_FUNCTIONS: weakref.WeakKeyDictionary[Any, dict[str, dict[Hashable, ModelSpec]]] = weakref.WeakKeyDictionary()
 
 
 # ------------------------------------------------------------------------------------------------------ the passes
@@ -246,7 +306,7 @@ def _one(model: nn.Module, x: Tensor, which: Which, inputs: Inputs | None) -> Pr
 
     Where the model itself cuts the graph off, as a linear probe does, a second pass looks through that.
     """
-    usable = not any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+    usable = _usable(model)
     probe = run(model, x, which=which, graph=usable, attention=True, inputs=inputs)
     if usable and not _reaches_input(probe):
         uncut = run(model, x, which=which, graph=True, attention=True, uncut=True, inputs=inputs)
@@ -254,8 +314,12 @@ def _one(model: nn.Module, x: Tensor, which: Which, inputs: Inputs | None) -> Pr
     return probe
 
 
+def _usable(model: nn.Module) -> bool:
+    return not any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+
+
 def _reaches_input(probe: Probe) -> bool:
-    return probe.raw.grad_fn is not None and frontier(probe.raw.grad_fn, {})[1]
+    return probe.raw.grad_fn is not None and reaches_input(probe.raw)
 
 
 def _smooth(channels: int, size: tuple[int, int]) -> Tensor:

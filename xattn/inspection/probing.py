@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,7 @@ class Probe:
         attention: where attention ran, by the innermost module, and the shape of its probabilities.
         raw: the tensor that was chosen, with its graph if there is one.
         inputs: the other inputs of the model.
+        uncut: the graph leads through the model's own `no_grad`, `inference_mode` and `detach()`.
     """
 
     x: Tensor
@@ -70,6 +72,7 @@ class Probe:
     calls: list[Call] = field(default_factory=list)
     attention: list[tuple[str, torch.Size]] = field(default_factory=list)
     inputs: Inputs | None = None
+    uncut: bool = False
 
     @property
     def values(self) -> Tensor:
@@ -163,7 +166,8 @@ def run(
             seen.append((name, tensor.shape))
         return tensor
 
-    modules = {name: module for name, module in model.named_modules() if name}
+    # TorchScript takes no hooks.
+    modules = {n: m for n, m in model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)}
     try:
         for name, module in modules.items():
             handles.append(module.register_forward_pre_hook(in_this_thread(before(name))))
@@ -182,7 +186,7 @@ def run(
         path = which if isinstance(which, tuple) else () if callable(which) else (which,)
         choice = Choice(path, named.flatten(1) if values is None else values, "it was named")
     raw = choice.values
-    return Probe(x, Choice(choice.path, raw.detach(), choice.why, choice.others), raw, calls, seen, inputs)
+    return Probe(x, Choice(choice.path, raw.detach(), choice.why, choice.others), raw, calls, seen, inputs, uncut)
 
 
 def _made(calls: list[Call]) -> Callable[[Tensor], float]:
@@ -227,6 +231,29 @@ def frontier(root: Any, stops: dict[Any, Call]) -> tuple[list[Call], bool]:
             around = True
         waiting.extend(following for following, _ in node.next_functions)
     return sorted(met.values(), key=lambda call: call.ended), around
+
+
+def reaches_input(raw: Tensor) -> bool:
+    """Whether a gradient comes from the class scores back to the input."""
+    leaf, foreign = None, False
+    visited = set()
+    waiting: list[Any] = [raw.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        foreign = foreign or type(node).__name__ == "CppFunction"
+        variable = getattr(node, "variable", None)
+        if variable is not None and not isinstance(variable, nn.Parameter):
+            leaf = variable
+        waiting.extend(following for following, _ in node.next_functions)
+    if leaf is None or not foreign:
+        return leaf is not None
+    # Operations from elsewhere, such as quantized ones, may stand in the graph and have no derivative.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.autograd.grad(raw.sum(), leaf, retain_graph=True, allow_unused=True)[0] is not None
 
 
 def leads_to(node: Any, other: Any) -> bool:
