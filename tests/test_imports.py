@@ -28,7 +28,7 @@ ORDER = (
     ("taps",),
     ("targets",),
     ("trace", "placed_targets"),
-    ("explanation", "inspection"),
+    ("doubts", "explanation", "inspection"),
     ("explainer", "metric"),
     ("explainers", "metrics", "models"),
     ("explaining", "storage"),

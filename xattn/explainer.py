@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from torch import Tensor, nn
 
+from xattn.doubts import doubt
 from xattn.errors import NotApplicableError, ShapeError
 from xattn.explanation import NON_CONSERVING, OK, Explanation, status_of
 from xattn.running import lock_of
@@ -110,6 +111,9 @@ class Explainer(ABC):
             parts = maps if has_parts else None
             maps = self.combine(maps) if has_parts else maps
             status = status_of(maps)
+            word = doubt(trace, self.layers(trace.spec), reruns="forward" in self.passes)
+            if word is not None and self.family is not Family.CONTROL:
+                status = [word if s == OK else s for s in status]
             error = self.conservation(trace, maps)
             if error is not None:
                 excess = (error > self.tolerance).tolist()

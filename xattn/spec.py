@@ -140,6 +140,21 @@ def sides_of(size: int | Sequence[int]) -> tuple[int, int]:
     return sides
 
 
+@dataclass(frozen=True)
+class Ran:
+    """How a layer ran when it was proved.
+
+    Args:
+        calls: how often, in one pass.
+        shape: of its output for one image.
+        size: height and width of the image.
+    """
+
+    calls: Annotated[int, Range(0, 1_000_000)]
+    shape: Annotated[tuple[Annotated[int, Range(0, 1_000_000_000)], ...], Length(0, 10)]
+    size: tuple[Annotated[int, Range(1, 1_000_000)], Annotated[int, Range(1, 1_000_000)]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """What xattn knows about a model. Facts only; nothing here refers to a live module.
@@ -166,6 +181,7 @@ class ModelSpec:
         values: what these are: `"logits"`, `"probabilities"` or `"log-probabilities"`.
         layouts: how the tokens of other layers than `feature_layer` lie, by name.
         evidence: how each of these facts was found, by its name.
+        ran: how the layers ran when they were proved, by name.
     """
 
     feature_layer: _Name = ""
@@ -187,6 +203,7 @@ class ModelSpec:
     values: Literal["logits", "probabilities", "log-probabilities"] = "logits"
     layouts: dict[_Name, TokenGrid | None] = field(default_factory=dict, compare=False, repr=False)
     evidence: dict[_Name, Evidence] = field(default_factory=dict, compare=False, repr=False)
+    ran: dict[_Name, Ran] = field(default_factory=dict, compare=False, repr=False)
 
     def layout(self, layer: str) -> TokenGrid | None:
         """How the tokens of a layer lie; None for a feature map (N, C, h, w)."""

@@ -106,6 +106,10 @@ class Taps:
         grad: let autograd record what follows the first of them.
         uncut: let it record through the model's own `no_grad`, `inference_mode` and `detach()` too.
 
+    Attributes:
+        kept: the outputs by layer.
+        calls: how often the module of a layer ran.
+
     Raises:
         UnknownNameError: for a layer that does not exist.
     """
@@ -114,6 +118,7 @@ class Taps:
         self.model = model
         self.grad = grad
         self.kept: dict[str, Tensor] = {}
+        self.calls: dict[str, int] = {}
         self._layers = frozenset(layers)
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._recording = Recording(uncut)
@@ -185,6 +190,7 @@ class Taps:
             nonlocal count
             wanted = [layer for call, layer in calls.items() if call is None or call == count]
             count += 1
+            self.calls.update(dict.fromkeys(calls.values(), count))
             for layer in wanted:
                 tensor = first_tensor(output)
                 if tensor is None or not tensor.is_floating_point():

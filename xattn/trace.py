@@ -57,6 +57,8 @@ class Trace:
         inputs: the other inputs of the model, held fixed.
         forwards: forward passes that this trace and its reruns made.
         backwards: backward passes likewise.
+        training: a part of the model stayed in training mode while it ran.
+        calls: how often the layers that were tapped ran.
         uncut: gradients go through the `no_grad`, `inference_mode` or `detach()` inside the model that cut them off.
         scoring: a cheaper form of the model that `predict` and `score` run in its place; None is the model itself.
     """
@@ -87,6 +89,8 @@ class Trace:
         self.goal = goal
         self.which = which
         self.uncut = False
+        self.training = False
+        self.calls: dict[str, int] = {}
         self.inputs = inputs
         self.forwards = 1
         self.backwards = 0
@@ -140,6 +144,14 @@ class Trace:
             UnknownNameError: if the layer was not tapped.
         """
         return self._tapped(layer).dtype
+
+    def shape(self, layer: str) -> tuple[int, ...]:
+        """Shape of what a tapped layer gave for one image, as the model gave it.
+
+        Raises:
+            UnknownNameError: if the layer was not tapped.
+        """
+        return tuple(self._tapped(layer).shape[1:])
 
     def activation(self, layer: str) -> Tensor:
         """Output (N, C, h, w) of a tapped layer, detached, at least float32; tokens are folded to their grid.
@@ -409,6 +421,7 @@ def record(
                     returned = feed(model, fed.clone() if INPUT in layers else fed, inputs)
             finally:
                 taps.remove()
+            training = any(getattr(module, "training", False) for module in model.modules())
             torch.set_grad_enabled(grad)  # for the score; the model may have left it off
             logits = promote(goal.read(returned, model, len(x), which))
             logits = logits.clone() if logits.is_inference() else logits
@@ -432,7 +445,7 @@ def record(
             scores = apply_score(score_fn, logits, chosen) if grad else None
     kept = taps.kept if grad else {layer: _plain(tensor) for layer, tensor in taps.kept.items()}
     trace = Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds, scoring, goal, output, inputs)
-    trace.uncut = uncut
+    trace.uncut, trace.calls, trace.training = uncut, taps.calls, training
     return trace
 
 

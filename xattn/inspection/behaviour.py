@@ -44,6 +44,7 @@ def check_repeatable(model: nn.Module, facts: Findings, which: Which) -> None:
         hint = "dropout or noise stays on in evaluation mode; its maps differ from run to run"
     else:
         why = "an image gives other class scores alone than beside another one"
+        facts.evidence["independent"] = Evidence("contradicted", why)
         hint = (
             "batch norm without running statistics, or rounding by the range of the batch, couples the images; "
             "explain them one at a time"

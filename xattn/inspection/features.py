@@ -119,7 +119,8 @@ def find_feature_layer(facts: Findings, named: str | None, model: str) -> tuple[
         vectors = [c.name for c in first.calls if c.output.ndim >= 2][-6:]
         raise NoLayerError(
             f"{model} has no layer with a spatial output (N, C, h, w) that answers where the image is changed, so "
-            "there is nothing to map; name one if there is, infer_spec(model, feature_layer=…): "
+            "there is nothing to map; name one if there is, infer_spec(model, feature_layer=…) or "
+            "ModelSpec.feature_layer: "
             f"{', '.join(vectors) or 'none'}. Methods that need the input alone still work."
         )
     layout = facts.layout(chosen)

@@ -30,7 +30,7 @@ from xattn.inspection.probing import Call, Probe, Swap, reaches_input, run
 from xattn.inspection.processors import Preprocessing, transformed
 from xattn.outputs import Kind, Which, spelled
 from xattn.running import FunctionModel, lock_of, opaque, unwrap
-from xattn.spec import ASSUMED, CONTRADICTED, GIVEN, PROVED, Evidence, ModelSpec
+from xattn.spec import ASSUMED, CONTRADICTED, GIVEN, PROVED, Evidence, ModelSpec, Ran
 from xattn.targets import Function, as_target
 from xattn.trace import place_of
 
@@ -174,6 +174,9 @@ def _infer(
         output=() if callable(given) else _path(given) if given is not None else first.choice.path,
         values=values.value,
         evidence=evidence,
+        ran={plain: Ran(first.runs(layer.name), tuple(layer.output.shape[1:]), facts.size)}
+        if layer is not None
+        else {},
     )
     return spec, missing
 
@@ -256,7 +259,8 @@ def _known_facts(
     wanted = [layer for layer in dict.fromkeys(layers) if layer != spec.feature_layer]
     if not wanted:
         return spec
-    return replace(spec, layouts=spec.layouts | {layer: found(layer).tokens for layer in wanted})
+    ran = {name: how for layer in wanted for name, how in found(layer).ran.items()}
+    return replace(spec, layouts=spec.layouts | {layer: found(layer).tokens for layer in wanted}, ran=ran | spec.ran)
 
 
 def _of_function(function: Callable[..., Any]) -> dict[Hashable, ModelSpec]:
