@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import xattn
 from tests.inspection.networks import Ends, grad_cam, made, trunk
-from xattn.errors import NotApplicableError, ParameterError, ShapeError, UnknownNameError, XattnError
+from xattn.errors import NotApplicableError, ParameterError, ShapeError, SpecError, UnknownNameError, XattnError
 from xattn.explainer import Explainer, Family
 from xattn.explainers import explainers
 from xattn.targets import as_target
@@ -351,6 +351,16 @@ def test_a_named_output_is_explained_and_kept(x: Tensor, output: Any) -> None:
         assert found[0].spec.output == ("second",)
         again = xattn.explain(model, x, "gradcam", 2, spec=found[0].spec)
         torch.testing.assert_close(again.maps, found[0].maps)
+
+
+def test_facts_about_an_output_that_a_function_names_ask_for_it_and_then_it_is_explained(x: Tensor) -> None:
+    model = made(Ends, 5, lambda z: (z, z**3))
+    last = lambda o: o[1]  # noqa: E731
+    spec = xattn.infer_spec(model, x, output=last)
+    with pytest.raises(SpecError, match="pass it here too, output="):
+        xattn.explain(model, x, "gradcam", 2, spec=spec)
+    found = xattn.explain(model, x, "gradcam", 2, spec=spec, output=last)
+    same(found.maps, grad_cam(model, x, "features.3", 2, scores=last))
 
 
 def test_a_named_output_goes_before_that_of_a_given_spec(x: Tensor) -> None:

@@ -140,6 +140,10 @@ def sides_of(size: int | Sequence[int]) -> tuple[int, int]:
     return sides
 
 
+BY_FUNCTION = Evidence(GIVEN, "by a function, which is passed along as output=")
+"""Of an output that a function names: facts alone do not hold it."""
+
+
 @dataclass(frozen=True)
 class Ran:
     """How a layer ran when it was proved.

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from xattn.attention_taps import attention_of
-from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, unknown
+from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, SpecError, unknown
 from xattn.functional.baselines import Baseline, Replace
 from xattn.inputs import Inputs, Name, Views, feed, split_inputs
 from xattn.outputs import Which
 from xattn.running import evaluating, unwrap
 from xattn.score import ScoreFn, apply_score, probabilities
-from xattn.spec import ModelSpec
+from xattn.spec import BY_FUNCTION, ModelSpec
 from xattn.taps import INPUT as INPUT
 from xattn.taps import Taps
 from xattn.targets import Class, Target, as_target, logits_of
@@ -396,6 +396,10 @@ def record(
     if seeds is not None and len(seeds) != len(x):
         raise ShapeError(f"seeds: {len(seeds)} do not fit {len(x)} images; pass one for each.")
     again, which = goal is not None, spec.output if output is None else output
+    if output is None and not again and spec.evidence.get("output") == BY_FUNCTION:
+        raise SpecError(
+            f"{type(model).__name__}: these facts are about an output that a function names; pass it here too, output=…"
+        )
     goal = as_target(target, spec) if goal is None else goal
     score_fn = goal.scorer(score, spec.values)
     layers = list(dict.fromkeys(layers))

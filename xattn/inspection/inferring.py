@@ -30,7 +30,7 @@ from xattn.inspection.probing import Call, Probe, Swap, reaches_input, run
 from xattn.inspection.processors import Preprocessing, transformed
 from xattn.outputs import Kind, Which, spelled
 from xattn.running import FunctionModel, lock_of, opaque, unwrap
-from xattn.spec import ASSUMED, CONTRADICTED, GIVEN, PROVED, Evidence, ModelSpec, Ran
+from xattn.spec import ASSUMED, BY_FUNCTION, CONTRADICTED, GIVEN, PROVED, Evidence, ModelSpec, Ran
 from xattn.targets import Function, as_target
 from xattn.trace import place_of
 
@@ -150,6 +150,8 @@ def _infer(
     if images.evidence.how == "contradicted" and not told:
         said.append(f"{images.evidence.why}; pass what it gives, a float tensor (N, C, H, W), instead of images")
     evidence["output"] = Evidence(GIVEN if given is not None else ASSUMED if first.choice.others else PROVED)
+    if callable(given):
+        evidence["output"] = BY_FUNCTION
     for text in said:
         warnings.warn(f"{type(model).__name__}: {text}.", XattnWarning, stacklevel=2)
     plain = ""
