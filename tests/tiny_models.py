@@ -193,6 +193,6 @@ ATTENTION_METHODS = ("agcam", "attention-x-gradient", "legrad", "raw-attention",
 
 def model_for(method: str) -> nn.Module:
     """A network for which the method is defined."""
-    if method in ATTENTION_METHODS:
+    if method in (*ATTENTION_METHODS, "attnlrp", "cp-lrp", "libragrad"):
         return tiny_vit()
     return {"bcnn": tiny_bcnn, "part-cam": tiny_brnpa}.get(method, tiny_cnn)()

@@ -131,7 +131,7 @@ class AttentionTaps(Calls):
         return probabilities.to(value.dtype) @ value, probabilities
 
     def _multi_head(self, given: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """What `nn.MultiheadAttention` computes, of tokens (T, N, C)."""
+        """What `nn.MultiheadAttention` computes, of tokens (T, N, C); images come first in the calls that it makes."""
         if given["use_separate_proj_weight"]:
             weights = [given[f"{letter}_proj_weight"] for letter in "qkv"]
         else:
@@ -139,7 +139,7 @@ class AttentionTaps(Calls):
         biases = (None,) * 3 if given["in_proj_bias"] is None else given["in_proj_bias"].chunk(3)
         inputs = (given["query"], given["key"], given["value"])
         query, key, value = (
-            F.linear(x, weight, bias).unflatten(2, (given["num_heads"], -1)).permute(1, 2, 0, 3)
+            F.linear(x.transpose(0, 1), weight, bias).unflatten(2, (given["num_heads"], -1)).transpose(1, 2)
             for x, weight, bias in zip(inputs, weights, biases, strict=True)
         )
         mask = given["attn_mask"]
@@ -148,7 +148,8 @@ class AttentionTaps(Calls):
         if mask is not None and mask.dtype == torch.bool:
             mask = ~mask  # here True forbids a position
         mixed, probabilities = self._scaled_dot_product(query, key, value, attn_mask=mask)
-        out = F.linear(mixed.permute(2, 0, 1, 3).flatten(2), given["out_proj_weight"], given["out_proj_bias"])
+        out = F.linear(mixed.transpose(1, 2).flatten(2), given["out_proj_weight"], given["out_proj_bias"])
+        out = out.transpose(0, 1)
         if not given["need_weights"]:
             return out, None
         return out, probabilities.mean(dim=1) if given["average_attn_weights"] else probabilities

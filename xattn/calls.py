@@ -88,8 +88,8 @@ _NAMES: dict[Kind, str] = {
     Kind.MOVE: "view reshape flatten unflatten ravel permute transpose t adjoint movedim moveaxis swapaxes swapdims "
     "squeeze unsqueeze expand expand_as view_as reshape_as broadcast_to contiguous clone alias to float double type "
     "type_as requires_grad split split_with_sizes chunk tensor_split unbind narrow select index_select gather getitem "
-    "get roll flip dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout "
-    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
+    "get roll flip repeat tile repeat_interleave dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
+    "feature_alpha_dropout pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
     Kind.JOIN: "cat concat concatenate stack hstack vstack",
     Kind.FILL: "pad masked_fill",
 }

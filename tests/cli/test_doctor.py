@@ -89,7 +89,7 @@ def test_images_of_ones_own(run: Run, photo: Path) -> None:
 def test_table_for_people(run: Run) -> None:
     result = run("doctor", "--model", "tests.cli.models:cnn")
     assert result.exit_code == 0
-    assert "valid on this model: ablationcam, activation, blur-ig, brnpa, cam" in " ".join(result.stdout.split())
+    assert "valid on this model: ablationcam, activation, attnlrp, blur-ig, brnpa" in " ".join(result.stdout.split())
     failed = run("doctor", "--model", "tests.cli.models:failing")
     assert failed.exit_code == 2
     assert "no method is valid" in failed.stdout

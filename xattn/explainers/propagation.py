@@ -25,36 +25,21 @@ Composite = Literal[
 ]  # fmt: skip
 
 
-class _Propagation(Explainer):
-    """Relevance is handed from the score back to a layer, by a rule for each kind of call."""
+class Propagation(Explainer):
+    """Relevance is handed from the score back to the pixels or a layer, by a rule for each kind of call."""
 
     family: ClassVar[Family] = Family.PROPAGATION
-    passes: ClassVar[str] = "1 forward, 1 backward in which each layer runs up to 5 times"
-    serves: ClassVar[str] = "CNNs without layer norm"
-    of_logits: ClassVar[bool] = True
 
     @abstractmethod
-    def assign(self, tape: Tape, trace: Trace) -> None:
-        """Give each layer of the tape its rule."""
-
-    def stop(self, spec: ModelSpec) -> str:
-        """The layer whose relevance is the map."""
-        return INPUT
-
-    def check(self, spec: ModelSpec) -> None:
-        if spec.tokens is not None:
-            raise NotApplicableError(
-                f"{self.name}: its rules are for convolutional networks and the model works on tokens; "
-                "use transformer-attribution, which has rules for attention."
-            )
+    def passage(self, trace: Trace) -> Passage:
+        """Relevance, and the books of where it went."""
 
     def attribute(self, trace: Trace) -> Tensor:
         return self._passage(trace).relevance
 
     def _passage(self, trace: Trace) -> Passage:
         def run() -> Passage:
-            assign = partial(self.assign, trace=trace)
-            passage = hand_back(trace, self.name, self.stop(trace.spec), assign, of_logits=self.of_logits)
+            passage = self.passage(trace)
             return replace(passage, relevance=passage.relevance.sum(1, keepdim=True))
 
         return trace.once(("relevance", self), run)
@@ -77,6 +62,33 @@ class _Propagation(Explainer):
         return error / scale.where(scale > 0, error.clamp(min=torch.finfo(error.dtype).tiny))
 
 
+class _Layerwise(Propagation):
+    """Each linear call has a rule of LRP."""
+
+    passes: ClassVar[str] = "1 forward, 1 backward in which each layer runs up to 5 times"
+    serves: ClassVar[str] = "CNNs without layer norm"
+    of_logits: ClassVar[bool] = True
+
+    @abstractmethod
+    def assign(self, tape: Tape, trace: Trace) -> None:
+        """Give each layer of the tape its rule."""
+
+    def stop(self, spec: ModelSpec) -> str:
+        """The layer whose relevance is the map."""
+        return INPUT
+
+    def check(self, spec: ModelSpec) -> None:
+        if spec.tokens is not None:
+            raise NotApplicableError(
+                f"{self.name}: its rules are for convolutional networks and the model works on tokens; "
+                "use attnlrp, cp-lrp or libragrad, which have rules for attention and layer norm."
+            )
+
+    def passage(self, trace: Trace) -> Passage:
+        assign = partial(self.assign, trace=trace)
+        return hand_back(trace, self.name, self.stop(trace.spec), assign, of_logits=self.of_logits)
+
+
 # z+ everywhere, without biases.
 _EXCITATION = rules.composite(rules.plus(biased=False), rules.plus(biased=False), rules.SAME_SIGN)
 
@@ -97,7 +109,7 @@ def _box(tape: Tape, trace: Trace) -> tuple[Tensor, Tensor] | None:
 
 @explainers.register("lrp")
 @dataclass(frozen=True)
-class LRP(_Propagation):
+class LRP(_Layerwise):
     """LRP: relevance handed back layer by layer (Bach et al. 2015; composites: Kohlbrenner 2020, arXiv:1910.09840).
 
     The logits hand out R_k = g_k z_k, with g the gradient of the score: the explained logit itself, so that the map
@@ -145,7 +157,7 @@ class LRP(_Propagation):
 
 @explainers.register("deep-taylor", "dtd")
 @dataclass(frozen=True)
-class DeepTaylor(_Propagation):
+class DeepTaylor(_Layerwise):
     """Deep Taylor decomposition: z+ rule, z-box at the pixels (Montavon et al. 2017, arXiv:1512.02479, eqs. 13, 18).
 
     R_j = sum_k a_j w+_jk / (sum_j a_j w+_jk) R_k, without biases, so that the map sums to the logit up to the
@@ -165,7 +177,7 @@ class DeepTaylor(_Propagation):
 
 @explainers.register("excitation-backprop", "ebp")
 @dataclass(frozen=True)
-class ExcitationBackprop(_Propagation):
+class ExcitationBackprop(_Layerwise):
     """Excitation backprop: probability that a cell excites the class, winner takes all (Zhang 2016, arXiv:1608.00507).
 
     P(a_j) = sum_i a_j w+_ji / (sum_j a_j w+_ji) P(a_i), without biases, from 1 at the class (in general: from the

@@ -78,7 +78,7 @@ class Tape(Calls):
         """The exception for a call that no rule fits."""
         return Refusal(
             f"{self.method}: {self.model} {what}, for which there is no relevance rule; "
-            "use input-x-gradient or gradcam."
+            "use attnlrp, cp-lrp or libragrad, which have rules for more calls, or input-x-gradient."
         )
 
     def handle(self, call: Call) -> Any:
@@ -320,7 +320,7 @@ class Passage:
 
 
 @contextmanager
-def _constant_attention(model: nn.Module, layer: str | None, tape: Tape) -> Iterator[None]:
+def constant_attention(model: nn.Module, layer: str | None, tape: Any) -> Iterator[None]:
     """The maps of an attention head are constants, and how they are made does not matter."""
     handles = []
 
@@ -344,6 +344,14 @@ def _constant_attention(model: nn.Module, layer: str | None, tape: Tape) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+def gradient_of(trace: Trace, logits: Tensor, target: Tensor) -> Tensor:
+    """Gradient (N, K) of the score by the logits."""
+    z = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        value = apply_score(trace.score_fn, z, target)
+    return torch.autograd.grad(value.sum(), z)[0]
 
 
 def hand_back(trace: Trace, method: str, layer: str, assign: Callable[[Tape], None], *, of_logits: bool) -> Passage:
@@ -376,15 +384,12 @@ def hand_back(trace: Trace, method: str, layer: str, assign: Callable[[Tape], No
         tape.active = False  # the score is no part of the model
         if not tracked(logits):
             raise tape.refuse("ends in a softmax or sigmoid instead of logits")
-        z = logits.detach().requires_grad_()
-        with torch.enable_grad():
-            value = apply_score(trace.score_fn, z, target)
-        (gradient,) = torch.autograd.grad(value.sum(), z)
-        handed.append(gradient * z.detach() if of_logits else gradient.where(~opposite[:, None], -gradient))
+        gradient = gradient_of(trace, logits, target)
+        handed.append(gradient * logits.detach() if of_logits else gradient.where(~opposite[:, None], -gradient))
         return (logits * handed[0]).sum(1)
 
     autocast = torch.is_autocast_enabled(trace.x.device.type)
-    with torch.inference_mode(False), without_autocast(trace.x), _constant_attention(
+    with torch.inference_mode(False), without_autocast(trace.x), constant_attention(
         model, trace.spec.attention_layer, tape
     ), tape:  # fmt: skip
         if layer != INPUT:
