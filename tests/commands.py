@@ -34,6 +34,7 @@ _STANDINS: tuple[tuple[str, str], ...] = (
     (r"^\S*\bxattn ", "xattn "),
     (r"^torchrun --nproc-per-node \d+ -m xattn ", "xattn "),
     (r" --weights DEFAULT\b", ""),
+    (r"\bmine\.nets:build\b", "tests.cli.models:cnn"),
     (r" --backbone resnet18\b", " --backbone tiny-cnn"),
     (r"^(xattn train .*)$", rf"\1 {_QUICK} --set held_out=0.2"),
     (r"^(xattn report .*)$", r"\1 --resamples 50 --panels 1"),
@@ -105,6 +106,19 @@ def run_document(path: Path, folder: Path) -> None:
             run_code(block.body, path, names)
 
 
+def write_hugging_face(folder: Path) -> None:
+    """A small vision transformer with its image processor, as `save_pretrained` writes them."""
+    import transformers
+
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64}
+    names = {0: "cat", 1: "dog"}
+    config = transformers.ViTConfig(
+        **sizes, intermediate_size=64, id2label=names, label2id={n: i for i, n in names.items()}
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+
+
 @pytest.fixture
 def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder of a reader: a photograph, labelled images, and what the repository has beside the package."""
@@ -112,6 +126,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(ROOT / "benchmarks" / "configs", tmp_path / "benchmarks" / "configs")
     shutil.copy(ROOT / "examples" / "chelsea.jpg", tmp_path / "photo.jpg")
     write_images(tmp_path / "photos", 5, 32, seed=0)
+    write_hugging_face(tmp_path / "my-vit")
     tiny_imagenet(tmp_path / "data" / "tiny-imagenet")
     monkeypatch.setenv("XATTN_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("XATTN_CACHE", str(tmp_path / "cache"))

@@ -171,6 +171,7 @@ def test_python_and_the_command_line_give_the_same(photo: Path, tmp_path: Path, 
         (["--mean", "half", "--std", "1"], "--mean: expected numbers with commas between them"),
         (["--size", "1x2x3"], "--size: expected one side or HxW"),
         (["--classes", "no-such.txt"], "there is no file"),
+        (["--classes", "cat,dog"], "2 names, but Sequential has 4 classes"),
         (["--window", "5"], "--window: expected LOW,HIGH"),
     ],
 )

@@ -23,7 +23,7 @@ from xattn.inspection.processors import Preprocessing, apply_transform, transfor
 from xattn.outputs import Which
 from xattn.running import unwrap
 from xattn.score import ScoreFn
-from xattn.spec import ModelSpec, sides_of
+from xattn.spec import ASSUMED, GIVEN, Evidence, ModelSpec, sides_of
 from xattn.targets import Similarity, as_target
 from xattn.trace import Trace, place_of, record
 
@@ -60,9 +60,14 @@ def record_for(
     needs = needs_of(methods, spec)
     if grad is not None:
         needs["grad"] = grad
-    return record(
+    trace = record(
         model, x, target, spec=spec, score=score, seeds=seeds, scoring=scoring, output=output, inputs=inputs, **needs
     )
+    named = spec.evidence.get("classes", Evidence(ASSUMED)).how == GIVEN and trace.goal.has_classes
+    if named and len(spec.classes) != trace.logits.shape[1]:
+        kind, count = type(unwrap(model)).__name__, trace.logits.shape[1]
+        raise ParameterError(f"classes: {len(spec.classes)} names, but {kind} has {count} classes.")
+    return trace
 
 
 def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = False) -> list[Explanation]:
@@ -236,10 +241,6 @@ def explain(
         refuse(method, spec)
     trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds, output=output, inputs=others)
     drawn = tuple(drawn_bands(trace.x.shape[1], bands)) if bands else ()
-    if classes is not None and trace.goal.has_classes and len(spec.classes) != trace.logits.shape[1]:
-        raise ParameterError(
-            f"classes: {len(spec.classes)} names, but {type(model).__name__} has {trace.logits.shape[1]} classes."
-        )
     explanations = explain_trace(trace, chosen, skip=every)
     if drawn:
         explanations = [replace(explanation, bands=drawn) for explanation in explanations]

@@ -239,7 +239,8 @@ class ModelSpec:
         if (mean is None) != (std is None):
             raise ParameterError("mean and std go together; pass both.")
         if mean is not None and std is not None:
-            count = self.channels or max(len(v) if isinstance(v, Sequence) else 1 for v in (mean, std))
+            given = [len(v) for v in (mean, std) if isinstance(v, Sequence)]
+            count = self.channels or max(given, default=len(self.mean or (0, 0, 0)))
             for name, value in (("mean", mean), ("std", std)):
                 values = [value] * count if isinstance(value, (int, float)) else value
                 hint = get_type_hints(ModelSpec, include_extras=True)[name]

@@ -119,3 +119,15 @@ def test_snapshot_sees_every_kind_of_change() -> None:
     with torch.no_grad():
         model.features[1].running_mean += 1
     assert before.changes(model) == ["weights or statistics"]
+
+
+def test_each_fact_is_told_with_how_it_was_found(run: Run) -> None:
+    checks = {
+        c["name"]: c for c in json.loads(run("doctor", "--model", "tests.test_given:grey", "--json").stdout)["checks"]
+    }
+    assert checks["fact: classifier"]["facts"]["how"] == "proved"
+    assert checks["fact: normalization"]["facts"]["how"] == "assumed"
+    assert checks["fact: classifier"]["text"] == "proved (the class scores are its output)"
+    given = run("doctor", "--model", "tests.test_given:grey", "--mean", "0.5", "--std", "0.5", "--json")
+    checks = {c["name"]: c for c in json.loads(given.stdout)["checks"]}
+    assert checks["fact: normalization"]["text"] == "given"

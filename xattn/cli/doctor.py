@@ -139,7 +139,7 @@ def check_model(loaded: Network, x: Tensor) -> list[Finding]:
     from xattn.trace import INPUT, record
 
     model, spec = loaded.model, loaded.spec
-    findings = [_weights(loaded), _spec(loaded)]
+    findings = [_weights(loaded), _spec(loaded), *_evidence(spec)]
     layers = [INPUT, spec.feature_layer, *([spec.attention_layer] if spec.attention_layer else [])]
     before = Snapshot(model)
     model.train()
@@ -204,6 +204,14 @@ def _spec(loaded: Network) -> Finding:
     if spec.mean is None:
         return Finding("spec", WARN, f"{text}; normalization unknown: state mean and std, or images are used in [0, 1]")
     return Finding("spec", OK, text)
+
+
+def _evidence(spec: ModelSpec) -> list[Finding]:
+    """How each fact was found; one that was contradicted is to be mended."""
+    return [
+        Finding(f"fact: {name}", FAIL if evidence.how == "contradicted" else OK, str(evidence), asdict(evidence))
+        for name, evidence in spec.evidence.items()
+    ]
 
 
 def _outputs(trace: Trace) -> Finding:
