@@ -11,8 +11,11 @@ import torch
 
 from tests.cli import models
 from tests.cli.conftest import Run
-from xattn.cli.doctor import Snapshot
+from tests.test_given import network
+from xattn.cli.doctor import Snapshot, check_model
 from xattn.explainers import explainers
+from xattn.file_loop import Network
+from xattn.inspection import infer_spec
 
 
 def report(run: Run, name: str, *arguments: object) -> tuple[int, dict[str, Any]]:
@@ -121,13 +124,11 @@ def test_snapshot_sees_every_kind_of_change() -> None:
     assert before.changes(model) == ["weights or statistics"]
 
 
-def test_each_fact_is_told_with_how_it_was_found(run: Run) -> None:
-    checks = {
-        c["name"]: c for c in json.loads(run("doctor", "--model", "tests.test_given:grey", "--json").stdout)["checks"]
-    }
-    assert checks["fact: classifier"]["facts"]["how"] == "proved"
-    assert checks["fact: normalization"]["facts"]["how"] == "assumed"
-    assert checks["fact: classifier"]["text"] == "proved (the class scores are its output)"
-    given = run("doctor", "--model", "tests.test_given:grey", "--mean", "0.5", "--std", "0.5", "--json")
-    checks = {c["name"]: c for c in json.loads(given.stdout)["checks"]}
-    assert checks["fact: normalization"]["text"] == "given"
+def test_each_fact_is_told_with_how_it_was_found() -> None:
+    model = network()
+    x = torch.randn(2, 3, 32, 32)
+    facts = {c.name: c for c in check_model(Network(model, infer_spec(model, x), "own"), x)}
+    assert facts["fact: classifier"].text == "proved (the class scores are its output)"
+    assert facts["fact: normalization"].facts["how"] == "assumed"
+    given = {c.name: c for c in check_model(Network(model, infer_spec(model, x, mean=0.5, std=0.5), "own"), x)}
+    assert given["fact: normalization"].text == "given"

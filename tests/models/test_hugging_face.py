@@ -153,6 +153,21 @@ def test_other_weights_and_another_number_of_classes(folders: Path, tmp_path: Pa
     assert model.spec.mean == (0.5, 0.5, 0.5)
 
 
+def test_a_norm_behind_the_attention_is_not_read_for_its_input() -> None:
+    config = transformers.Swinv2Config(
+        embed_dim=16, depths=[1, 1, 1], num_heads=[2, 4, 8], window_size=4, image_size=64, patch_size=4, num_labels=3
+    )
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = transformers.Swinv2ForImageClassification(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # at its start the branch of the attention is closed
+                nn.init.normal_(parameter, 1, 0.1)
+        spec = infer_spec(model)
+        assert spec.tokens is not None
+        assert (spec.tokens.patch, spec.tokens.prefix, spec.tokens.blocks) == ((16, 16), 0, ())
+
+
 # ------------------------------------------------------------------------------------------- what is refused, and why
 
 

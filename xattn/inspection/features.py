@@ -211,7 +211,13 @@ def _first_norm(facts: Findings, last: Call, calls: Sequence[Call]) -> Call | No
     shape = last.output.shape
     same = [c for c in calls if c.output.shape == shape and c.ended < last.ended]
     norms = (c for c in reversed(same) if c.name.rpartition(".")[2] in _FIRST_NORMS)
-    if (norm := next((c for c in norms if facts.proved(c) is not None), None)) is not None:
+    whole = facts.proved(last)  # a norm behind the attention, as in Swin v2, gives a mixture of tokens and not these
+
+    def agrees(norm: Call) -> bool:
+        layout = facts.proved(norm)
+        return layout is not None and (whole is None or (layout.grid, layout.tokens) == (whole.grid, whole.tokens))
+
+    if (norm := next((c for c in norms if agrees(c)), None)) is not None:
         return norm
     if facts.first.raw.grad_fn is None or _reaches(facts, last):
         return last
