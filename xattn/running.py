@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from xattn.errors import NotApplicableError
+from xattn.errors import NotApplicableError, ShapeError
 
 
 class FunctionModel(nn.Module):
@@ -133,6 +134,17 @@ def unwrap(model: Any) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def refused_images(model: nn.Module, shape: Sequence[int], error: RuntimeError) -> ShapeError | None:
+    """Why a model failed on images of a shape, where that is their number of channels."""
+    told = re.search(r"to have (\d+) channels, but got (\d+) channels", str(error))
+    if told is None or len(shape) != 4 or int(told[2]) != shape[1]:
+        return None
+    return ShapeError(
+        f"{type(model).__name__} takes images of {told[1]} channels but x has {shape[1]}, shape "
+        f"{tuple(shape)}; pass images as the model takes them."
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ by one thread

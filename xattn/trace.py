@@ -16,7 +16,7 @@ from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeErr
 from xattn.functional.baselines import Baseline, Replace
 from xattn.inputs import Inputs, Name, Views, feed, split_inputs
 from xattn.outputs import Which
-from xattn.running import evaluating, unwrap
+from xattn.running import evaluating, refused_images, unwrap
 from xattn.score import ScoreFn, apply_score, probabilities
 from xattn.spec import BY_FUNCTION, ModelSpec
 from xattn.taps import INPUT as INPUT
@@ -423,6 +423,11 @@ def record(
                     taps.kept[INPUT] = fed
                 with taps:
                     returned = feed(model, fed.clone() if INPUT in layers else fed, inputs)
+            except RuntimeError as error:
+                reason = refused_images(model, x.shape, error)
+                if reason is None:
+                    raise
+                raise reason from error
             finally:
                 taps.remove()
             training = any(getattr(module, "training", False) for module in model.modules())

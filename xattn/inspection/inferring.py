@@ -29,7 +29,7 @@ from xattn.inspection.layouts import Layout, lit
 from xattn.inspection.probing import Call, Probe, Swap, reaches_input, run
 from xattn.inspection.processors import Preprocessing, transformed
 from xattn.outputs import Kind, Which, spelled
-from xattn.running import FunctionModel, lock_of, opaque, unwrap
+from xattn.running import FunctionModel, lock_of, opaque, refused_images, unwrap
 from xattn.spec import ASSUMED, BY_FUNCTION, CONTRADICTED, GIVEN, PROVED, Evidence, ModelSpec, Ran
 from xattn.targets import Function, as_target
 from xattn.trace import place_of
@@ -287,7 +287,13 @@ def _first_pass(
     """One image through the model: the given one, or noise of the first size and number of channels that it takes."""
     device, dtype = place_of(model)
     if x is not None:
-        return _one(model, x[:1].detach().to(device, dtype), which, inputs)
+        try:
+            return _one(model, x[:1].detach().to(device, dtype), which, inputs)
+        except RuntimeError as error:
+            reason = refused_images(model, x.shape, error)
+            if reason is None:
+                raise
+            raise reason from error
     failure: Exception | None = None
     channels = list(declared.input_channels(model))
     for height, width in sizes:
@@ -300,9 +306,9 @@ def _first_pass(
             except Exception as error:  # whatever a foreign forward pass raises
                 failure = failure or error
     tried = ", ".join(f"{h}x{w}" for h, w in sizes)
-    reason = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+    what = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
     raise SpecError(
-        f"{type(model).__name__} does not run on an image of {tried} pixels ({reason}); give the size that it takes, "
+        f"{type(model).__name__} does not run on an image of {tried} pixels ({what}); give the size that it takes, "
         "infer_spec(model, input_size=(height, width)), or images, infer_spec(model, x)."
     )
 
