@@ -154,6 +154,13 @@ def test_a_layer_that_is_named_is_read_or_refused() -> None:
         infer_spec(model, images(1, 3, 64, 64), feature_layer="mixx")
 
 
+def test_cam_says_why_a_network_has_no_weights_of_channels() -> None:
+    model, x = nets.made(nets.Angles), images(1, 3, 32, 32)
+    with pytest.raises(NotApplicableError, match=r"cam: no linear layer gives the class scores, so .* use hirescam"):
+        xattn.explain(model, x, "cam")
+    assert xattn.explain(model, x, "hirescam").status == ("ok",)
+
+
 @pytest.mark.parametrize("make", [lambda: nets.made(nets.Ends, 5, lambda z: z), lambda: nets.made(nets.TwoWays)])
 def test_the_model_runs_on_three_images_and_once_for_each_object(make: Callable[[], nn.Module]) -> None:
     model, x = make(), images(4, 3, 32, 32)

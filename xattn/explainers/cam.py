@@ -55,7 +55,9 @@ class CAM(LayerExplainer):
 
     def check(self, spec: ModelSpec) -> None:
         if spec.classifier is None:
-            raise NotApplicableError("cam: the model has no linear classifier that is known; use hirescam.")
+            found = spec.evidence.get("classifier")
+            why = found.why if found is not None and found.why else "the model has no linear classifier that is known"
+            raise NotApplicableError(f"cam: {why}, so channels have no weights to read; use hirescam.")
         if spec.attention is not None and self.layer is None:
             raise NotApplicableError(
                 f"cam: the {spec.attention} head pools by attention maps and not by the mean; use part-cam."
