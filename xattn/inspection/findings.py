@@ -11,6 +11,13 @@ from xattn.inspection.probing import Call, Probe
 from xattn.spec import Evidence
 
 
+def _keeps_places(call: Call) -> bool:
+    """Whether a module is too small to move anything: an activation or normalization of a map (N, C, h, w)."""
+    channels, *grid = call.output.shape[1:]
+    leaf = not any(True for _ in call.module.children())
+    return leaf and channels not in grid and all(p.numel() <= channels for p in call.module.parameters())
+
+
 @dataclass
 class Findings:
     """What the experiments on one model showed.
@@ -56,7 +63,11 @@ class Findings:
             if len(output) != 2 or output.ndim not in (3, 4) or not output.is_floating_point() or no_map:
                 return None
             # A block ends in the layout of the last convolution in it, if it ends in its shape.
-            typed = last is not None and last.ended > call.started and last.output.shape == output.shape
+            typed = (
+                last is not None
+                and last.output.shape == output.shape
+                and (last.ended > call.started or _keeps_places(call))
+            )
             return layout_of((output[1] - output[0]).float().square(), self.size, typed, seen)
         return None
 
