@@ -220,6 +220,13 @@ def test_the_order_of_tokens_is_read_off_their_answers(blocks: tuple[int, ...]) 
     assert answer(shown, (8, 8)) == 1
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_few_tokens_that_answer_anyhow_are_not_put_in_another_order(seed: int) -> None:
+    change = torch.rand(16, 1, generator=torch.Generator().manual_seed(seed))
+    layout = layout_of(change, (64, 64), seen=((4, 4),))
+    assert layout is None or not layout.proved or layout.tokens is None or not layout.tokens.blocks
+
+
 def test_kinds_of_values() -> None:
     z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     assert kind_of(z) is Kind.LOGITS

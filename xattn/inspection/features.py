@@ -151,12 +151,14 @@ def _on_the_way(facts: Findings, calls: Sequence[Call]) -> Call | None:
         stops = {node: call for node, call in stops.items() if call not in unproved}
     if not met:
         return None
-    if any((layout := facts.layout(call)) is not None and layout.blank for call in met):
+    layouts = [(call.name, layout) for call in met if (layout := facts.layout(call)) is not None and layout.blank]
+    if layouts:
+        name, (h, w) = layouts[-1][0], layouts[-1][1].grid
+        why = f"its {h}x{w} cells do not answer more where the image was changed"
         facts.warnings.append(
-            f"'{met[-1].name}' answers to a change of the image nowhere more than elsewhere, as layers do whose "
-            "weights are zero; how it lies on the image is assumed"
+            f"how '{name}' lies on the image is assumed: {why}, as where they are few or weights are zero"
         )
-        facts.evidence["layout"] = Evidence(ASSUMED, "by its shape: it answers nowhere more than elsewhere")
+        facts.evidence["layout"] = Evidence(ASSUMED, f"by its shape: {why}")
     if len(met) == 1 and not around:
         facts.evidence["feature_layer"] = Evidence(
             PROVED, "everything that the class scores are made of goes through it"

@@ -17,6 +17,7 @@ _LOWEST = 0.6  # share of pairs (lit cell, dark cell) in which the lit one must 
 _LOWEST_OF_TOKENS = 0.75  # likewise of tokens, for which many layouts are tried
 _BLANK = 0.52  # no reading in which the lit place answers more
 _CLEARLY = 0.1  # by how much one layout must be better than a plainer one to be believed against it
+_FEW = 9  # cells that are too few to prove a layout that others had before
 _BETTER = 0.005  # likewise of extra tokens behind the grid, against those before it
 
 # The place that is lit, as shares of height and width: off the middle and off the diagonal, so that rows and columns
@@ -33,7 +34,7 @@ class Layout:
         grid: rows and columns.
         answer: share of pairs (lit cell, dark cell) in which the lit cell changed more; 0.5 is chance.
         typed: a convolution gave it, which has no other layout.
-        blank: no cell answers more than others in any reading, so that nothing can be told.
+        blank: no cell answers more than others in any reading, or there are too few, so that nothing can be told.
     """
 
     tokens: TokenGrid | None
@@ -207,6 +208,8 @@ def layout_of(
         return next((replace(r, typed=True) for r in known if r.tokens is None), None)
     if not known or (change.ndim == 2 and _is_sequence(change.sum(1), known, seen)):
         return None
+    plain = max((r.answer for r in known if _usual(r, size, seen)), default=0.0)
+    known = [r for r in known if _usual(r, size, seen) or not plain or r.answer > plain + max(_CLEARLY, _luck(r.grid))]
     best = max(known, key=lambda r: r.answer)
     if best.answer <= _BLANK:
         return replace(known[0], blank=True)
@@ -214,7 +217,23 @@ def layout_of(
     # Extra tokens before or behind the grid move all cells by a few: the better of the two, if it is better at all.
     alike = [r for r in known if r.grid == plainest.grid and _blocks(r) == _blocks(plainest)]
     best = max(alike, key=lambda r: r.answer)
-    return plainest if plainest.answer >= best.answer - _BETTER else best
+    chosen = plainest if plainest.answer >= best.answer - _BETTER else best
+    few = chosen.grid[0] * chosen.grid[1] <= _FEW and (chosen.tokens is None or chosen.grid in seen)
+    return replace(chosen, blank=True) if few and not chosen.proved else chosen
+
+
+def _usual(layout: Layout, size: tuple[int, int], seen: Collection[tuple[int, int]]) -> bool:
+    """Whether a reading is a map, or tokens row by row on a grid that a map had or that they fill in square patches."""
+    blocked, misfit, extra = _oddness(layout, size, seen)
+    return not blocked and (misfit == 0 or (misfit == 1 and not extra))
+
+
+def _luck(grid: tuple[int, int]) -> float:
+    """What a grid whose cells change at random may answer more than another: 1.5 standard deviations, 2.5 of few."""
+    lit_ones = int(lit_cells(grid).sum())
+    dark = grid[0] * grid[1] - lit_ones
+    deviation = math.sqrt((lit_ones + dark + 1) / (12 * max(lit_ones * dark, 1)))
+    return deviation * (1.5 if lit_ones + dark > 5 * _FEW else 2.5)
 
 
 def _is_sequence(change: Tensor, known: Sequence[Layout], seen: Collection[tuple[int, int]]) -> bool:

@@ -1,0 +1,121 @@
+"""The page of the audit: what was found, in one table, and what the rows amount to."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+Row = dict[str, Any]
+
+_HEAD = """# Which networks are read rightly
+
+`xattn.explain` finds out by experiment which layer of a network to read and how it lies on the image. This is what it
+found on networks with random weights: members of all families of timm and torchvision, small configurations of the
+image classifiers of Hugging Face transformers, and home-made kinds that are easy to read wrongly. Each was checked by
+means of its own (`benchmarks/models/audit.py`, which also writes this page):
+
+- *depth*: the share of the parameters that ran before the layer's output.
+- *corners*: whether the four corners of the map come from the four corners of the image, by the gradient of the
+  features of one cell by the pixels; *all* where every cell sees all of the image alike, so that this does not tell.
+- *Grad-CAM*: the map of `explain` beside one computed in float64 by plain autograd at that layer, as the largest
+  difference relative to the largest value. Where the family says how its tokens lie, that is how they are folded.
+- *relevance*: for networks with attention, the first of `transformer-attribution`, `rollout`, `attnlrp`, `libragrad`
+  and `input-x-gradient` that gave a map. The first two need global attention over all tokens.
+- *cost*: images through the network while its facts were found, which happens once for each network.
+
+"""
+
+
+def written(rows: list[Row]) -> str:
+    """The page in Markdown."""
+    built = [row for row in rows if "unbuilt" not in row]
+    table = [
+        "| network | input | layer | depth | grid | corners | Grad-CAM | relevance | cost | remarks |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(_line(row) for row in built),
+    ]
+    unbuilt = [f"- {row['name']}: {_cell(row['unbuilt'])}" for row in rows if "unbuilt" in row]
+    missing = ["", "## Not built here", "", *unbuilt] if unbuilt else []
+    return "\n".join([_HEAD + _summary(built), "", "## Networks", "", *table, *missing, ""])
+
+
+def wrong(row: Row) -> bool:
+    """Whether a map was given as `ok` that is not what it is said to be."""
+    return row.get("status") == ["ok"] and (
+        str(row.get("corners")).startswith("wrong") or row.get("gradcam") == "different"
+    )
+
+
+def explained(row: Row) -> bool:
+    """Whether Grad-CAM gave the map that it should."""
+    return row.get("gradcam") == "equal" and not str(row.get("corners")).startswith("wrong")
+
+
+def _summary(rows: list[Row]) -> str:
+    count = len(rows)
+    if not count:
+        return "Nothing has been audited yet."
+    good = sum(map(explained, rows))
+    attention = [row for row in rows if row.get("attention")]
+    related = sum(bool(row.get("relevance")) for row in attention)
+    refused = sum("refused" in row or row.get("gradcam") == "refused" for row in rows)
+    times = [row["inference_s"] / row["forward_s"] for row in rows if row.get("forward_s", 0) > 0.005]
+    three = [row for row in rows if "images" in row]
+    lines = [
+        f"Of {count} networks, Grad-CAM is right for {good} ({good / count:.1%}); {refused} are refused with a reason,",
+        f"{sum(map(wrong, rows))} get a wrong map under the status `ok`.",
+        f"Of {len(attention)} with attention, {related} get a map of an attention or relevance method.",
+        f"Finding the facts took three images through the network for {sum(r['images'] == 3 for r in three)} of",
+        f"{len(three)}"
+        + (f", and in the median {statistics.median(times):.1f} times the time of one" if times else ""),
+        "forward pass of one image without gradients"
+        + (f" (90 % of the networks: under {_tenth(times):.1f})." if times else "."),
+    ]
+    return "\n".join(lines)
+
+
+def _tenth(times: list[float]) -> float:
+    return sorted(times)[int(0.9 * (len(times) - 1))]
+
+
+def _line(row: Row) -> str:
+    if "failed" in row or "refused" in row:
+        reason = f"refused: {row['refused']}" if "refused" in row else f"failed: {row['failed']}"
+        return f"| {row['name']} | | | | | | | | | {_cell(reason)} |"
+    h, w = row["grid"]
+    status = ", ".join(row.get("status", []))
+    equal = f"{row['error']:.0e}" if row.get("gradcam") == "equal" else row.get("gradcam", "")
+    if status not in ("ok", ""):
+        equal += f" ({status})"
+    remarks = [*row.get("warnings", []), *([row["reason"]] if "reason" in row else [])]
+    if row.get("gradcam") == "different":
+        remarks.append(str(row.get("error")))
+    tokens = row["tokens"]
+    layer = f"`{row['layer']}`" + ("" if tokens == "maps" else f" ({tokens})")
+    relevance = (row.get("relevance") or "none") if row.get("attention") else ""
+    corners = {"see everything": "all"}.get(row["corners"], row["corners"])
+    size = f"{row['size'][0]}x{row['size'][1]}"
+    said = _cell(" ".join(_said(r) for r in remarks))
+    cells = (
+        row["name"],
+        size,
+        layer,
+        f"{row['depth']:.0%}",
+        f"{h}x{w}",
+        corners,
+        equal,
+        relevance,
+        row["images"],
+        said,
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _said(text: str) -> str:
+    """A warning without the name of the network before it."""
+    head, colon, rest = text.partition(": ")
+    return rest if colon and " " not in head else text
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
