@@ -21,6 +21,7 @@ from xattn.errors import EXTRAS
 ROOT = Path(__file__).parent.parent
 # Names of modules whose distribution is called otherwise.
 DISTRIBUTIONS = {
+    "huggingface_hub": "huggingface-hub",
     "PIL": "Pillow",
     "cv2": "opencv-python-headless",
     "pytorch_grad_cam": "grad-cam",
@@ -73,7 +74,9 @@ def third_party(folder: Path) -> set[str]:
 def test_everything_imported_is_declared(config: configparser.ConfigParser) -> None:
     extras = config["options.extras_require"]
     required = named(config["options"]["install_requires"])
-    optional = {name for extra in ("cli", "data", "metrics", "bench", "train", "docs") for name in named(extras[extra])}
+    optional = {
+        name for extra in ("cli", "data", "metrics", "bench", "hf", "train", "docs") for name in named(extras[extra])
+    }
     assert third_party(ROOT / "xattn") <= required | optional
     assert third_party(ROOT / "tests") <= required | optional | named(extras["test"])
 
