@@ -30,7 +30,7 @@ from xattn.errors import DataError, ParameterError, XattnWarning
 ROOT = Path(__file__).parents[2]
 TINY = (
     'methods = ["gradcam"]\nmetrics = ["sparsity"]\n[[data]]\nsource = "synthetic:length=2"\n[[models]]\n'
-    'name = "tests.cli.models:cnn"\n[run]\nblock = 1\nbatch = 1\ncontrols = false\n'
+    'name = "tiny-cnn"\n[run]\ntarget = "predicted"\nblock = 1\nbatch = 1\ncontrols = false\n'
 )
 
 
@@ -100,8 +100,8 @@ def test_kill_anywhere_and_go_on(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text(
         'methods = ["gradcam", "saliency", "brnpa"]\nmetrics = ["sparsity", "gini", "deletion:steps=64"]\n'
-        '[[data]]\nsource = "synthetic:length=24"\n[[models]]\nname = "tests.cli.models:cnn"\n'
-        "[run]\nblock = 2\nbatch = 2\n"
+        '[[data]]\nsource = "synthetic:length=24"\n[[models]]\nname = "tiny-cnn"\n'
+        "[run]\ntarget = 'predicted'\nblock = 2\nbatch = 2\n"
     )
     words = [sys.executable, str(ROOT / "benchmarks" / "kill_test.py"), str(path), "--kills", "6", "--processes", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -23,7 +23,7 @@ metrics = ["sparsity", {name = "insertion:steps=4", limit = 3}]
 source = "DATA"
 label = "shapes"
 [[models]]
-name = "tests.cli.models:cnn"
+name = "own"
 label = "cnn"
 [run]
 block = 3
@@ -39,14 +39,19 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+def benchmark(run: Run, config: Path, *more: object) -> Any:
+    """The command, with the network of the configuration, which no file may choose."""
+    return run("benchmark", config, "--set", "models.0.name=tests.cli.models:cnn", *more)
+
+
 def test_run_again_extend_and_report(run: Run, config: Path, tmp_path: Path) -> None:
-    first = run("benchmark", config, "--out", "runs/x", "--quiet")
+    first = benchmark(run, config, "--out", "runs/x", "--quiet")
     assert first.exit_code == 0, first.stderr
     assert "new scores in 2 blocks, in runs/x" in first.stdout
     assert f"next: xattn report runs/x --config {config}" in first.stdout
-    assert "0 new scores in 0 blocks" in run("benchmark", config, "--out", "runs/x").stdout
-    more = run(
-        "benchmark", config, "--out", "runs/x", "-q", "--set", "run.batch=5", "--set", 'methods=["gradcam", "brnpa"]'
+    assert "0 new scores in 0 blocks" in benchmark(run, config, "--out", "runs/x").stdout
+    more = benchmark(
+        run, config, "--out", "runs/x", "-q", "--set", "run.batch=5", "--set", 'methods=["gradcam", "brnpa"]'
     )
     assert more.exit_code == 0
     assert "new scores in 2 blocks" in more.stdout
@@ -58,14 +63,14 @@ def test_run_again_extend_and_report(run: Run, config: Path, tmp_path: Path) -> 
 
 
 def test_shards_are_parts_of_one_run(run: Run, config: Path) -> None:
-    found = [run("benchmark", config, "--out", "x", "-q", "--shard", f"{i}/2") for i in range(2)]
+    found = [benchmark(run, config, "--out", "x", "-q", "--shard", f"{i}/2") for i in range(2)]
     assert [r.exit_code for r in found] == [0, 0]
     assert "process 1 of 2: " in found[1].stdout
-    assert "0 new scores" in run("benchmark", config, "--out", "x", "-q").stdout
+    assert "0 new scores" in benchmark(run, config, "--out", "x", "-q").stdout
 
 
 def test_plan_tells_what_it_takes(run: Run, config: Path, tmp_path: Path) -> None:
-    result = run("benchmark", config, "--plan", "--set", 'methods=["gradcam", "bcnn"]')
+    result = benchmark(run, config, "--plan", "--set", 'methods=["gradcam", "bcnn"]')
     assert result.exit_code == 0, result.stderr
     assert "shapes x cnn: 5 of 5 images" in result.stdout
     assert "left out: bcnn: bcnn: the model has no B-CNN head" in " ".join(result.stdout.split())
@@ -85,14 +90,14 @@ def test_unreadable_images_are_counted(run: Run, config: Path, tmp_path: Path, m
     broken.write_bytes(broken.read_bytes()[:100])
     config.write_text(RUN.replace("DATA", str(tmp_path / "pets")))
     for _ in range(2):  # also when there is nothing left to do
-        result = run("benchmark", config, "--out", "x", "-q")
+        result = benchmark(run, config, "--out", "x", "-q")
         assert result.exit_code == 3
         assert "1 images could not be read:" in result.stdout
         assert "b.png" in result.stdout
     # A launcher would stop the other processes.
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    result = run("benchmark", config, "--out", "x", "-q")
+    result = benchmark(run, config, "--out", "x", "-q")
     assert result.exit_code == 0
     assert "1 images could not be read:" in result.stdout
 
@@ -143,8 +148,8 @@ def test_bad_input(run: Run, config: Path, words: list[str], message: str) -> No
 
 
 def test_another_run_in_the_folder(run: Run, config: Path) -> None:
-    assert run("benchmark", config, "--out", "x", "-q").exit_code == 0
-    result = run("benchmark", config, "--out", "x", "--set", "run.seed=5")
+    assert benchmark(run, config, "--out", "x", "-q").exit_code == 0
+    result = benchmark(run, config, "--out", "x", "--set", "run.seed=5")
     assert result.exit_code == 2
     assert (
         "'x' holds scores of another run: run.seed was 0 and is 5. Use another --out, or change it back."
@@ -165,12 +170,12 @@ def test_interrupted(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "score_batch", once)
-        result = run("benchmark", config, "--out", "x")
+        result = benchmark(run, config, "--out", "x")
     assert result.exit_code == 130
     assert "interrupted with 1 blocks of scores stored; nothing that is in 'x' is lost. The same command goes on" in (
         result.stderr
     )
-    again = run("benchmark", config, "--out", "x", "-q")
+    again = benchmark(run, config, "--out", "x", "-q")
     assert "new scores in 1 blocks" in again.stdout  # the first was whole
 
 
@@ -179,10 +184,10 @@ def test_interrupted_before_anything_is_scored(run: Run, config: Path, monkeypat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(planning, "digest_of", interrupt)
-    result = run("benchmark", config, "--out", "x")
+    result = benchmark(run, config, "--out", "x")
     assert result.exit_code == 130
     assert "xattn: interrupted with 0 blocks of scores stored" in result.stderr
-    result = run("benchmark", config, "--plan")
+    result = benchmark(run, config, "--plan")
     assert result.exit_code == 130
     assert result.stderr == "xattn: interrupted.\n"
 
@@ -223,16 +228,16 @@ def test_a_damaged_validation_part_is_never_the_training_part_instead(
         Image.effect_noise((40, 40), 50 + i).convert("RGB").save(path)
     damage(tmp_path / "pets")
     config.write_text(RUN.replace("DATA", str(tmp_path / "pets")))
-    result = run("benchmark", config, "--out", "x", "-q")
+    result = benchmark(run, config, "--out", "x", "-q")
     assert result.exit_code == 2, result.stdout
     assert "val" in result.stderr
-    result = run("benchmark", config, "--out", "x", "-q", "--set", "data.0.split=train")
+    result = benchmark(run, config, "--out", "x", "-q", "--set", "data.0.split=train")
     assert result.exit_code == 0, result.stderr
 
 
 def test_markup_in_a_label_is_text(run: Run, config: Path) -> None:
     label = "[/bold] \x1b[31m"
-    result = run("benchmark", config, "--plan", "--set", f"models.0.label={json.dumps(label)}")
+    result = benchmark(run, config, "--plan", "--set", f"models.0.label={json.dumps(label)}")
     assert result.exit_code == 0, result.stderr
     assert "[/bold]" in result.stdout
     assert "\x1b" not in result.stdout
@@ -250,7 +255,7 @@ def test_full(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch, error: Ex
         raise error
 
     monkeypatch.setattr(pq, "write_table", full)
-    result = run("benchmark", config, "--out", "x", "-q")
+    result = benchmark(run, config, "--out", "x", "-q")
     assert result.exit_code == 2
     assert len(result.stderr.strip().splitlines()) == 1
     assert message in result.stderr

@@ -79,7 +79,7 @@ def exact_signed_rank(differences: ArrayLike) -> float:
         differences: (N,), without NaN; equal sizes share the mean of their ranks, zeros are ranked, then left out.
 
     >>> exact_signed_rank([1.0, 2.0, 3.0, -1.0])
-    0.5
+    0.375
     """
     d = np.asarray(differences, dtype=np.float64)
     size = np.abs(d)
