@@ -81,8 +81,9 @@ class Recording:
 
     def __enter__(self) -> Recording:
         # What is entered while the model runs is left before these are, so that nothing of it stays.
-        self._entered.enter_context(torch.inference_mode(torch.is_inference_mode_enabled()))
-        self._entered.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+        recording = torch.is_grad_enabled()
+        self._entered.enter_context(torch.inference_mode(torch.is_inference_mode_enabled()))  # switches recording on
+        self._entered.enter_context(torch.set_grad_enabled(recording))
         if self.uncut:
             self._entered.enter_context(Uncut())
         return self

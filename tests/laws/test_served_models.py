@@ -54,7 +54,9 @@ def test_runs_where_its_row_says_and_refuses_elsewhere(method: str, kind: str) -
         warnings.filterwarnings("ignore", category=UserWarning, message=".*Explanation.status")
         if kind in SERVED[explainers.get(method).serves]:
             found = explain(model, x, cheap(method), spec=model.spec)
-            assert not {"nan", "constant"} & set(found.status)
+            # Behind a layer norm every token has the same norm: a map of norms is flat there, and says so.
+            flat = kind == "transformer" and method == "activation"
+            assert not {"nan", "constant"} - ({"constant"} if flat else set()) & set(found.status)
         else:
             with pytest.raises(NotApplicableError, match=rf"^{method.replace('+', '.')}: [^\n]+$"):
                 explain(model, x, cheap(method), spec=model.spec)

@@ -19,7 +19,7 @@ def test_they_are_registered():
 @pytest.mark.parametrize("name", NAMES)
 def test_random_ones_have_the_size_that_is_asked(name):
     model = create_model(name, num_classes=7, parts=2)
-    assert model.head.kind == NAMES[name]
+    assert model.head.name == NAMES[name]
     assert model.backbone(torch.rand(1, 3, 64, 64)).shape == (1, 256, 4, 4)
     high = create_model(name, num_classes=7, parts=2, resolution="high", circular=True)
     assert high.backbone(torch.rand(1, 3, 64, 64)).shape == (1, 256, 16, 16)
@@ -58,7 +58,7 @@ def test_the_files_are_small_and_complete(name):
     assert path.stat().st_size <= 6e6
     model = create_model(name)
     assert model.spec.name == name
-    assert model.head.kind == NAMES.get(name, "linear")
+    assert model.head.name == NAMES.get(name, "linear")
     assert len(model.spec.classes) == 200
     assert name != "tiny-brnpa" or model.architecture["resolution"] == "high"
     with torch.no_grad():
