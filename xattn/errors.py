@@ -97,7 +97,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("pyarrow", "scipy"),
     "metrics": ("cv2", "scipy", "skimage"),
     "bench": ("typer", "rich", "lightning", "matplotlib", "pandas", "pyarrow", "pydantic", "scipy"),
-    "hf": ("transformers",),
+    "hf": ("huggingface_hub", "transformers"),
     "train": ("typer", "rich", "lightning", "pyarrow", "pydantic", "tensorboard"),
 }
 """Modules that come with each extra of the package."""
