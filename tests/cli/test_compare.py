@@ -129,7 +129,7 @@ def test_a_method_that_refuses_on_the_way_has_no_column(run: Run, photo: Path) -
     work = Work(Settings(batch_size=2, tolerant=True), err=False)
     texts = ["gradcam", "brnpa"]
     work.columns = choose_columns(
-        texts, parts=None, model=CNN[1], weights=None, head=None, resolution=None, device="cpu"
+        texts, parts=None, model=CNN[1], weights=None, head=None, resolution=None, device="cpu", given={}
     )
     work.columns[0].refused = "gradcam: not today"
     comparison = sheet(work, None, "plasma", None, 0)
