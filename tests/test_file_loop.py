@@ -98,7 +98,7 @@ def test_images_are_decoded_one_at_a_time(files: list[Path], monkeypatch: pytest
     decoded: list[weakref.ref[Image.Image]] = []
     alive: list[int] = []
 
-    def counted(path: Path) -> Image.Image:
+    def counted(path: Path, window: tuple[float, float] | None = None) -> Image.Image:
         gc.collect()
         alive.append(sum(image() is not None for image in decoded))
         image = read(path)

@@ -78,7 +78,7 @@ def test_attention_that_the_spec_does_not_name_is_refused() -> None:
 def test_transformers_are_refused_before_they_run(method: str) -> None:
     spec = ModelSpec(feature_layer="encoder", tokens=TokenGrid(patch=(16, 16), prefix=1))
     (one,) = resolve([method])
-    assert "transformer-attribution" in (applicable(one, spec) or "")
+    assert "use attnlrp, cp-lrp or libragrad" in (applicable(one, spec) or "")
 
 
 @pytest.mark.parametrize("method", ["lrp", "deep-taylor", "excitation-backprop"])

@@ -43,6 +43,7 @@ SERVED = {
     "B-CNN heads": {"B-CNN"},
     "B-CNN and BR-NPA heads": {"B-CNN", "BR-NPA"},
     "vision transformers": {"transformer"},
+    "transformers and CNNs": set(MODELS),
 }
 
 

@@ -323,7 +323,7 @@ def bcnn(case: Case, saliency: str = "mean") -> Array:
 def part_cam(case: Case) -> Array:
     f, head = case.features, case.model.head
     c, h, w = f.shape
-    weights = bcnn_weights(case) / (h * w) if head.kind == "bcnn" else part_weights(f, head.parts)
+    weights = bcnn_weights(case) / (h * w) if head.name == "bcnn" else part_weights(f, head.parts)
     row = head.classifier.weight[case.target].detach().double().numpy()
     out = np.zeros((h, w))
     for p, i, j in np.ndindex(*weights.shape):

@@ -108,7 +108,7 @@ def maps_of(case: Case) -> Array:
     if hasattr(case.model, "fc"):
         return np.full((1, h, w), 1 / (h * w))
     head = case.model.head
-    return bcnn_weights(case) / (h * w) if head.kind == "bcnn" else part_weights(trunk, head.parts)
+    return bcnn_weights(case) / (h * w) if head.name == "bcnn" else part_weights(trunk, head.parts)
 
 
 def pooled(case: Case) -> Array:
