@@ -398,7 +398,9 @@ def main() -> None:
             os._exit(0)
     for child in children:
         os.waitpid(child, 0)
-    PAGE.write_text(written(list(load().values())), encoding="utf-8")
+    rows = load()
+    unaudited = [a.name for a in architectures() if a.name not in rows]
+    PAGE.write_text(written(list(rows.values()), unaudited), encoding="utf-8")
 
 
 def line(row: dict[str, Any]) -> str:
