@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xattn.explainer import Explainer
 
 OK, ALL_ZERO, CONSTANT, NAN = "ok", "all-zero", "constant", "nan"
-NON_CONSERVING, NEVER_FIRED = "non-conserving", "hook never fired"
+NON_CONSERVING = "non-conserving"
 
 
 # Cells that differ by less than this many units in the last place are one number, rounded along several ways: maps of
@@ -57,7 +57,8 @@ class Explanation:
         method: the explainer, whose `repr` holds all parameters.
         input_size: height and width of the images in pixels.
         parts: the maps (N, P, h, w) of the parts, for methods that have them.
-        status: per image `ok`, `all-zero`, `constant`, `nan`, `non-conserving` or `hook never fired`.
+        status: per image `ok`, `all-zero`, `constant`, `nan`, `non-conserving`, or what speaks against the map
+            (`xattn.doubts`).
         probability: (N,), what the model gives the target: softmax, or sigmoid where there is one output; None for
             what has no probability.
         inputs: the images, normalized floats or uint8 pixels (N, C, H, W), for pictures.
