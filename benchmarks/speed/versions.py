@@ -133,7 +133,8 @@ def main() -> None:
         print(f"{side}: {answer['file']}", flush=True)
     both = [name for name in names["after"]["names"] if name in names["before"]["names"]]
     methods = options.methods or ["forward", *both]
-    start, results = time.perf_counter(), {}
+    start = time.perf_counter()
+    results: dict[str, dict[str, Any]] = {}
     for network in options.networks:
         done = {method for rows in results.values() for method, row in rows.items() if "ratio" in row}
         # The networks after the second are for the methods that only they have.
