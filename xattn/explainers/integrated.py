@@ -330,18 +330,18 @@ class GradientShap(PixelExplainer):
         return total / self.samples
 
 
-def drawn_baselines(trace: Trace, who: str, baseline: str) -> Callable[[Tensor], Tensor]:
+def drawn_baselines(trace: Trace, method: str, baseline: str) -> Callable[[Tensor], Tensor]:
     """A function that draws the next baseline (B, C, H, W) of each image in (B,), in the order of its samples.
 
     Raises:
         NotApplicableError: if the baseline is no image by itself.
     """
     chosen, spec = baselines.parse(baseline), trace.spec
-    generators = [trace.generator(i, f"{who}/{chosen!r}") for i in range(len(trace.x))]
+    generators = [trace.generator(i, f"{method}/{chosen!r}") for i in range(len(trace.x))]
 
     def draw(own: Tensor) -> Tensor:
         x, image = trace.x[own], own.tolist()
         replace = chosen.prepare(x, spec.mean, spec.std, lambda row: generators[image[row]])
-        return as_image(replace, who, baseline).expand_as(x)
+        return as_image(replace, method, baseline).expand_as(x)
 
     return draw

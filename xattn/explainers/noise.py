@@ -62,8 +62,8 @@ class NoiseTunnel(Explainer):
         channels = getattr(inner, "channels", None) or _CHANNELS.get(type(inner))
         key = ("noise", inner, self.samples, self.noise)
         mean, variance = trace.once(key, lambda: self._moments(trace, inner, channels))
-        found = self.statistic(mean, variance)
-        return found if channels is None else reduce_channels(found, inner.reduce)  # type: ignore[attr-defined]
+        result = self.statistic(mean, variance)
+        return result if channels is None else reduce_channels(result, inner.reduce)  # type: ignore[attr-defined]
 
     def _moments(
         self, trace: Trace, inner: Explainer, channels: Callable[[Trace], Tensor] | None
@@ -79,7 +79,7 @@ class NoiseTunnel(Explainer):
             ]
         )
         again = Halving(lambda images, own, seed: self._inner(trace, inner, channels, images, own, seed))
-        found: list[tuple[int, Tensor, Tensor]] = []
+        blocks: list[tuple[int, Tensor, Tensor]] = []
         for images, samples in tiles(len(x), self.samples, self.chunk):
             own = owners(images, samples, x.device)
             # One copy after the other, so that the numbers do not depend on how they are cut into batches.
@@ -89,14 +89,14 @@ class NoiseTunnel(Explainer):
             values = values.unflatten(0, (-1, samples.stop - samples.start))
             variance, mean = torch.var_mean(values, dim=1, correction=0)
             if samples.start == 0:
-                found.append((samples.stop, mean, variance))
+                blocks.append((samples.stop, mean, variance))
                 continue
             # More samples of the same image: two groups of known mean and variance make one (Chan et al. 1979).
-            before, old_mean, old_variance = found.pop()
+            before, old_mean, old_variance = blocks.pop()
             share, apart = 1 - before / samples.stop, mean - old_mean
             variance = old_variance.lerp(variance, share) + share * (1 - share) * apart.square()
-            found.append((samples.stop, old_mean + share * apart, variance))
-        return torch.cat([m for _, m, _ in found]), torch.cat([v for _, _, v in found])
+            blocks.append((samples.stop, old_mean + share * apart, variance))
+        return torch.cat([m for _, m, _ in blocks]), torch.cat([v for _, _, v in blocks])
 
     def _inner(
         self,

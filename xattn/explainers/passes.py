@@ -102,7 +102,7 @@ def replacement(trace: Trace, baseline: str) -> Replace:
     return trace.replacement(baselines.parse(baseline))
 
 
-def as_image(replace: Replace, who: str, baseline: str) -> Tensor:
+def as_image(replace: Replace, method: str, baseline: str) -> Tensor:
     """The whole image (N or 1, C, H or 1, W or 1) that a baseline puts in the place of removed pixels.
 
     Raises:
@@ -110,14 +110,14 @@ def as_image(replace: Replace, who: str, baseline: str) -> Tensor:
     """
     if replace.image is None:
         raise NotApplicableError(
-            f"{who}: baseline '{baseline}' fills holes and is no image by itself; use black, mean, blur or noise."
+            f"{method}: baseline '{baseline}' fills holes and is no image by itself; use black, mean, blur or noise."
         )
     return replace.image
 
 
-def baseline_image(trace: Trace, who: str, baseline: str) -> Tensor:
+def baseline_image(trace: Trace, method: str, baseline: str) -> Tensor:
     """The baseline of each image (N, C, H, W), defined on pixels and normalized as the images are."""
-    return as_image(replacement(trace, baseline), who, baseline).expand_as(trace.x)
+    return as_image(replacement(trace, baseline), method, baseline).expand_as(trace.x)
 
 
 def end_scores(trace: Trace) -> Tensor:

@@ -197,10 +197,10 @@ class SegmentExplainer(HidingExplainer):
         numbers = (labels.amax((1, 2)) + 1).tolist()
         kept = [self.coalitions(k, trace.generator(i, self.name)) for i, k in enumerate(numbers)]
         scores = self._scores(trace, labels, kept)
-        found = torch.zeros(len(labels), max(numbers), dtype=torch.float64)
+        values = torch.zeros(len(labels), max(numbers), dtype=torch.float64)
         for i, k in enumerate(numbers):
-            found[i, :k] = self.values(kept[i], scores[i], ends[i])
-        return found.to(trace.x).gather(1, labels.flatten(1)).view(-1, 1, *trace.input_size)
+            values[i, :k] = self.values(kept[i], scores[i], ends[i])
+        return values.to(trace.x).gather(1, labels.flatten(1)).view(-1, 1, *trace.input_size)
 
     def _scores(self, trace: Trace, labels: Tensor, kept: Sequence[Tensor]) -> list[Tensor]:
         """Score of each coalition of each image, float64 on the CPU; all of them fill batches of one size."""

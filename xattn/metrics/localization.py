@@ -33,7 +33,7 @@ def object_masks(metric: Metric, batch: Any, explanation: Explanation, *, boxes:
     """Masks bool (N, 1, H, W) of the objects on the device of the maps.
 
     Args:
-        metric: who asks, for messages.
+        metric: its name, for messages.
         batch: the data.
         explanation: whose maps are measured.
         boxes: prefer the filled boxes to the outline.
