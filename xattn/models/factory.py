@@ -146,14 +146,17 @@ def is_weights_file(name: str | os.PathLike[str]) -> bool:
 
 
 def _assemble(
-    asked: Architecture, weights: str | os.PathLike[str] | None, size: tuple[int, int] | None = None
+    asked: Architecture,
+    weights: str | os.PathLike[str] | None,
+    size: tuple[int, int] | None = None,
+    filled: bool = False,
 ) -> nn.Module:
-    """A plain network by name, then its weights, resolution, padding and head, in this order."""
+    """A plain network by name, then its weights, resolution, padding and head, in this order; `filled` later."""
     name, head, classes = asked.backbone, asked.head, asked.classes
     state = read_state(weights) if weights is not None and _is_file(weights) else None
     published = os.fspath(weights) if weights is not None and state is None else None
     # A head brings a classifier of its own, so the network keeps the one that its weights have.
-    base = _build(name, published, None if head or published else classes, filled=state is not None)
+    base = _build(name, published, None if head or published else classes, filled=filled or state is not None)
     base.eval()
     spec = _spec_of(base, name, published, size)
     whole = state is not None and any(key.startswith("backbone.") for key in state)
@@ -225,7 +228,7 @@ def _from_file(path: str, asked: Architecture, *, trusted: bool = False) -> nn.M
         given = wanted.to_dict()
         model = create_model(given.pop("backbone"), num_classes=given.pop("classes"), **given)
     else:
-        model = _assemble(wanted, None)
+        model = _assemble(wanted, None, filled=True)
     fill(model, state, path, forgiving=changed)
     if header.spec is not None and not changed:
         model.spec = _facts(model, header.spec, path)  # type: ignore[assignment]
@@ -346,12 +349,19 @@ def _build(name: str, published: str | None, classes: int | None, filled: bool =
             raise CheckpointError(f"{name}: weights must be DEFAULT or a file but is '{published}'.")
         return timm_models.build(name, published is not None, classes)
     if ":" in name or name in models:
+        factory = models.get(name) if name in models else _import(name)
+        options: dict[str, Any] = {}
+        known = inspect.signature(factory).parameters
+        if name in models and "pretrained" in known:  # comes with its weights
+            options["pretrained"] = not filled
+            published = None if published == "DEFAULT" else published
         if published is not None:
             raise CheckpointError(f"{name}: weights must be a file but is '{published}', and there is no such file.")
-        factory = models.get(name) if name in models else _import(name)
-        takes = classes is not None and "num_classes" in inspect.signature(factory).parameters
+        takes = classes is not None and "num_classes" in known
+        if takes:
+            options["num_classes"] = classes
         try:
-            model = factory(num_classes=classes) if takes else factory()
+            model = factory(**options)
         except SystemExit as error:
             raise ParameterError(f"{name} left the program ({error}) instead of returning a torch.nn.Module.") from None
         if not isinstance(model, nn.Module):
@@ -359,13 +369,12 @@ def _build(name: str, published: str | None, classes: int | None, filled: bool =
         if classes is not None and not takes:
             _replace_classifier(model, _spec_of(model, name, None), classes)
         return model
-    known = torchvision_models.names()
     if (Path(name) / "config.json").is_file():
         raise ParameterError(
             f"'{name}' is a folder of Hugging Face; its name as a model is {hugging_face.PREFIX}{name}"
         )
-    if name not in known:
-        raise unknown("model", name, [*models.names(), *known, *timm_models.names()])
+    if name not in torchvision_models.names():
+        raise unknown("model", name, [*models.names(), *torchvision_models.names(), *timm_models.names()])
     return torchvision_models.build(name, published, classes)
 
 
