@@ -6,14 +6,14 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.checkpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from xattn.errors import NotApplicableError, ShapeError
@@ -134,6 +134,26 @@ def unwrap(model: Any) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model, each once, parents first; without the names, whose making is most of such a walk."""
+    found: dict[nn.Module, None] = {}
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and module not in found:
+            found[module] = None
+            waiting.extend(reversed(module._modules.values()))
+    return list(found)
+
+
+def tensors_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """The parameters and buffers of modules themselves."""
+    for module in modules:
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
 
 
 def refused_images(model: nn.Module, shape: Sequence[int], error: RuntimeError) -> ShapeError | None:
@@ -263,22 +283,28 @@ def _unpatch() -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold the model alone, in evaluation mode, uncompiled; each module gets its own mode back at the end."""
+def evaluating(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Hold the model alone, in evaluation mode, uncompiled; each module gets its own mode back at the end.
+
+    It gives the modules of the model.
+    """
     with lock_of(model), without_checkpointing():
-        modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+        modules = modules_of(model)
+        modes = [(module, module.training) for module in modules if hasattr(module, "training")]
         compiled = [(m, m._compiled_call_impl) for m, _ in modes if getattr(m, "_compiled_call_impl", None) is not None]
         # `torch.compile` of a part of the model wraps it in a module of its own, which can only be told to run eagerly.
-        wrapped = any("_orig_mod" in module._modules for module, _ in modes)
+        wrapped = any("_orig_mod" in module._modules for module in modules)
         try:
-            _evaluate(model)
+            if any(mode for _, mode in modes):
+                _evaluate(model)
             for module, _ in compiled:
                 module._compiled_call_impl = None
             with torch.compiler.set_stance("force_eager") if wrapped else nullcontext():
-                yield
+                yield modules
         finally:
             for module, mode in modes:
-                module.training = mode
+                if module.training is not mode:
+                    module.training = mode
             for module, implementation in compiled:
                 module._compiled_call_impl = implementation
 

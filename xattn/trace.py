@@ -6,6 +6,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeErr
 from xattn.functional.baselines import Baseline, Replace
 from xattn.inputs import Inputs, Name, Views, feed, split_inputs
 from xattn.outputs import Which
-from xattn.running import evaluating, refused_images, unwrap
+from xattn.running import evaluating, modules_of, refused_images, tensors_of, unwrap
 from xattn.score import ScoreFn, apply_score, probabilities
 from xattn.spec import BY_FUNCTION, ModelSpec
 from xattn.taps import INPUT as INPUT
@@ -34,10 +35,13 @@ def promote(tensor: Tensor) -> Tensor:
 
 def place_of(model: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and floating type of the first parameter or buffer; CPU and float32 where there is none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            return tensor.device, tensor.dtype
-    return torch.device("cpu"), torch.float32
+    weight = _weight(model)
+    return (torch.device("cpu"), torch.float32) if weight is None else (weight.device, weight.dtype)
+
+
+def _weight(model: nn.Module) -> Tensor | None:
+    """The first floating parameter, or else buffer."""
+    return next((t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()), None)
 
 
 class Trace:
@@ -315,9 +319,10 @@ class Trace:
 
 
 def _as_model_input(model: nn.Module, x: Tensor) -> Tensor:
-    if not any(tensor.is_floating_point() for tensor in (*model.parameters(), *model.buffers())):
+    weight = _weight(model)
+    if weight is None:
         return x  # a function, or a program whose weights are constants
-    device, dtype = place_of(model)
+    device, dtype = weight.device, weight.dtype
     if x.device != device:
         raise ParameterError(f"x is on {x.device} but {type(model).__name__} is on {device}; move one of them.")
     return x if torch.is_autocast_enabled(device.type) else x.to(dtype)
@@ -404,7 +409,7 @@ def record(
     score_fn = goal.scorer(score, spec.values)
     layers = list(dict.fromkeys(layers))
     inner = [layer for layer in layers if layer != INPUT]
-    if grad and any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+    if grad and any(tensor.is_inference() for tensor in tensors_of(modules_of(model))):
         raise NotApplicableError(
             f"{type(model).__name__}: its weights were made under torch.inference_mode, so autograd cannot use them; "
             "load the model outside of it (no_grad is fine)."
@@ -413,7 +418,7 @@ def record(
         x = promote(x.detach())
         x = x.clone() if x.is_inference() else x
         fed = _as_model_input(model, x)
-        with evaluating(model), torch.set_grad_enabled(grad and (uncut or INPUT in layers)):
+        with evaluating(model) as modules, torch.set_grad_enabled(grad and (uncut or INPUT in layers)):
             if not again:
                 goal = _prepared(goal, model, which, inputs)
             taps = Taps(model, inner, grad, uncut)
@@ -430,7 +435,7 @@ def record(
                 raise reason from error
             finally:
                 taps.remove()
-            training = any(getattr(module, "training", False) for module in model.modules())
+            training = any(getattr(module, "training", False) for module in modules)
             torch.set_grad_enabled(grad)  # for the score; the model may have left it off
             logits = promote(goal.read(returned, model, len(x), which))
             logits = logits.clone() if logits.is_inference() else logits

@@ -29,7 +29,7 @@ from xattn.inspection.layouts import Layout, lit
 from xattn.inspection.probing import Call, Probe, Swap, reaches_input, run
 from xattn.inspection.processors import Preprocessing, transformed
 from xattn.outputs import Kind, Which, spelled
-from xattn.running import FunctionModel, lock_of, opaque, refused_images, unwrap
+from xattn.running import FunctionModel, lock_of, modules_of, opaque, refused_images, tensors_of, unwrap
 from xattn.spec import ASSUMED, BY_FUNCTION, CONTRADICTED, GIVEN, PROVED, Evidence, ModelSpec, Ran
 from xattn.targets import Function, as_target
 from xattn.trace import place_of
@@ -327,7 +327,7 @@ def _one(model: nn.Module, x: Tensor, which: Which, inputs: Inputs | None) -> Pr
 
 
 def _usable(model: nn.Module) -> bool:
-    return not any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+    return not any(t.is_inference() for t in tensors_of(modules_of(model)))
 
 
 def _reaches_input(probe: Probe) -> bool:
