@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent / "xattn"
 # import each other. What is above `explaining` may need more than torch, numpy and Pillow.
 ORDER = (
     ("__init__", "errors"),
-    ("schema", "files", "outputs", "inputs"),
-    ("device", "labels", "looks"),
+    ("schema", "files", "outputs", "device"),
+    ("inputs", "labels", "looks"),
     ("registry",),
     ("score", "spec"),
     ("functional",),

@@ -1,10 +1,11 @@
-"""Device and precision by their names, for the command line and for runs."""
+"""Device and precision by their names, for the command line and for runs, and the default device of a session."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -52,4 +53,38 @@ def at_precision(name: str, device: torch.device) -> Iterator[None]:
     if name not in types:
         raise ParameterError(f"--precision must be fp32, bf16 or fp16 but is '{name}'.")
     with torch.autocast(device.type, types[name], enabled=name != "fp32"):
+        yield
+
+
+class _Session(threading.local):
+    """What a person has set in a thread."""
+
+    default: torch.device | None = None
+
+
+_session = _Session()
+
+
+@contextmanager
+def on_cpu_by_default() -> Iterator[None]:
+    """While it is entered, what names no device is made on the CPU, whatever `torch.set_default_device` says.
+
+    Random numbers come from generators of the CPU, so that they are the same everywhere. The model itself runs as the
+    person has set it: `as_set`.
+    """
+    if torch.empty(0).device.type == "cpu":
+        yield
+        return
+    before, _session.default = _session.default, torch.get_default_device()
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        _session.default = before
+
+
+@contextmanager
+def as_set() -> Iterator[None]:
+    """While it is entered, the default device is again the one that `on_cpu_by_default` set aside."""
+    with _session.default or nullcontext():
         yield

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypedDict
 import torch
 from torch import Tensor, nn
 
+from xattn.device import on_cpu_by_default
 from xattn.doubts import doubt
 from xattn.errors import NotApplicableError, ShapeError
 from xattn.explanation import NON_CONSERVING, OK, Explanation, status_of
@@ -98,6 +99,7 @@ class Explainer(ABC):
         text = self.remedy(trace, explanation.maps, i) if explanation.status[i] == NON_CONSERVING else ""
         return text and f", which {text}"
 
+    @on_cpu_by_default()
     def explanation(self, trace: Trace) -> Explanation:
         """Maps with provenance and status from a recorded pass; the model is held alone while they are made."""
         self.check(trace.spec)

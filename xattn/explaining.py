@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.data.preprocessing import Fit, pictures, to_batch
+from xattn.device import on_cpu_by_default
 from xattn.errors import NotApplicableError, ParameterError, XattnWarning
 from xattn.explainer import Explainer, LayerExplainer, needs_of, refuse
 from xattn.explainers import applicable, resolve
@@ -85,7 +86,7 @@ def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = Fa
         except NotApplicableError as reason:
             if not skip:
                 raise
-            warnings.warn(f"left out: {reason}", XattnWarning, stacklevel=3)
+            warnings.warn(f"left out: {reason}", XattnWarning, stacklevel=4)
             continue
         if trouble := {s: explanation.status.count(s) for s in explanation.status if s != OK}:
             first = next(i for i, s in enumerate(explanation.status) if s != OK)
@@ -94,7 +95,7 @@ def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = Fa
                 f"{method.name}: {counts} of {len(explanation)} maps (first: image {first}"
                 f"{method.advice(trace, explanation, first)}); see Explanation.status before you read them.",
                 XattnWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         explanations.append(explanation)
     return explanations
@@ -133,6 +134,7 @@ def explain(
     mean: Any = None, std: Any = None, classes: Any = None, size: Any = None, fit: Fit | None = None,
     window: tuple[float, float] | None = None, transform: Callable[..., Any] | None = None,
 ) -> list[Explanation]: ...  # fmt: skip
+@on_cpu_by_default()
 def explain(
     model: nn.Module | Callable[..., Any],
     x: Any,
@@ -228,7 +230,7 @@ def explain(
                 f"{type(model).__name__} does not say how its images are normalized; they are passed as they are, from "
                 "0 to 1. Pass mean= and std=, or transform=, if it was trained otherwise.",
                 XattnWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
             spec = spec.given(mean=0.0, std=1.0)
         x = to_batch(x, spec, fit=fit, window=window).to(place_of(model)[0])

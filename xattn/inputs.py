@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xattn.device import as_set
 from xattn.errors import NotApplicableError, ParameterError, ShapeError, unknown
 
 Name = str | int
@@ -110,13 +111,12 @@ def feed(model: nn.Module, x: Tensor, inputs: Inputs | None = None) -> Any:
     Raises:
         NotApplicableError: if it takes several inputs and got one.
     """
-    if inputs is not None:
-        return inputs.call(model, x)
     try:
-        return model(x)
+        with as_set():
+            return model(x) if inputs is None else inputs.call(model, x)
     except TypeError as error:
         names = required(model)
-        if "missing" in str(error) and len(names) > 1:
+        if inputs is None and "missing" in str(error) and len(names) > 1:
             raise NotApplicableError(
                 f"{type(model).__name__} takes several inputs ({', '.join(names)}); pass all of them as x, "
                 f"({', '.join(names)}), and inputs=0, the place of the one that is explained."

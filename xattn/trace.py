@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.attention_taps import attention_of
+from xattn.device import on_cpu_by_default
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, SpecError, unknown
 from xattn.functional.baselines import Baseline, Replace
 from xattn.inputs import Inputs, Name, Views, feed, split_inputs
@@ -192,6 +193,7 @@ class Trace:
             )
         return self._grid(layer, promote(self._gradients[layer]))
 
+    @on_cpu_by_default()
     def _backward(self) -> dict[str, Tensor]:
         if self._scores is None:
             raise NotApplicableError("gradient: the pass was recorded with grad=False; record it with grad=True.")
@@ -212,6 +214,7 @@ class Trace:
         inputs = self.inputs if rows is None or self.inputs is None else self.inputs.select(rows)
         return feed(model, _as_model_input(model, x), inputs)
 
+    @on_cpu_by_default()
     def predict(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits (M, K) of other images (M, C, H, W), without a graph; for methods and metrics of many passes.
 
@@ -340,6 +343,7 @@ def _prepared(goal: Target, model: nn.Module, which: Which, inputs: Inputs | Non
     return goal.prepare(run)
 
 
+@on_cpu_by_default()
 def record(
     model: nn.Module,
     x: Tensor,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from xattn.device import on_cpu_by_default
 from xattn.errors import NotApplicableError, ParameterError, SpecError, XattnError, XattnWarning
 from xattn.inputs import Inputs, Name, split_inputs
 from xattn.inspection import declared
@@ -35,6 +36,7 @@ from xattn.targets import Function, as_target
 from xattn.trace import place_of
 
 
+@on_cpu_by_default()
 def infer_spec(
     model: nn.Module | Callable[..., Any],
     x: Any = None,
@@ -201,6 +203,7 @@ _MOST = 64  # sets of facts that are kept of one model
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, ModelSpec]] = weakref.WeakKeyDictionary()
 
 
+@on_cpu_by_default()
 def facts_about(
     model: nn.Module | Callable[..., Any],
     x: Tensor | None = None,
