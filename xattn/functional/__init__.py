@@ -24,6 +24,7 @@ _FORMULAS = {
     "components": "eigen_grad_cam factor_maps kernel_cam strong_cells",
     "control": "center_map sobel_map",
     "curves": "area_over curve_correlation pearson step_counts step_means trapezoid_auc",
+    "episodes": "draw_episodes episode_accuracy episode_scores half_interval",
     "gradient": "guided_relu reduce_channels",
     "imputation": "linear_imputation",
     "localization": "average_precision dilate energy_pointing energy_share mask_share pixel_average_precision "
@@ -33,6 +34,7 @@ _FORMULAS = {
     "pixels": "denormalize denormalize_pixels normalize_pixels",
     "ranking": "average_ranks sort_values sort_with_order tie_groups",
     "resize": "normalize",
+    "retrieval": "pair_distances part_cosines part_shares retrieval_ranks",
     "sampling": "grid_segments lime_weights ridge rise_masks shapley_coalitions shapley_regression shapley_weights "
     "slic_segments window_means window_starts",
     "similarity": "ssim",
