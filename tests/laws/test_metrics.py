@@ -35,6 +35,7 @@ FAST: Mapping[str, Mapping[str, Any]] = {  # fewer steps and samples, the same f
     "road": {"steps": 3},
     "region_perturbation": {"side": 6},
     "faithfulness_correlation": {"samples": 30},
+    "f_fidelity": {"samples": 6, "sizes": 2},
     "sensitivity_n": {"samples": 12},
     "infidelity": {"samples": 40},
     "max_sensitivity": {"samples": 2},

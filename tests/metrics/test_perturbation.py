@@ -30,6 +30,7 @@ FAST = {  # few steps and samples; what is tested does not depend on them
     "road": {"steps": 4},
     "region_perturbation": {"side": 6},
     "faithfulness_correlation": {"samples": 12, "cells": 6},
+    "f_fidelity": {"samples": 3, "sizes": 2, "grid": 5},
     "sensitivity_n": {"samples": 6, "cells": 6, "sizes": 3},
     "infidelity": {"samples": 12},
 }
