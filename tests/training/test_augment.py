@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from xattn.errors import ParameterError
 from xattn.training.augment import crop_boxes, cut, derive_seed, draw, finish
-from xattn.training.recipe import AugmentSection
+from xattn.training.recipe import AugmentSection, Recipe
+from xattn.training.removal import remove_cells
 
 ZERO, ONE = torch.zeros(3), torch.ones(3)
 
@@ -105,3 +107,52 @@ def test_seeds_of_neighbours_are_unrelated() -> None:
     seeds = {derive_seed(a, "step", b) for a in range(20) for b in range(20)}
     assert len(seeds) == 400
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+def removed_of(section: AugmentSection, n: int, seeds: torch.Tensor | None = None, side: int = 16) -> torch.Tensor:
+    """Which pixels of ones became zero, the mean colour."""
+    images = torch.ones(n, 3, side, side)
+    gone = remove_cells(images, section, torch.arange(n) if seeds is None else seeds, ZERO + 0.5, ONE * 0.2)
+    assert set(gone.unique().tolist()) <= {0.0, 1.0}
+    assert torch.equal(gone[:, 0], gone[:, 2])
+    return gone[:, 0] == 0
+
+
+def test_half_of_the_images_lack_one_cell_of_the_grid() -> None:
+    removed = removed_of(AugmentSection(removal="single", removal_grid=4), 800)
+    cells = removed.unflatten(1, (4, 4)).unflatten(3, (4, 4)).float().mean((2, 4)).flatten(1)
+    assert set(cells.unique().tolist()) == {0.0, 1.0}
+    assert set(cells.sum(1).tolist()) == {0.0, 1.0}
+    assert 0.45 < cells.sum(1).mean() < 0.55
+    assert (cells.sum(0) > 0).all()
+
+
+def test_a_share_of_up_to_beta_goes() -> None:
+    removed = removed_of(AugmentSection(removal="share", removal_share=0.3), 600).float().mean((1, 2))
+    assert removed.mean().item() == pytest.approx(0.15, abs=0.01)
+    assert removed.max() < 0.55
+
+
+def test_mixed_images_are_whole_or_lack_one_cell_or_a_share() -> None:
+    section = AugmentSection(removal="mixed", removal_share=1.0)
+    cells = removed_of(section, 800).float().mean((1, 2)) * 16
+    assert 0.2 < (cells == 0).float().mean() < 0.3
+    assert 0.2 < (cells == 1).float().mean() < 0.3
+
+
+def test_removal_depends_on_the_images_own_seed_and_leaves_evaluation_alone() -> None:
+    section = AugmentSection(removal="mixed", removal_baselines=("mean", "blur", "noise"))
+    images = torch.randint(256, (6, 3, 16, 16), dtype=torch.uint8)
+    draws = draw(section, 6, generator())
+    whole = finish(images, section, draws, ZERO, ONE)
+    for i in range(6):
+        one = finish(images[i : i + 1], section, {k: v[i : i + 1] for k, v in draws.items()}, ZERO, ONE)
+        torch.testing.assert_close(one[0], whole[i], rtol=0, atol=1e-6)
+    plain = section.model_copy(update={"removal": "none"})
+    assert torch.equal(finish(images, section, None, ZERO, ONE), finish(images, plain, None, ZERO, ONE))
+    assert not torch.equal(whole, finish(images, plain, draws, ZERO, ONE))
+
+
+def test_a_baseline_that_is_not_known_is_told() -> None:
+    with pytest.raises(ParameterError, match=r"removal_baselines.*'meen'.*[Dd]id you mean 'mean'"):
+        Recipe.build({"augment": {"removal": "single", "removal_baselines": ["meen"]}})

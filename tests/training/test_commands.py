@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from xattn.cli import app
@@ -60,6 +61,20 @@ def test_what_was_trained_can_be_loaded_like_any_model(run: Path) -> None:
     assert not loaded.random
 
 
+def test_a_scorer_is_a_copy_fine_tuned_to_images_that_lack_cells(run: Path, colours: Path, tmp_path: Path) -> None:
+    """The network is that of the file: no option names its backbone, head or size."""
+    out, small = tmp_path / "scorer", ("--batch-size", 8, "--set", "tensorboard=false", "--set", "held_out=0.2")
+    result = xattn(
+        "train", "--data", colours, "--augment", "removal", "--start", run / "best.safetensors", *small, "--epochs", 1,
+        "--accelerator", "cpu", "--devices", 1, "--out", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    recipe = (out / "recipe.toml").read_text()
+    lines = ('removal = "mixed"', 'backbone = "tiny-cnn"', 'head = "brnpa"', "image_size = 32", "lr = 0.01")
+    assert all(line in recipe for line in lines), recipe
+    assert load_file(out / "best.safetensors").keys() == load_file(run / "best.safetensors").keys()
+
+
 def test_a_recipe_and_its_overrides(run: Path, colours: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
     result = xattn("train", run / "recipe.toml", "-q", "--out", out, "--head", "bcnn", "--set", "optimizer.lr=0.005")
@@ -78,6 +93,8 @@ def test_a_recipe_and_its_overrides(run: Path, colours: Path, tmp_path: Path) ->
         (("train", "missing.toml"), "no recipe at 'missing.toml'"),
         (("train", "--data", ".", "--set", "ephocs=3"), "Did you mean 'epochs'"),
         (("train", "--data", ".", "--head", "brmpa"), "model.head"),
+        (("train", "--data", ".", "--augment", "removal"), "name its weights with --start"),
+        (("train", "--data", ".", "--augment", "flips"), "--augment must be removal but is 'flips'"),
         (("evaluate", "missing.safetensors", "--data", "."), "missing.safetensors"),
         (("evaluate", "missing.safetensors"), "pass the folder of the images"),
     ],

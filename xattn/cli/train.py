@@ -22,6 +22,7 @@ EPILOG = "\n\n".join(
         "xattn train --data birds/ --backbone resnet18 --resolution high --teacher runs/low/best.safetensors "
         "--out runs/high",
         "xattn train recipe.toml --set epochs=5 --set optimizer.lr=0.02",
+        "xattn train --data birds/ --augment removal --start runs/low/best.safetensors --out runs/scorer",
         "torchrun --nproc-per-node 2 -m xattn train recipe.toml   [dim]# two processes; or --devices 2[/dim]",
         "The same command goes on where an earlier one stopped. See what was learned: "
         "xattn explain photo.jpg --model runs/high/best.safetensors",
@@ -46,6 +47,12 @@ def train(
         str | None, typer.Option(metavar="FILE", help="Distil from these weights, and start there.")
     ] = None,
     start: Annotated[str | None, typer.Option(metavar="FILE", help="Start from these weights.")] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="removal", help="Fine-tune a copy of --start to images that lack cells: a scorer for a benchmark."
+        ),
+    ] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the run.")] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the images.")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images in a step, of each process.")] = None,
@@ -67,7 +74,10 @@ def train(
 
     if recipe is None and data is None:
         raise ParameterError("train: pass a recipe, or the folder of your images with --data.")
-    given = {
+    usual: dict[str, object] = {}
+    if augment is not None:
+        start, usual = _scorer(augment, start, backbone, recipe)
+    given: dict[str, object] = {
         "data.source": data,
         "model.backbone": backbone,
         "model.weights": weights,
@@ -86,10 +96,58 @@ def train(
         "run.devices": int(devices) if devices and devices.isdecimal() and len(devices) < 9 else devices,
         "run.seed": seed,
     }
-    overrides = [f"{key}={toml(value)}" for key, value in given.items() if value is not None]
+    given = usual | {key: value for key, value in given.items() if value is not None}
+    overrides = [f"{key}={toml(value)}" for key, value in given.items()]
     overrides += list(change or [])
     plan = Recipe.read(recipe, overrides) if recipe is not None else Recipe.build({}, overrides, "options")
     raise typer.Exit(_run(plan, fresh=fresh, quiet=quiet))
+
+
+def _scorer(
+    augment: str, start: str | None, backbone: str | None, recipe: Path | None
+) -> tuple[str | None, dict[str, object]]:
+    """The file to start from, and what options leave open: the network in it, and how a scorer is fine-tuned."""
+    from xattn.errors import ParameterError
+    from xattn.models.embedded import FOLDER
+    from xattn.models.header import read_header
+
+    if augment != "removal":
+        raise ParameterError(
+            f"--augment must be removal but is '{augment}'; other changes are keys, augment.flip=false."
+        )
+    usual: dict[str, object] = {"augment.removal": "mixed"}
+    if recipe is not None:
+        return start, usual
+    if start is None:
+        raise ParameterError(
+            "train: --augment removal fine-tunes a copy of a network; name its weights with --start, "
+            "as runs/low/best.safetensors or tiny-cnn."
+        )
+    shipped = FOLDER / f"{start}.safetensors"
+    start = str(shipped) if shipped.is_file() else start
+    header = read_header(start)
+    network, spec = header.architecture, header.spec
+    usual |= {"run.epochs": 5, "optimizer.lr": 0.01, "optimizer.label_smoothing": 0.0}
+    if network is not None:
+        if ":" in network.backbone and backbone is None:
+            raise ParameterError(
+                f"'{start}' names '{network.backbone}', and a file does not choose what code is run here; if you trust "
+                f"that code, name it yourself: --backbone {shlex.quote(network.backbone)}"
+            )
+        usual |= {
+            "model.backbone": network.backbone,
+            "model.head": network.head or "linear",
+            "model.parts": network.parts,
+            "model.resolution": network.resolution,
+            "model.circular": network.circular,
+        }
+        keys = {"refine": "model.refine", "seed": "model.seed", "width": "model.attention_width"}
+        usual |= {keys[name]: value for name, value in network.options.items() if name in keys}
+    if spec is not None:
+        usual["run.image_size"] = spec.input_size[0]
+        if spec.crop < 1:
+            usual["augment.resize"] = round(spec.input_size[0] / spec.crop)
+    return start, usual
 
 
 def _run(plan: Recipe, *, fresh: bool, quiet: bool) -> int:

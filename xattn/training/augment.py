@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xattn.training.recipe import AugmentSection
+from xattn.training.removal import remove_cells
 
 Draws = Mapping[str, Tensor]
 
@@ -109,7 +110,7 @@ def cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def finish(images: Tensor, section: AugmentSection, draws: Draws | None, mean: Tensor, std: Tensor) -> Tensor:
-    """Mirror, colours and normalization.
+    """Mirror, colours, normalization, and cells removed.
 
     Args:
         images: (n, 3, H, W), values 0 to 255.
@@ -133,7 +134,10 @@ def finish(images: Tensor, section: AugmentSection, draws: Draws | None, mean: T
         x = level + (x - level) * draws["contrast"].view(-1, 1, 1, 1)
         grey = x.mean(1, keepdim=True)
         x = (grey + (x - grey) * draws["saturation"].view(-1, 1, 1, 1)).clamp(0, 1)
-    return (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    x = (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    if section.removal == "none" or draws is None:
+        return x
+    return remove_cells(x, section, draws["seed"], mean, std)
 
 
 def _rand_augment(images: Tensor, section: AugmentSection, seeds: Tensor) -> Tensor:

@@ -43,10 +43,12 @@ def find_run(out: Path, recipe: Recipe) -> SavedRun | None:
             f"'{out}' lacks {BEST} of epoch {saved.progress.best_epoch}, which is past; put it back, choose "
             "another folder, or start anew with --fresh."
         )
-    mine, theirs = (_comparable(r) for r in (recipe.model_dump(mode="json"), saved.recipe))
+    mine, theirs, usual = (
+        _comparable(r) for r in (recipe.model_dump(mode="json"), saved.recipe, Recipe().model_dump(mode="json"))
+    )
     for section, content in mine.items():
         for key, value in content.items():
-            other = theirs.get(section, {}).get(key)
+            other = theirs.get(section, {}).get(key, usual[section][key])  # keys that are newer than the run
             if value != other:
                 raise CheckpointError(
                     f"'{out}' holds a run with {section}.{key} = {other!r} but the recipe says {value!r}; "

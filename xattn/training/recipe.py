@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from xattn.errors import DataError, ParameterError, nearest, unknown
+from xattn.errors import DataError, ParameterError, XattnError, nearest, unknown
 from xattn.files import read_regular
+from xattn.functional.baselines import baselines
 from xattn.models.header import MOST_PARTS, SMALLEST_SIDE
 from xattn.schema import read_toml
 from xattn.spec import LARGEST_SIDE, MOST_CLASSES
@@ -147,6 +148,12 @@ class AugmentSection(_Section):
         saturation: largest relative change.
         randaugment: operations of RandAugment per image (Cubuk et al. 2020, arXiv:1909.13719); 0 for none.
         magnitude: strength of RandAugment, of 30.
+        removal: cells that go, for a network that is to score images without them: `"single"` (half of the images lack
+            one), `"share"` (each goes with a random probability), `"mixed"` (both), or `"none"`.
+        removal_grid: cells on each side where one of them goes, as `grid` of the metric `idsds`.
+        removal_cells: cells on each side where a share goes.
+        removal_share: largest probability that a cell goes; 0.1 is the beta of F-Fidelity, 1 whole curves of deletion.
+        removal_baselines: what replaces cells, one for each image: `"mean"`, `"blur"` and the others by their names.
     """
 
     crop: Literal["random-resized", "random", "none"] = "random-resized"
@@ -158,6 +165,21 @@ class AugmentSection(_Section):
     saturation: float = Field(default=0.2, ge=0, le=10)
     randaugment: int = Field(default=0, ge=0, le=14)
     magnitude: int = Field(default=9, ge=0, le=30)
+    removal: Literal["none", "single", "share", "mixed"] = "none"
+    removal_grid: int = Field(default=4, ge=2, le=64)
+    removal_cells: int = Field(default=8, ge=2, le=64)
+    removal_share: float = Field(default=0.1, gt=0, le=1)
+    removal_baselines: tuple[str, ...] = Field(default=("mean",), min_length=1, max_length=20)
+
+    @field_validator("removal_baselines")
+    @classmethod
+    def _known_baselines(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            try:
+                baselines.parse(name)
+            except XattnError as error:
+                raise ValueError(str(error).rstrip(".")) from None
+        return names
 
 
 class RunSection(_Section):
