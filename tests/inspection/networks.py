@@ -156,6 +156,56 @@ class Running(nn.Module):
         return torch.cat([y.cumsum(1), y.flip(1).cumsum(1).flip(1)], 2).tanh()
 
 
+class Reduced(nn.Module):
+    """Blocks whose keys are fewer than their queries, then one with all; a class token; norms of unusual names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.blocks = nn.Sequential(Attends(16, reduce=4), Attends(16, reduce=1))
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        return self.out(self.blocks(torch.cat([self.token.expand(len(x), -1, -1), tokens], 1))[:, 0])
+
+
+class Attends(nn.Module):
+    """Tokens and what they take from every `reduce`-th token by attention."""
+
+    def __init__(self, width: int, reduce: int) -> None:
+        super().__init__()
+        self.reduce = reduce
+        self.before = nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.behind = nn.LayerNorm(width)
+        self.mlp = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y = self.before(tokens)
+        few = y[:, :: self.reduce]
+        q, k, v = (f(t).unflatten(2, (2, -1)).transpose(1, 2) for f, t in
+                   ((self.query, y), (self.key, few), (self.value, few)))  # fmt: skip
+        tokens = tokens + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return tokens + self.mlp(self.behind(tokens))
+
+
+class Latents(nn.Module):
+    """A few learned vectors that read the normed tokens of the image as keys and as values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inputs = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16)
+        self.latents = nn.Parameter(torch.randn(1, 4, 16))
+        self.key, self.value, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.inputs(self.stem(x).flatten(2).transpose(1, 2))
+        k, v = self.key(tokens), self.value(tokens)
+        return self.out(F.scaled_dot_product_attention(self.latents.expand(len(x), -1, -1), k, v).mean(1))
+
+
 class Several(nn.Module):
     """A trunk that returns its map and what it pooled from it; only that goes on."""
 

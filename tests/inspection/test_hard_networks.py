@@ -43,6 +43,16 @@ def windows(tokens: Tensor) -> Tensor:
     return tokens.unflatten(1, (4, 4, 4, 4)).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
+def prefix(tokens: Tensor) -> Tensor:
+    """8 x 8 tokens behind the class token as a map."""
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, (8, 8))
+
+
+def rows(tokens: Tensor) -> Tensor:
+    """A square of tokens, row by row, as a map."""
+    return tokens.transpose(1, 2).unflatten(2, (round(tokens.shape[1] ** 0.5), -1))
+
+
 CASES: list[tuple[str, Callable[[], nn.Module], Tensor, str, str, dict[str, Any]]] = [
     ("shared", lambda: nets.made(nets.SharedNorm), images(2, 3, 32, 32), "norm[1]", "norm", {}),
     ("windows", lambda: nets.made(nets.Windows), images(2, 3, 64, 64), "mix", "mix", {"fold": windows}),
@@ -53,6 +63,11 @@ CASES: list[tuple[str, Callable[[], nn.Module], Tensor, str, str, dict[str, Any]
     ("blind", lambda: nets.made(nets.Blind), images(2, 3, 32, 32), "seeing", "seeing", {}),
     ("columns", lambda: nets.made(nets.Columns), images(2, 1, 24, 72), "features", "features", {}),
     ("several", lambda: nets.made(nets.Several), images(2, 3, 32, 32), "body.layers", "body.layers", {}),
+    ("keys", lambda: nets.made(nets.Latents), images(2, 3, 32, 32), "inputs", "inputs", {"fold": rows}),
+    (
+        "reduced", lambda: nets.made(nets.Reduced), images(2, 3, 32, 32), "blocks.1.before", "blocks.1.before",
+        {"fold": prefix},
+    ),
     ("angles", lambda: nets.made(nets.Angles), images(2, 3, 32, 32), "features", "features", {}),
 ]  # fmt: skip
 
@@ -81,6 +96,14 @@ def test_the_classifier_is_what_the_scores_are_made_of(make: Callable[[], nn.Mod
         warnings.simplefilter("ignore", XattnWarning)
         x = images(1, 1, 24, 72) if make is nets.Columns else images(1, 3, 32, 32)
         assert infer_spec(nets.made(make), x).classifier == name
+
+
+def test_attention_over_a_part_of_the_way_is_not_read() -> None:
+    spec = infer_spec(nets.made(nets.Reduced), images(1, 3, 32, 32))
+    assert spec.probability_layers == ()
+    whole = nets.made(nets.Reduced)
+    whole.blocks[0].reduce = 1  # type: ignore[union-attr]
+    assert infer_spec(whole, images(1, 3, 32, 32)).probability_layers == ("blocks.0", "blocks.1")
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -225,6 +248,22 @@ def test_few_tokens_that_answer_anyhow_are_not_put_in_another_order(seed: int) -
     change = torch.rand(16, 1, generator=torch.Generator().manual_seed(seed))
     layout = layout_of(change, (64, 64), seen=((4, 4),))
     assert layout is None or not layout.proved or layout.tokens is None or not layout.tokens.blocks
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tokens_that_fill_a_grid_are_not_put_on_another_one(seed: int) -> None:
+    change = torch.rand(64, 1, generator=torch.Generator().manual_seed(seed))
+    layout = layout_of(change, (128, 128), seen=((8, 8),))
+    assert layout is None or layout.grid == (8, 8)
+
+
+def test_merged_patches_are_no_steps_though_as_many_as_a_map_had_columns() -> None:
+    cells = 0.1 * torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    cells[1] += 0.5  # attention spreads the change along a row
+    cells[lit_cells((4, 4))] += 1
+    layout = layout_of(cells.reshape(16, 1), (64, 64), seen=((16, 16),))
+    assert layout is not None
+    assert (layout.grid, layout.proved) == ((4, 4), True)
 
 
 def test_kinds_of_values() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xattn.errors import SpecError, unknown
 from xattn.inspection.findings import Findings
@@ -16,7 +16,10 @@ from xattn.spec import ASSUMED, GIVEN, PROVED, Evidence, TokenGrid
 from xattn.taps import split_call
 
 # Where the attention of a transformer block still depends on all tokens: its first norm.
-_FIRST_NORMS = ("norm1", "ln_1", "layernorm_before", "norm_1", "ln1", "layer_norm1", "attn_norm", "norm_attn")
+_FIRST_NORMS = (
+    "norm1", "ln_1", "layernorm_before", "norm_1", "ln1", "layer_norm1", "layer_norm_1", "attn_norm", "norm_attn",
+)  # fmt: skip
+_NEAR = 8  # calls before several branches among which the one that they come from is looked for
 _BRANCH = 0.05  # share of the score of a branch that is told
 
 
@@ -129,6 +132,13 @@ def find_feature_layer(facts: Findings, named: str | None, model: str) -> tuple[
         layout = facts.layout(chosen) or layout
     if layout is not None and layout.proved:
         facts.evidence["layout"] = Evidence(PROVED, str(layout))
+    elif layout is not None and layout.blank:
+        h, w = layout.grid
+        why = f"its {h}x{w} cells do not answer more where the image was changed"
+        facts.warnings.append(
+            f"how '{chosen.name}' lies on the image is assumed: {why}, as where they are few or weights are zero"
+        )
+        facts.evidence["layout"] = Evidence(ASSUMED, f"by its shape: {why}")
     return chosen, layout
 
 
@@ -151,14 +161,6 @@ def _on_the_way(facts: Findings, calls: Sequence[Call]) -> Call | None:
         stops = {node: call for node, call in stops.items() if call not in unproved}
     if not met:
         return None
-    layouts = [(call.name, layout) for call in met if (layout := facts.layout(call)) is not None and layout.blank]
-    if layouts:
-        name, (h, w) = layouts[-1][0], layouts[-1][1].grid
-        why = f"its {h}x{w} cells do not answer more where the image was changed"
-        facts.warnings.append(
-            f"how '{name}' lies on the image is assumed: {why}, as where they are few or weights are zero"
-        )
-        facts.evidence["layout"] = Evidence(ASSUMED, f"by its shape: {why}")
     if len(met) == 1 and not around:
         facts.evidence["feature_layer"] = Evidence(
             PROVED, "everything that the class scores are made of goes through it"
@@ -167,6 +169,11 @@ def _on_the_way(facts: Findings, calls: Sequence[Call]) -> Call | None:
     # Of layers one behind the other the last one is read; the way that goes around it starts at the earlier one.
     before = [c for c in met if any(c is not d and leads_to(d.node, c.node) for d in met)]
     ends = [call for call in met if call not in before]
+    if len(ends) > 1 and (joint := _joint(facts, calls, ends)) is not None:
+        facts.evidence["feature_layer"] = Evidence(
+            PROVED, "everything that the class scores are made of goes through it"
+        )
+        return joint
     shares = _share(first, ends) if len(ends) > 1 else [1.0]
     best = max(range(len(ends)), key=lambda i: shares[i])
     others = [f"{c.name} ({s:.0%})" for c, s in zip(ends, shares, strict=True) if c is not ends[best] and s >= _BRANCH]
@@ -181,6 +188,20 @@ def _on_the_way(facts: Findings, calls: Sequence[Call]) -> Call | None:
             "maps show this one alone"
         )
     return ends[best]
+
+
+def _joint(facts: Findings, calls: Sequence[Call], ends: Sequence[Call]) -> Call | None:
+    """The last layer of the same grid before several branches, such as keys and values, that all of them come from."""
+    found = [facts.layout(call) for call in ends]
+    grids = {(layout.grid, layout.tokens) for layout in found if layout is not None}
+    before = [c for c in calls if c.plain and c.node is not None and c.ended < min(end.started for end in ends)]
+    for call in reversed(before[-_NEAR:]):
+        layout = facts.proved(call)
+        if layout is not None and grids == {(layout.grid, layout.tokens)}:
+            met, around = frontier(facts.first.raw.grad_fn, {call.node: call})
+            if met and not around:
+                return call
+    return None
 
 
 def _assumed(facts: Findings, calls: Sequence[Call]) -> Call | None:
@@ -212,19 +233,24 @@ def _first_norm(facts: Findings, last: Call, calls: Sequence[Call]) -> Call | No
     """
     shape = last.output.shape
     same = [c for c in calls if c.output.shape == shape and c.ended < last.ended]
-    norms = (c for c in reversed(same) if c.name.rpartition(".")[2] in _FIRST_NORMS)
-    whole = facts.proved(last)  # a norm behind the attention, as in Swin v2, gives a mixture of tokens and not these
+    whole = facts.layout(last)  # a norm behind the attention, as in Swin v2, gives a mixture of tokens and not these
 
     def agrees(norm: Call) -> bool:
         layout = facts.proved(norm)
-        return layout is not None and (whole is None or (layout.grid, layout.tokens) == (whole.grid, whole.tokens))
+        return layout is not None and whole is not None and (layout.grid, layout.tokens) == (whole.grid, whole.tokens)
 
-    if (norm := next((c for c in norms if agrees(c)), None)) is not None:
+    named = (c for c in reversed(same) if c.name.rpartition(".")[2] in _FIRST_NORMS)
+    if (norm := next((c for c in named if agrees(c)), None)) is not None:
         return norm
     if facts.first.raw.grad_fn is None or _reaches(facts, last):
         return last
-    # No such name: the last layer of that shape whose cells the score depends on.
-    return next((c for c in reversed(same[-40:]) if _reaches(facts, c)), None)
+    # No such name: the last norm of that shape whose cells the score depends on, else the last layer.
+    late = [c for c in reversed(same[-40:]) if _reaches(facts, c)]
+    return next((c for c in late if _normalizes(c.module) and agrees(c)), late[0] if late else None)
+
+
+def _normalizes(module: nn.Module) -> bool:
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)) or "Norm" in type(module).__name__
 
 
 def _token_gradient(facts: Findings, call: Call) -> Tensor | None:
@@ -270,14 +296,17 @@ def class_tokens(facts: Findings, tokens: TokenGrid, grid: tuple[int, int]) -> i
 
 
 def attention_layers(first: Probe, tokens: TokenGrid, grid: tuple[int, int]) -> tuple[str, ...]:
-    """Modules that mix all tokens by attention, in order; empty if some attention sees other tokens, as in windows."""
+    """Modules that mix all tokens by attention, in order; empty if some attention sees other tokens.
+
+    As in windows, or where keys are fewer than queries (PVT): the rest would be a part of the way. One query pools.
+    """
     count = grid[0] * grid[1] + tokens.prefix + tokens.suffix
-    square = [(name, shape) for name, shape in first.attention if len(shape) == 4 and shape[2] == shape[3]]
-    if tokens.channels_last or tokens.blocks or any(shape[0] != 1 or shape[2] != count for _, shape in square):
+    mixing = [(name, shape) for name, shape in first.attention if len(shape) == 4 and shape[2] > 1]
+    if tokens.channels_last or tokens.blocks or any(shape != (1, shape[1], count, count) for _, shape in mixing):
         return ()
     mixers = {call.name for call in first.calls if call.output.ndim == 3 and count in call.output.shape[:2]}
     names = []
-    for name, _ in square:
+    for name, _ in mixing:
         while name and name not in mixers:  # a softmax of its own is inside of what turns tokens into tokens
             name = name.rpartition(".")[0]
         names.append(name)

@@ -150,11 +150,16 @@ def _maps(change: Tensor, size: tuple[int, int]) -> Iterator[Layout]:
 def _tokens(
     change: Tensor, size: tuple[int, int], seen: Collection[tuple[int, int]], blocked: torch.Size | None
 ) -> Iterator[Layout]:
-    """Readings of one change per token (T,); only those in blocks of that size if `blocked` is (blocks, tokens)."""
+    """Readings of one change per token (T,); only those in blocks of that size if `blocked` is (blocks, tokens).
+
+    Tokens that fill a grid of the maps before have none beside it: by luck one of many other readings answers well.
+    """
     total = len(change)
-    for extra in range(_MOST_EXTRA + 1 if blocked is None else 1):
+    filled = any(h * w == total for h, w in seen)
+    for extra in range(_MOST_EXTRA + 1 if blocked is None and not filled else 1):
         count = total - extra
-        for grid in dict.fromkeys([*(g for g in seen if g[0] * g[1] == count), *_grids(count, size)]):
+        known = [g for g in seen if g[0] * g[1] == count]
+        for grid in known if filled else dict.fromkeys([*known, *_grids(count, size)]):
             # Few cells behind many other tokens make a grid of any number; only one that a map had is believed.
             if count < 2 or (2 * extra > count and grid not in seen):
                 continue
@@ -239,14 +244,23 @@ def _luck(grid: tuple[int, int]) -> float:
 def _is_sequence(change: Tensor, known: Sequence[Layout], seen: Collection[tuple[int, int]]) -> bool:
     """Whether steps (T,) answer as the columns or the rows of the image do, as those of recurrent layers.
 
-    As many steps as a map before has columns or rows are believed to be these, unless they also make such a map.
+    As many steps as a map before has columns or rows are believed to be these, unless they also make such a map or
+    answer better as one whose patches were merged.
     """
     steps = len(change)
     sides = {side for grid in seen for side in grid}
-    usual = steps in sides and not any(r.grid in seen for r in known)
-    grid = 0.0 if usual else max(r.answer for r in known)
+    rivals = [r.answer for r in known]
+    if steps in sides and not any(r.grid in seen for r in known):
+        merged = {(h // k, w // k) for h, w in seen for k in (2, 4, 8) if h % k == w % k == 0}
+        rivals = [r.answer for r in known if r.grid in merged and _plain(r)]
     columns, rows = answer(change[None], (1, steps)), answer(change[:, None], (steps, 1))
-    return max(columns, rows) >= max(grid, _LOWEST_OF_TOKENS)
+    return max(columns, rows) >= max([*rivals, _LOWEST_OF_TOKENS])
+
+
+def _plain(layout: Layout) -> bool:
+    """Whether tokens come row by row with none beside the grid."""
+    tokens = layout.tokens
+    return tokens is not None and not (tokens.blocks or tokens.prefix or tokens.suffix)
 
 
 def _blocks(layout: Layout) -> tuple[int, ...] | None:
