@@ -16,16 +16,17 @@ from xattn.metrics import metrics
 def test_every_label_is_read_as_what_it_names(registry: object) -> None:
     for name in registry.names():  # type: ignore[attr-defined]
         thing = registry.create(name)  # type: ignore[attr-defined]
-        assert label_of(thing) == thing.name
+        told = ":grid=common" if getattr(thing, "grid", None) == "common" else ""  # labels tell it always
+        assert label_of(thing) == thing.name + told
         assert registry.parse(label_of(thing)) == thing  # type: ignore[attr-defined]
 
 
 def test_long_and_short_form() -> None:
     label = Label.of(metrics.parse("deletion:steps=8,baseline=black"))
-    assert str(label) == "deletion:baseline=black,steps=8"
-    assert label.short == "deletion (baseline=black,steps=8)"
+    assert str(label) == "deletion:baseline=black,steps=8,grid=common"
+    assert label.short == "deletion (baseline=black,steps=8,grid=common)"
     assert Label.parse(str(label)) == label
-    assert label.parameters() == {"baseline": "black", "steps": "8"}
+    assert label.parameters() == {"baseline": "black", "steps": "8", "grid": "common"}
     assert Label.parse("gradcam:layer=encoder:block").parameters() == {"layer": "encoder:block"}
     assert label_of(dataclasses.replace(explainers.create("rise"), chunk=8)) == "rise"  # no part of the result
 

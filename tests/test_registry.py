@@ -18,6 +18,7 @@ class Thing:
     layer: str | None = None
     share: float = 0.5
     flag: bool = False
+    grid: Literal["map", "pixels"] | int = "map"
 
 
 @pytest.fixture
@@ -42,6 +43,7 @@ def test_parse_reads_by_type(registry: Registry[Thing]) -> None:
         4, "b", "layer3", 0.25, True
     )
     assert registry.parse("other:layer=none") == Thing()
+    assert [registry.parse(f"other:grid={value}").grid for value in ("pixels", "8")] == ["pixels", 8]
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,7 @@ def test_parse_reads_by_type(registry: Registry[Thing]) -> None:
         ("other:sise=4", UnknownNameError, "Did you mean 'size'"),
         ("other:size=x", ParameterError, "size must be int but got 'x'"),
         ("other:mode=c", ParameterError, "mode must be one of a, b but got 'c'"),
+        ("other:grid=all", ParameterError, "grid must be one of map, pixels or int but got 'all'"),
         ("other:size", ParameterError, "expected parameter=value but got 'size'"),
     ],
 )

@@ -11,6 +11,9 @@ from typing import Any
 
 from xattn.errors import ParameterError
 
+TOLD = {"told": True}
+"""Metadata of a parameter that labels tell also where it is the default, since scores are not compared across it."""
+
 
 @dataclass(frozen=True, order=True)
 class Label:
@@ -70,9 +73,10 @@ def label_of(thing: Any) -> str:
 
 
 def changed(thing: Any) -> dict[str, Any]:
-    """The parameters of a method or metric that are not the default and change the result."""
+    """The parameters of a method or metric that change the result and are not the default, or are told always."""
     fields = [f for f in dataclasses.fields(thing) if f.init and f.compare] if dataclasses.is_dataclass(thing) else []
-    return {f.name: getattr(thing, f.name) for f in fields if getattr(thing, f.name) != _default(f)}
+    values = {f.name: getattr(thing, f.name) for f in fields}
+    return {f.name: values[f.name] for f in fields if values[f.name] != _default(f) or f.metadata.get("told")}
 
 
 def _default(field: Any) -> Any:

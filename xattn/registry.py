@@ -190,7 +190,10 @@ def _read(value: str, hint: Any, what: str) -> Any:
                 return kind(value)
             except ValueError:
                 continue
-    if str in kinds:
+    choices = [choice for k in kinds if typing.get_origin(k) is typing.Literal for choice in typing.get_args(k)]
+    if str in kinds or value in choices:
         return value
-    names = " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+    words = [f"one of {', '.join(map(str, choices))}"] if choices else []
+    words += [getattr(k, "__name__", str(k)) for k in kinds if typing.get_origin(k) is not typing.Literal]
+    names = " or ".join(words)
     raise ParameterError(f"{what} must be {names} but got '{value}'.")

@@ -15,6 +15,7 @@ import pyarrow.csv as pa_csv
 from xattn.benchmark.config import Config
 from xattn.benchmark.schemas import Costs, Environment, Manifest, MethodCost
 from xattn.benchmark.store import SCHEMA, Row, Store
+from xattn.labels import label_of
 from xattn.metric import LOWER
 from xattn.metrics import metrics as known
 
@@ -73,7 +74,8 @@ def made_up(
     """A run whose scores are drawn rather than computed: method `i` of `methods` is better than `i + 1`."""
     rng = np.random.default_rng(seed)
     methods = [*METHODS, "random", "center", "edges"]
-    chosen = metrics or ("insertion", "deletion", "energy_pointing_game", "max_box_accuracy", "sparsity", "curves")
+    names = metrics or ("insertion", "deletion", "energy_pointing_game", "max_box_accuracy", "sparsity", "curves")
+    chosen = [label_of(known.parse(name)) for name in names]
     sizes = rng.uniform(0.02, 1, images)
     ids = [f"image-{i:03d}" for i in range(images)]
     for m, model in enumerate(models):
@@ -86,7 +88,7 @@ def made_up(
                 )
             for label in chosen:
                 metric = known.parse(label)
-                shift = np.random.default_rng([seed, sum(map(ord, label))]).normal(0, 0.04, len(methods))[j]
+                shift = np.random.default_rng([seed, sum(map(ord, metric.name))]).normal(0, 0.04, len(methods))[j]
                 for c, (column, direction) in enumerate(metric.columns.items()):
                     good = 0.75 - 0.03 * j - 0.05 * m + shift - 0.1 * c / len(metric.columns)
                     values = np.clip(rng.normal(good, 0.12, images) - 0.2 * (1 - sizes), 0.01, 1)

@@ -165,10 +165,10 @@ def test_a_damaged_manifest_is_refused_in_one_line(run: Path, text: str) -> None
 
 def test_infinite_scores_count_as_undefined(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
-        Row("shapes", "cnn", f"image-{i:03d}", 0, "gradcam", "insertion", "insertion", value)
+        Row("shapes", "cnn", f"image-{i:03d}", 0, "gradcam", "insertion:grid=common", "insertion", value)
         for i, value in enumerate([math.inf, -math.inf, 1e308, *[0.5] * 9])
     ]
-    Store(run).write("shapes", "cnn", 0, rows, {("gradcam", "insertion"): 10**6})  # read before the others
+    Store(run).write("shapes", "cnn", 0, rows, {("gradcam", "insertion:grid=common"): 10**6})  # read before the others
     monkeypatch.setattr(figures, "FORMATS", ("png",))
     full_report(run, resamples=5, count=0)
     with (run / "report" / "shapes-cnn" / "scores.csv").open(encoding="utf-8") as stream:

@@ -19,6 +19,7 @@ from xattn.benchmark.scores import Scores
 from xattn.benchmark.store import Row, Store
 from xattn.benchmark.tables import Table, text_of
 from xattn.errors import DataError
+from xattn.metric import HIGHER, LOWER, NEITHER
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_the_best_comes_first_and_controls_are_known(panel: Panel) -> None:
     assert panel.labels[panel.order[0]] == "brnpa"
     assert {panel.labels[j] for j in panel.controls} == {"random", "center", "edges"}
     assert {panel.labels[j] for j in panel.order[-2:]} == {"center", "edges"}
-    s = panel.summaries["deletion", "deletion"]
+    s = panel.summaries["deletion:grid=common", "deletion"]
     assert s.best is not None
     assert panel.labels[s.best.best] == "brnpa"  # lower is better
     assert s.rank[s.best.best] == 1
@@ -121,8 +122,11 @@ def test_models_beside_each_other(tmp_path: Path) -> None:
     for panel in found[:2]:  # marked as among those of its own model, whose controls differ
         for j, entry in enumerate(panel.entries):
             if entry in last.entries:
-                marks = last.summaries["insertion", "insertion"].unproven
-                assert marks[last.entries.index(entry)] == panel.summaries["insertion", "insertion"].unproven[j]
+                marks = last.summaries["insertion:grid=common", "insertion"].unproven
+                assert (
+                    marks[last.entries.index(entry)]
+                    == panel.summaries["insertion:grid=common", "insertion"].unproven[j]
+                )
 
 
 def test_protocols_tell_who_wins(panel: Panel) -> None:
@@ -201,3 +205,31 @@ def test_tables_as_files(tmp_path: Path) -> None:
 def test_bars_that_do_not_meet_share_a_level() -> None:
     groups = [np.array([1.0, 2.0]), np.array([1.5, 3.0]), np.array([2.5, 4.0])]
     assert [level for level, _ in charts._levels(groups, 0.1)] == [0, 1, 0]
+
+
+def test_rows_of_earlier_versions_are_of_pixels(tmp_path: Path) -> None:
+    """Their labels tell no grid; they are read, called so, and no pair of the grid that all methods share."""
+    rows = [
+        Row("d", "m", str(i), 0, method, metric, column, 0.1 * i)
+        for i in range(6)
+        for method in ("gradcam", "random")
+        for metric, column in (
+            ("insertion:steps=16", "insertion"),
+            ("insertion:steps=16,grid=common", "insertion"),
+            ("insertion:grid=4", "insertion"),
+            ("rise2018", "dauc_rise2018"),
+            ("sensitivity_n:cells=16", "sensitivity_n"),
+            ("sparsity", "sparsity"),
+        )
+    ]
+    Store(tmp_path).write("d", "m", 0, rows, {})
+    scores = Scores(tmp_path)
+    found = {c.title: (c.matched, c.direction) for c in scores.columns("d", scores.entries("d", "m"))}
+    assert found == {
+        "insertion (steps=16,grid=pixels)": (False, HIGHER),
+        "insertion (steps=16)": (True, HIGHER),
+        "insertion (grid=4)": (True, HIGHER),
+        "dauc_rise2018": (False, LOWER),
+        "sensitivity_n (cells=16)": (True, NEITHER),
+        "sparsity": (True, NEITHER),
+    }

@@ -36,7 +36,7 @@ def test_every_pair_is_scored_on_its_share_of_the_images(whole: Path) -> None:
     methods = ("gradcam", "saliency", "brnpa", "random", "center", "edges")
     expected = {(m, "sparsity", c): 22 for m in methods for c in metrics.get("sparsity").columns}  # type: ignore[attr-defined]
     expected |= {(m, "pointing_game", c): 22 for m in methods for c in ("hit", "hit_exact")}
-    expected |= {(m, "deletion:steps=8", c): 13 for m in methods for c in metrics.get("deletion").columns}  # type: ignore[attr-defined]
+    expected |= {(m, "deletion:steps=8,grid=common", c): 13 for m in methods for c in metrics.get("deletion").columns}  # type: ignore[attr-defined]
     expected |= {(m, "status", "ok"): 22 for m in methods}
     expected |= {("", "prediction", c): 22 for c in ("probability", "correct", "object_share")}
     assert counts == expected
@@ -187,7 +187,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "parameter": ({"metrics": ["deletion:step=8"]}, "'step'. Did you mean 'steps'"),
     "metric twice": (
         {"metrics": ["deletion", "deletion:steps=196"]},
-        "'deletion:steps=196' is there twice as deletion",
+        "'deletion:steps=196' is there twice as deletion:grid=common",
     ),
     "model": ({"models": {"name": "tests.nowhere:cnn"}}, "'tests.nowhere' cannot be imported"),
     "model fails": ({"models": {"name": "tests.cli.models:failing"}}, r"cnn fails on images .*forward pass is broken"),
@@ -310,22 +310,23 @@ def test_a_mosaic_explains_the_label_of_its_cell(tmp_path: Path) -> None:
 
 
 def test_labels_name_what_is_not_the_default() -> None:
-    assert label_of(metrics.parse("deletion")) == "deletion"
-    assert label_of(metrics.parse("deletion:steps=8,baseline=black")) == "deletion:baseline=black,steps=8"
-    assert label_of(metrics.parse("deletion:chunk=8")) == "deletion"  # no part of the result
+    assert label_of(metrics.parse("deletion")) == "deletion:grid=common"  # told though it is the default
+    assert label_of(metrics.parse("deletion:steps=8,baseline=black")) == "deletion:baseline=black,steps=8,grid=common"
+    assert label_of(metrics.parse("deletion:chunk=8")) == "deletion:grid=common"  # no part of the result
     assert label_of(explainers.parse("brnpa:parts=4")) == "brnpa:parts=4"
     for name in metrics.names():
         label = label_of(metrics.create(name))
-        assert label == name
+        assert label.removesuffix(":grid=common") == name
         assert label_of(metrics.parse(label)) == label
 
 
 def test_all_stands_for_every_metric_that_the_data_allow(folder: Path) -> None:
     (cell,) = plan(small(metrics=["all", {"name": "deletion:steps=8", "limit": 3}]))
-    assert set(cell.metrics) == {*metrics.names(), "deletion:steps=8"} - {"grid_pointing_game"}
+    every = {label_of(metrics.create(name)) for name in metrics.names()}
+    assert set(cell.metrics) == {*every, "deletion:steps=8,grid=common"} - {"grid_pointing_game"}
     (cell,) = plan(small(metrics=["all"], data={"source": str(folder)}))
     assert "pointing_game" not in cell.metrics
-    assert "deletion" in cell.metrics
+    assert "deletion:grid=common" in cell.metrics
 
 
 def test_a_metric_can_go_without_methods() -> None:
@@ -359,7 +360,7 @@ def test_a_dear_method_can_have_fewer_images(tmp_path: Path) -> None:
 def test_a_plan_counts_the_passes() -> None:
     (cell,) = plan(small())
     costs = estimate(cell, small())
-    assert list(costs) == ["status", "sparsity", "pointing_game", "deletion:steps=8"]
+    assert list(costs) == ["status", "sparsity", "pointing_game", "deletion:steps=8,grid=common"]
     # One pass for the maps; eight steps less the replaced end for six methods, and that end once for all of them.
     assert [cost.passes for cost in costs.values()] == [1, 0, 0, 6 * 7 + 1]
     assert [cost.images for cost in costs.values()] == [22, 22, 22, 13]
@@ -428,6 +429,6 @@ def test_fast_scores_are_near_and_need_a_folder_of_their_own(whole: Path, tmp_pa
 
 def test_a_metric_with_another_limit_gives_the_same_bits(whole: Path, tmp_path: Path) -> None:
     run(small(metrics=["sparsity", "pointing_game", {"name": "deletion:steps=8", "limit": 5}]), tmp_path)
-    few = [row for row in rows(tmp_path) if row.metric == "deletion:steps=8"]
+    few = [row for row in rows(tmp_path) if row.metric == "deletion:steps=8,grid=common"]
     assert len({row.image for row in few}) == 5
     assert set(map(repr, few)) < set(map(repr, rows(whole)))

@@ -14,15 +14,12 @@ from xattn.errors import ParameterError, ShapeError
 from xattn.functional.baselines import Fixed
 from xattn.functional.curves import curve_correlation, pearson, step_counts, step_means, trapezoid_auc
 from xattn.functional.perturb import (
-    cell_of_pixel,
     curve_scores,
     packed_scores,
     ranks,
     removal,
     segment_means,
     tie_orders,
-    to_grid,
-    undefined,
 )
 
 
@@ -71,29 +68,6 @@ def test_equal_cells_have_no_favourite_place() -> None:
     first = [int(ranks(torch.zeros(1, 1, 4, 4), tie_orders(16, generators(1, s)))[0][0, 0]) for s in range(200)]
     assert len(set(first)) == 16
     assert abs(sum(first) / 200 - 7.5) < 1.5
-
-
-def test_interpolation_keeps_ties() -> None:
-    """Beyond the centres of the outer cells the map is constant; and a constant map stays constant."""
-    maps = torch.full((1, 1, 3, 3), 0.1)
-    assert undefined(to_grid(maps, (50, 47), pixels=True)).item()
-    corner = to_grid(random_maps(1, 3, 3), (30, 30), pixels=True)[0, 0, :5, :5]
-    assert (corner == corner[0, 0]).all()
-
-
-@pytest.mark.parametrize("grid", [(1, 1), (21, 21), (33, 33), (3, 17), (64, 64)])
-def test_own_grid_is_no_finer_than_the_pixels(grid: tuple[int, int]) -> None:
-    size = (32, 40)
-    cells = to_grid(random_maps(1, *grid), size, pixels=False).shape[-2:]
-    assert cells == (min(grid[0], 32), min(grid[1], 40))
-    pixel = cell_of_pixel((cells[0], cells[1]), size)
-    assert set(pixel.tolist()) == set(range(cells[0] * cells[1]))  # no cell without a pixel
-
-
-def test_cell_of_pixel_is_nearest_neighbour() -> None:
-    ids = torch.arange(15.0).view(1, 1, 3, 5)
-    expected = torch.nn.functional.interpolate(ids, (17, 23), mode="nearest-exact").flatten().long()
-    torch.testing.assert_close(cell_of_pixel((3, 5), (17, 23)), expected)
 
 
 def test_ranks_refuse_orders_of_another_grid() -> None:

@@ -29,9 +29,9 @@ FAST = {  # few steps and samples; what is tested does not depend on them
     "irof": {"segments": 9},
     "road": {"steps": 4},
     "region_perturbation": {"side": 6},
-    "faithfulness_correlation": {"samples": 12, "cells": 6},
+    "faithfulness_correlation": {"samples": 12, "grid": 6},
     "f_fidelity": {"samples": 3, "sizes": 2, "grid": 5},
-    "sensitivity_n": {"samples": 6, "cells": 6, "sizes": 3},
+    "sensitivity_n": {"samples": 6, "grid": 6, "sizes": 3},
     "infidelity": {"samples": 12},
 }
 
@@ -212,7 +212,7 @@ def test_scores_are_probabilities_unless_said() -> None:
     logit = quick("deletion", score="logit").measure(one, trace, None)["deletion"]
     assert ((prob > 0) & (prob < 1)).all()
     assert (prob - logit).abs().min() > 1e-3
-    (curve,) = draw_curves([one], trace, baseline=Blur(), steps=8, pixels=True, order="morf", score="logit", chunk=64)
+    (curve,) = draw_curves([one], trace, baseline=Blur(), steps=8, grid="pixels", order="morf", score="logit", chunk=64)
     torch.testing.assert_close(curve.scores[:, 0], trace.logits.gather(1, trace.target[:, None])[:, 0].double())
 
 
@@ -252,7 +252,9 @@ def test_chunk_is_no_part_of_the_provenance() -> None:
     ("text", "message"),
     [
         ("deletion:steps=0", "steps must be at least 1"),
-        ("deletion:grid=cells", "must be one of pixels, map"),
+        ("deletion:grid=cells", "grid must be one of common, map, pixels or int"),
+        ("deletion:grid=0", "grid must be one of common, map, pixels or a whole number at least 1"),
+        ("sensitivity_n:grid=map", "grid must be one of common or int"),
         ("deletion:score=loss", "unknown score"),
         ("deletion:chunk=0", "chunk must be none or at least 1"),
         ("average_drop:score=logit", "share"),
@@ -276,7 +278,7 @@ def test_maps_of_another_batch_are_refused() -> None:
 
 
 def test_grid_must_be_known() -> None:
-    with pytest.raises(ParameterError, match="grid must be one of pixels, map"):
+    with pytest.raises(ParameterError, match="grid must be one of common, map, pixels or a whole number"):
         metrics.create("deletion", grid="cells")
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.given import explained
-from xattn.functional.perturb import cell_of_pixel
+from tests.oracles.naive_grid import on_grid
+from xattn.functional.grid import cell_of_pixel
 from xattn.metrics import metrics
 from xattn.trace import Trace
 
@@ -52,6 +53,15 @@ def upsampled(grid: Array, size: tuple[int, int], *, rounded: bool = True) -> Ar
             t, s = v - a, u - b
             out[y, x] = (1 - t) * ((1 - s) * grid[a, b] + s * grid[a, d]) + t * ((1 - s) * grid[c, b] + s * grid[c, d])
     return out.astype(np.float32).astype(np.float64) if rounded else out
+
+
+def naive_pixels(grid: Array, cells: tuple[int, int]) -> Array:
+    """The map on a grid; each pixel has the value of the cell that holds its centre."""
+    grid, out = on_grid(grid, cells), np.zeros(SIZE)
+    for y in range(SIZE[0]):
+        for x in range(SIZE[1]):
+            out[y, x] = grid[int((y + 0.5) / SIZE[0] * cells[0]), int((x + 0.5) / SIZE[1] * cells[1])]
+    return out
 
 
 def order_of(values: Array, trace: Trace, i: int) -> list[int]:
@@ -187,16 +197,15 @@ def naive_agreement(
     trace: Trace, i: int, values: Array, image: Array, sizes: list[int], samples: int, key: str
 ) -> list[float]:
     """For each size the correlation of the map's sum over random blocks with the fall of the score."""
-    values = upsampled(values, SIZE)
-    grid = (4, 4)
+    grid = (4, 5)
+    worth = on_grid(values, grid).flatten().tolist()
     cell = cell_of_pixel(grid, SIZE).view(SIZE).numpy()
-    worth = [values[cell == k].mean() for k in range(16)]
-    noise = torch.rand(len(sizes) * samples, 16, generator=trace.generator(i, key)).tolist()
+    noise = torch.rand(len(sizes) * samples, 20, generator=trace.generator(i, key)).tolist()
     clean, found = probability(trace, image, i), []
     for s, size in enumerate(sizes):
         sums, falls = [], []
         for row in noise[s * samples : (s + 1) * samples]:
-            chosen = sorted(range(16), key=lambda k: row[k])[:size]
+            chosen = sorted(range(20), key=lambda k: row[k])[:size]
             sums.append(sum(worth[k] for k in chosen))
             falls.append(clean - probability(trace, np.where(np.isin(cell, chosen), 0.0, image), i))
         found.append(correlation(sums, falls))

@@ -10,6 +10,7 @@ import scipy.stats
 import torch
 
 from tests.given import explained
+from tests.oracles.naive_grid import on_grid
 from tests.oracles.naive_perturbation import (
     SIZE,
     Array,
@@ -20,16 +21,14 @@ from tests.oracles.naive_perturbation import (
     pixels_of,
     probability,
     some_maps,
-    upsampled,
 )
 from xattn.metrics import metrics
 from xattn.trace import Trace
 
 
 def cell_worth(values: Array, grid: tuple[int, int]) -> list[float]:
-    """Mean of the interpolated map over each cell."""
-    values = upsampled(values, SIZE)
-    return [float(values[pixels_of({k}, grid, SIZE)].mean()) for k in range(grid[0] * grid[1])]
+    """Mean of the map over each cell, or the map interpolated where it is coarser."""
+    return [float(value) for value in on_grid(values, grid).flatten()]
 
 
 def logit(trace: Trace, image: Array, i: int) -> float:

@@ -9,6 +9,7 @@ from torch import nn
 
 from tests import tiny_models as tiny
 from tests.given import explained
+from tests.oracles.naive_grid import on_grid
 from tests.oracles.naive_perturbation import (
     EXACT,
     SEEDS,
@@ -24,6 +25,7 @@ from tests.oracles.naive_perturbation import (
     imputed,
     naive_agreement,
     naive_curve,
+    naive_pixels,
     order_of,
     probability,
     some_maps,
@@ -54,7 +56,25 @@ def test_deletion_with_blur_on_pixels(trace: Trace, grid: tuple[int, int], level
             "tie_share": sum(flat.count(value) > 1 for value in flat) / len(flat),
         }
 
-    check(trace, "deletion:steps=9", some_maps(*grid, levels=levels), oracle)
+    check(trace, "deletion:steps=9,grid=pixels", some_maps(*grid, levels=levels), oracle)
+
+
+@pytest.mark.parametrize("own", [(4, 5), (16, 20), (8, 10), (3, 20)])
+@pytest.mark.parametrize(("grid", "cells"), [("common", (8, 10)), ("4", (4, 5)), ("5", (5, 6))])
+def test_curves_on_a_grid_that_all_methods_share(
+    trace: Trace, own: tuple[int, int], grid: str, cells: tuple[int, int]
+) -> None:
+    """Finer maps, coarser ones and both at once: eight cells on the shorter side of 16 by 20 pixels."""
+
+    def oracle(i: int, values: Array, image: Array) -> dict[str, float]:
+        values = on_grid(values, cells)
+        curve = naive_curve(trace, i, values, image, np.zeros_like(image), 9)
+        return {
+            "deletion": auc(curve.scores, curve.share),
+            "pixel_flipping": sum(curve.scores[0] - y for y in curve.scores) / len(curve.scores),
+        }
+
+    check(trace, f"deletion:steps=9,baseline=mean,grid={grid}", some_maps(*own) - 0.5, oracle)
 
 
 def test_deletion_on_the_maps_own_grid_with_a_baseline(trace: Trace) -> None:
@@ -71,7 +91,7 @@ def test_insertion(trace: Trace) -> None:
         rises = [b - a for a, b in zip(curve.scores[:-1], curve.scores[1:], strict=True)]
         return {"insertion": auc(curve.scores, curve.share), "ic": correlation(curve.saliency, rises)}
 
-    check(trace, "insertion:steps=7,baseline=blur:sigma=0.1", some_maps(4, 5, levels=5), oracle)
+    check(trace, "insertion:steps=7,grid=pixels,baseline=blur:sigma=0.1", some_maps(4, 5, levels=5), oracle)
 
 
 def test_brnpa2021(trace: Trace) -> None:
@@ -150,7 +170,7 @@ def test_abpc(trace: Trace) -> None:
         lerf = naive_curve(trace, i, values, image, zeros, 10, last_first=True).scores
         return {"abpc": sum(lerf) / 11 - sum(morf) / 11, "morf": sum(morf) / 11, "lerf": sum(lerf) / 11}
 
-    check(trace, "abpc", some_maps(4, 5), oracle)
+    check(trace, "abpc:grid=pixels", some_maps(4, 5), oracle)
 
 
 # --- masks, imputation, regions -------------------------------------------------------------------------------------
@@ -221,7 +241,8 @@ def test_road(trace: Trace) -> None:
         return {"road": means[1] - means[0], "road_morf": means[0], "road_lerf": means[1]}
 
     maps = some_maps(4, 5)
-    found = metrics.create("road", baseline="linear:noise=0").measure(explained(maps, trace), trace, None)
+    metric = metrics.create("road", baseline="linear:noise=0", grid="pixels")
+    found = metric.measure(explained(maps, trace), trace, None)
     for i in range(N):
         for column, value in oracle(i, maps[i, 0].numpy(), trace.x[i].numpy()).items():
             assert found[column][i].item() == pytest.approx(value, abs=1e-3), (
@@ -231,7 +252,7 @@ def test_road(trace: Trace) -> None:
 
 def test_irof(trace: Trace) -> None:
     def oracle(i: int, values: Array, image: Array) -> dict[str, float]:
-        values = upsampled(values, SIZE)
+        values = naive_pixels(values, (8, 10))
         label = superpixels(trace, 12)[i].view(SIZE).numpy()
         number, most = label.max() + 1, int(superpixels(trace, 12).max()) + 1
         means = [values[label == k].mean() for k in range(number)]
@@ -260,7 +281,7 @@ def test_region_perturbation(trace: Trace) -> None:
     """Blocks of 6: three rows (the last of 4 pixels) and four columns (the last of 2)."""
 
     def oracle(i: int, values: Array, image: Array) -> dict[str, float]:
-        values = upsampled(values, SIZE)
+        values = naive_pixels(values, (8, 10))
         noise = torch.rand(3, *SIZE, generator=trace.generator(i, "Noise()")).double().numpy()
         mean, std = (np.array(v)[:, None, None] for v in (trace.spec.mean, trace.spec.std))
         other = (noise - mean) / std
@@ -278,21 +299,21 @@ def test_region_perturbation(trace: Trace) -> None:
 
 def test_faithfulness_correlation(trace: Trace) -> None:
     def oracle(i: int, values: Array, image: Array) -> dict[str, float]:
-        key = repr(("subsets", 4, (4,), 12))
-        return {"faithfulness_correlation": naive_agreement(trace, i, values, image, [4], 12, key)[0]}
+        key = repr(("subsets", (4, 5), (5,), 12))
+        return {"faithfulness_correlation": naive_agreement(trace, i, values, image, [5], 12, key)[0]}
 
-    check(trace, "faithfulness_correlation:cells=4,samples=12,share=0.25", some_maps(3, 5), oracle)
+    check(trace, "faithfulness_correlation:grid=4,samples=12,share=0.25", some_maps(3, 5), oracle)
 
 
 def test_sensitivity_n(trace: Trace) -> None:
-    sizes = [1, 3, 8]  # equal factors from 0.05 to 0.5 of 16
+    sizes = [1, 3, 10]  # equal factors from 0.05 to 0.5 of 20
 
     def oracle(i: int, values: Array, image: Array) -> dict[str, float]:
-        key = repr(("subsets", 4, tuple(sizes), 8))
+        key = repr(("subsets", (4, 5), tuple(sizes), 8))
         return {"sensitivity_n": sum(naive_agreement(trace, i, values, image, sizes, 8, key)) / 3}
 
-    assert SensitivityN(sizes=3, smallest=0.05, largest=0.5).numbers(16) == sizes
-    check(trace, "sensitivity_n:cells=4,samples=8,sizes=3,smallest=0.05,largest=0.5", some_maps(3, 5), oracle)
+    assert SensitivityN(sizes=3, smallest=0.05, largest=0.5).numbers(20) == sizes
+    check(trace, "sensitivity_n:grid=4,samples=8,sizes=3,smallest=0.05,largest=0.5", some_maps(3, 5), oracle)
 
 
 def test_additive_models_have_perfect_agreement() -> None:
@@ -303,17 +324,17 @@ def test_additive_models_have_perfect_agreement() -> None:
     weight = model[1].weight.detach().view(3, 3, *SIZE)[trace.target]
     exact = explained((trace.x * weight).sum(1, keepdim=True), trace)
     for name in ("faithfulness_correlation", "sensitivity_n"):
-        value = metrics.create(name, score="logit", cells=4, samples=10).measure(exact, trace, None)[name]
+        value = metrics.create(name, score="logit", grid=4, samples=10).measure(exact, trace, None)[name]
         torch.testing.assert_close(value, torch.ones(N, dtype=torch.float64), **EXACT)
-    off = metrics.create("infidelity", score="logit", baseline="mean").measure(exact, trace, None)["infidelity"]
-    assert off.max() < 1e-20
+    infidelity = metrics.create("infidelity", score="logit", baseline="mean", grid="pixels")
+    assert infidelity.measure(exact, trace, None)["infidelity"].max() < 1e-20
 
 
 def test_infidelity(trace: Trace) -> None:
     metric = Infidelity(samples=15)
 
     def oracle(i: int, values: Array, image: Array) -> dict[str, float]:
-        values, other = upsampled(values, SIZE), black(trace, image)
+        values, other = naive_pixels(values, (8, 10)), black(trace, image)
         clean, claims, falls = probability(trace, image, i), [], []
         for top, left, bottom, right in metric.squares(trace)[i].tolist():
             hole = image.copy()

@@ -52,7 +52,7 @@ def test_torchcam_deletion_and_insertion(trace: Trace) -> None:
         FakeExtractor(trace.model, maps[:, 0]), lambda logits: logits.softmax(-1), steps=20
     )
     witness.update(trace.x, trace.target.tolist())
-    options = {"baseline": "mean", "steps": 20}
+    options = {"baseline": "mean", "steps": 20, "grid": "pixels"}
     mine = {
         name: metrics.create(name, **options).measure(explained(maps, trace), trace, None)[name]
         for name in ("deletion", "insertion")
@@ -80,7 +80,7 @@ def test_torchcam_average_drop(trace: Trace) -> None:
 def test_captum_infidelity(trace: Trace) -> None:
     """The same squares, with captum's optimal scaling; its attributions are per feature, here a third a channel."""
     captum = pytest.importorskip("captum.metrics")
-    metric, maps = Infidelity(samples=20), some_maps(16, 20)
+    metric, maps = Infidelity(samples=20, grid="pixels"), some_maps(16, 20)
     squares = metric.squares(trace)
     other = torch.from_numpy(np.stack([black(trace, image.numpy()) for image in trace.x]))
     mine = metric.measure(explained(maps, trace), trace, None)["infidelity"]
@@ -134,9 +134,8 @@ def test_grad_cam_road(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
     model = copy.deepcopy(trace.model).float()
     monkeypatch.setattr(road.NoisyLinearImputer.__init__, "__defaults__", (0.0, road.neighbors_weights))
     theirs = road.ROADCombined(percentiles=[25, 50, 75])(trace.x.float(), maps[:, 0].numpy(), chosen, model)
-    mine = metrics.create("road", steps=4, baseline="linear:noise=0").measure(explained(maps, trace), trace, None)[
-        "road"
-    ]
+    metric = metrics.create("road", steps=4, baseline="linear:noise=0", grid="pixels")
+    mine = metric.measure(explained(maps, trace), trace, None)["road"]
     np.testing.assert_allclose(mine.numpy() / 2, theirs, atol=2e-4)
     assert np.abs(theirs).min() > 2e-2
 

@@ -119,7 +119,7 @@ def test_numbers_of_the_page_are_those_of_the_tables(made: Path) -> None:
             assert name == panel.labels[j]
             assert score == f"{s.column.arrow} {interval_text(s, j)}"
             assert time == f"{duration(panel.costs[j]['seconds'] or 0)} for one image"
-    found = panel.summaries["insertion", "insertion"].friedman
+    found = panel.summaries["insertion:grid=common", "insertion"].friedman
     assert found is not None
     words = re.findall(r">([^<>]+)</text>", charts_of(view, "ranks")["insertion ↑", ""])
     for j, rank in enumerate(found.mean_ranks):
@@ -131,7 +131,7 @@ def test_numbers_of_the_page_are_those_of_the_tables(made: Path) -> None:
     tips = re.findall(r'data-tip="([^"]*)"', charts_of(view, "pairs")["insertion ↑", ""])
     dots = [tip for tip in map(html.unescape, tips) if tip.startswith("insertion ↑: ")]
     assert len(dots) == len(panel.entries) * (len(panel.entries) - 1) / 2
-    means = dict(zip(panel.labels, panel.summaries["insertion", "insertion"].spread.mean, strict=True))
+    means = dict(zip(panel.labels, panel.summaries["insertion:grid=common", "insertion"].spread.mean, strict=True))
     proven = [tip for tip in dots if "is better than" in tip]
     assert proven
     for tip in proven:

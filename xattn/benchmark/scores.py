@@ -62,11 +62,20 @@ class Column:
     pooled: bool = False
     only: bool = False  # the metric gives no other
     counted: bool = False  # says nothing by itself: the metric makes a value of it for a whole data set
+    grid: str = ""  # on which maps were ranked: a number of cells, "common", "map", "pixels"; empty where none was
+    earlier: bool = False  # of a version whose labels did not tell the grid, which was that of the pixels
+
+    @property
+    def matched(self) -> bool:
+        """Whether methods can be compared by it: no metric that ranks cells, or one that does so on one coarse grid."""
+        return self.grid not in ("map", "pixels")
 
     @property
     def label(self) -> Label:
-        """The metric's label, under the name that tables give the column."""
+        """The metric's label, under the name that tables give the column; the common grid is not told."""
         base, settings = Label.parse(self.metric).name, Label.parse(self.metric).settings
+        parts = [part for part in settings.split(",") if part and part != "grid=common"]
+        settings = ",".join([*parts, "grid=pixels"] if self.earlier else parts)
         alone = self.name if self.pooled else base if self.only else ""
         own = alone or (self.name if self.name.endswith(base) or self.name.startswith(base) else f"{base}.{self.name}")
         return Label(own, settings)
@@ -232,9 +241,11 @@ def _texts(array: Any) -> list[str]:
 def _column(metric: str, name: str) -> Column:
     try:
         known = known_metrics.parse(metric)
-    except XattnError:  # of another distribution that is not installed here
+    except XattnError:  # of another distribution that is not installed here, or with a parameter of another version
         return Column(metric, name, NEITHER)
     direction = known.columns.get(name, NEITHER)
+    grid = str(getattr(known, "grid", ""))
+    earlier = grid == "common" and "grid=" not in metric
     return Column(
         metric,
         name,
@@ -242,6 +253,8 @@ def _column(metric: str, name: str) -> Column:
         known.family,
         only=len(known.columns) == 1,
         counted=bool(known.pooled) and direction is NEITHER,
+        grid="pixels" if earlier else grid,
+        earlier=earlier,
     )
 
 

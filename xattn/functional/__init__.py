@@ -26,6 +26,7 @@ _FORMULAS = {
     "curves": "area_over curve_correlation pearson step_counts step_means trapezoid_auc",
     "episodes": "draw_episodes episode_accuracy episode_scores half_interval",
     "gradient": "guided_relu reduce_channels",
+    "grid": "cell_of_pixel common_cells grid_cells resample to_grid to_pixels",
     "imputation": "linear_imputation",
     "localization": "average_precision dilate energy_pointing energy_share mask_share pixel_average_precision "
     "pixel_counts pixel_ranking pointing_hit relevance_rank roc_auc top_k_intersection top_share",

@@ -10,33 +10,12 @@ from torch import Tensor
 
 from xattn.errors import ParameterError, ShapeError
 from xattn.functional.baselines import Replace
-from xattn.functional.resize import resize
 
 ImageScore = Callable[[Tensor, Tensor], Tensor]
 """From images (B, C, H, W) and the index (B,) of the image each is made from to scores (B,), or (B, scores)."""
 
 Order = Literal["morf", "lerf", "insertion"]
 """Most relevant removed first; least relevant removed first; most relevant put back first."""
-
-
-def to_grid(maps: Tensor, size: tuple[int, int], *, pixels: bool) -> Tensor:
-    """Maps on the grid whose cells are ranked.
-
-    Interpolation runs in float64 and is rounded to float32: cells that are equal on paper are then equal, a tie, and
-    not ordered by the last digit.
-
-    Args:
-        maps: (M, 1, h, w).
-        size: height and width of the image in pixels.
-        pixels: rank pixels of the map interpolated to the image; else the map's own cells, unless they are finer than
-            the pixels, where an axis with more cells than pixels takes the pixels.
-
-    Returns:
-        (M, 1, rows, columns).
-    """
-    h, w = maps.shape[-2:]
-    rows, columns = size if pixels else (min(h, size[0]), min(w, size[1]))
-    return maps if (h, w) == (rows, columns) else resize(maps.double(), (rows, columns)).float()
 
 
 def tie_orders(cells: int, generators: list[torch.Generator]) -> Tensor:
@@ -84,23 +63,6 @@ def undefined(maps: Tensor) -> Tensor:
     flat = maps.flatten(1)
     constant = (flat.amax(dim=1) == flat.amin(dim=1)) & (flat.shape[1] > 1)
     return constant | ~flat.isfinite().all(dim=1)
-
-
-def cell_of_pixel(grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Index of the cell that holds the centre of each pixel.
-
-    >>> cell_of_pixel((1, 2), (2, 4)).tolist()
-    [0, 0, 1, 1, 0, 0, 1, 1]
-
-    Args:
-        grid: rows and columns of the cells, no finer than the pixels.
-        size: height and width in pixels.
-
-    Returns:
-        int64 (H * W,).
-    """
-    row, column = (((2 * torch.arange(n) + 1) * cells) // (2 * n) for cells, n in zip(grid, size, strict=True))
-    return (row[:, None] * grid[1] + column).flatten()
 
 
 Build = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

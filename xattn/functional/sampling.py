@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from xattn.errors import needs
-from xattn.functional.perturb import cell_of_pixel
+from xattn.functional.grid import cell_of_pixel
 
 Segments = Literal["slic", "grid"]
 

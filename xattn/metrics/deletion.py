@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -12,7 +12,9 @@ from xattn.errors import ParameterError
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline, Black, BoxBlur, Mean, RISEBlur
 from xattn.functional.curves import area_over, curve_correlation, trapezoid_auc
+from xattn.functional.grid import Grid
 from xattn.functional.perturb import Order
+from xattn.labels import TOLD
 from xattn.metric import HIGHER, LOWER, NEITHER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import Curve, PerturbationMetric, draw_curves, find_baseline
@@ -28,12 +30,16 @@ class CurveMetric(PerturbationMetric):
     Args:
         baseline: what replaces removed cells: `"blur"`, `"mean"`, `"black"`, `"noise"`, `"linear"` or `"telea"`.
         steps: number of steps; fewer if there are fewer cells.
-        grid: `"pixels"` of the map interpolated (bilinear) to the image, or cells of the method's own grid (`"map"`).
+        grid: cells that are ranked and replaced. `"common"` is one grid for all methods, cells of 16 pixels and at
+            least eight on the shorter side (14 at 224 pixels, 8 at 64); a number is so many on the shorter side;
+            `"map"` is the method's own grid and `"pixels"` the finest one, by which methods whose maps differ in grid
+            cannot be compared. Finer maps are averaged by area, with their signs; coarser ones are interpolated
+            (bilinear).
     """
 
     baseline: Annotated[str, find_baseline] = "blur"
     steps: Annotated[int, Range(1, 100_000)] = 196
-    grid: Literal["pixels", "map"] = "pixels"
+    grid: Annotated[Grid, Range(1, 4096)] = field(default="common", metadata=TOLD)
 
     def curves(self, explanations: Sequence[Explanation], trace: Trace, order: Order) -> list[Curve]:
         """The curves that the values are read off, one for each method."""
@@ -42,7 +48,7 @@ class CurveMetric(PerturbationMetric):
             trace,
             baseline=find_baseline(self.baseline),
             steps=self.steps,
-            pixels=self.grid == "pixels",
+            grid=self.grid,
             order=order,
             score=self.score,
             chunk=self.images_per_batch(trace),
@@ -52,14 +58,15 @@ class CurveMetric(PerturbationMetric):
 @metrics.register("deletion")
 @dataclass(frozen=True)
 class Deletion(CurveMetric):
-    """Deletion: area under the score as the most important pixels are replaced (Petsiuk et al. 2018, arXiv:1806.07421).
+    """Deletion: area under the score as the most important part is replaced (Petsiuk et al. 2018, arXiv:1806.07421).
 
     One curve gives `deletion`, its area; `dc`, the correlation of the removed saliency with the drop of the score
     (Gomez et al. 2022, arXiv:2201.13291); `pixel_flipping`, the mean drop (AOPC; Samek et al. 2017, arXiv:1509.06321);
-    and `tie_share`, the share of pixels whose place in the order is random.
+    and `tie_share`, the share of cells whose place in the order is random.
 
-    Differs from the papers: the baseline is a blur, against which a random map does not win as it can against black;
-    counts are by rank and ties in random order. The presets are those of the papers.
+    Differs from the papers: all maps are ranked on one grid, as a finer one moves the score whatever the map; the
+    baseline is a blur, against which a random map does not win as it can against black; counts are by rank and ties in
+    random order. The presets are those of the papers.
     """
 
     columns: ClassVar[Mapping[str, Direction]] = {
@@ -84,7 +91,7 @@ class Deletion(CurveMetric):
 @metrics.register("insertion")
 @dataclass(frozen=True)
 class Insertion(CurveMetric):
-    """Insertion: area under the score as the most important pixels come back (Petsiuk et al. 2018, arXiv:1806.07421).
+    """Insertion: area under the score as the most important part comes back (Petsiuk et al. 2018, arXiv:1806.07421).
 
     `insertion` is the area, `ic` the correlation of the inserted saliency with the rise of the score (Gomez et al.
     2022, arXiv:2201.13291). Read backwards it is the curve of deletion with the least important first.
@@ -108,7 +115,7 @@ _TENTHS = tuple(range(0, 101, 10))
 @metrics.register("curves")
 @dataclass(frozen=True)
 class Curves(CurveMetric):
-    """The curves of deletion and insertion themselves, at every tenth of the pixels, to be drawn: no score.
+    """The curves of deletion and insertion themselves, at every tenth of the image, to be drawn: no score.
 
     They are those of the metrics `deletion` and `insertion` with the same parameters, and cost nothing beside them.
     """
@@ -132,8 +139,8 @@ class Curves(CurveMetric):
 class ABPC(CurveMetric):
     """Area between the perturbation curves (AGCAM; Leem and Seo 2024, AAAI): mean over p of LeRF - MoRF.
 
-    The share p of pixels that is replaced by the mean colour goes from 0 to 1 in steps of 0.1. Differs from the paper:
-    the class is the one explained rather than the label, so that it needs none.
+    The share p of the cells that is replaced by the mean colour goes from 0 to 1 in steps of 0.1. Differs from the
+    paper: the class is the one explained rather than the label, so that it needs none; cells are those of one grid.
     """
 
     paper: ClassVar[str] = "Leem and Seo 2024, AAAI"
@@ -153,10 +160,14 @@ class ABPC(CurveMetric):
 
 @dataclass(frozen=True)
 class _Preset(PerturbationMetric):
-    """Deletion and insertion exactly as one paper has them; nothing can be set, so that its columns mean one thing."""
+    """Deletion and insertion exactly as one paper has them; nothing can be set but the grid, which labels then tell.
 
+    Args:
+        grid: cells that are ranked: those of the paper, or another grid as for `deletion`.
+    """
+
+    grid: Annotated[Grid, Range(1, 4096)] = "map"
     steps: ClassVar[int] = 196
-    pixels: ClassVar[bool] = False
     removed: ClassVar[Baseline] = Mean()
     start: ClassVar[Baseline]
 
@@ -171,7 +182,7 @@ class _Preset(PerturbationMetric):
             trace,
             baseline=self.start if order == "insertion" else self.removed,
             steps=self.steps,
-            pixels=self.pixels,
+            grid=self.grid,
             order=order,
             score=self.score,
             chunk=self.images_per_batch(trace),
@@ -267,8 +278,8 @@ class RISE2018(_Preset):
     """
 
     columns: ClassVar[Mapping[str, Direction]] = {"dauc_rise2018": LOWER, "iauc_rise2018": HIGHER}
+    grid: Annotated[Grid, Range(1, 4096)] = "pixels"
     steps: ClassVar[int] = 224
-    pixels: ClassVar[bool] = True
     removed: ClassVar[Baseline] = Black()
     start: ClassVar[Baseline] = RISEBlur()
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline
 from xattn.functional.curves import step_counts
-from xattn.functional.perturb import cell_of_pixel, packed_scores, ranks, removal, segment_means, undefined
+from xattn.functional.grid import cell_of_pixel, resample
+from xattn.functional.perturb import packed_scores, ranks, removal, undefined
 from xattn.functional.ranking import spearman
-from xattn.functional.resize import resize
 from xattn.metric import HIGHER, LOWER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import PerturbationMetric, clean_scores, find_baseline, scorer, tie_breakers
@@ -36,10 +36,8 @@ def cells_of(size: tuple[int, int], grid: int) -> tuple[int, int]:
 
 
 def cell_means(maps: Tensor, size: tuple[int, int], grid: int) -> Tensor:
-    """Mean importance of each cell, float64 (N, cells), of maps (N, 1, h, w) interpolated to the pixels."""
-    cells = cells_of(size, grid)
-    pixel = cell_of_pixel(cells, size).to(maps.device)
-    return rounded(segment_means(resize(maps.double(), size).flatten(1), pixel[None], cells[0] * cells[1]))
+    """Mean importance of each cell, float64 (N, cells): a mean over its area, or a coarser map interpolated."""
+    return rounded(resample(maps, cells_of(size, grid)).double().flatten(1))
 
 
 def rounded(values: Tensor) -> Tensor:

@@ -14,17 +14,8 @@ from xattn.errors import ShapeError
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline, baselines
 from xattn.functional.curves import step_counts, step_means
-from xattn.functional.perturb import (
-    ImageScore,
-    Order,
-    cell_of_pixel,
-    curve_scores,
-    ranks,
-    replaced_scores,
-    tie_orders,
-    to_grid,
-    undefined,
-)
+from xattn.functional.grid import Grid, cell_of_pixel, to_grid
+from xattn.functional.perturb import ImageScore, Order, curve_scores, ranks, replaced_scores, tie_orders, undefined
 from xattn.metric import Metric
 from xattn.schema import Range
 from xattn.score import SCORES, apply_score, find_score
@@ -169,7 +160,7 @@ def draw_curves(
     *,
     baseline: Baseline,
     steps: int | None,
-    pixels: bool,
+    grid: Grid,
     order: Order,
     score: str,
     chunk: int,
@@ -183,12 +174,12 @@ def draw_curves(
         trace: the recorded pass.
         baseline: what replaces removed cells.
         steps: number of steps, at most; None is one cell a step.
-        pixels: rank interpolated pixels; else cells of the map's own grid.
+        grid: cells that are ranked, as in `functional.grid_cells`.
         order: which cells go first, and whether they are removed or put back.
         score: name of the score.
         chunk: images a batch.
     """
-    protocol = (baseline, steps, pixels, order)
+    protocol = (baseline, steps, grid, order)
     kept: dict[Hashable, dict[str, Curve]] = trace.once("curves", dict)
 
     def key(explanation: Explanation) -> Hashable:
@@ -200,7 +191,7 @@ def draw_curves(
     todo = list(missing.values())
     for start in range(0, len(todo), at_once):
         group = todo[start : start + at_once]
-        drawn = _draw(group, trace, baseline=baseline, steps=steps, pixels=pixels, order=order, chunk=chunk)
+        drawn = _draw(group, trace, baseline=baseline, steps=steps, grid=grid, order=order, chunk=chunk)
         kept.update({key(e): curves for e, curves in zip(group, drawn, strict=True)})
     return [kept[key(e)][score] for e in explanations]
 
@@ -211,7 +202,7 @@ def _draw(
     *,
     baseline: Baseline,
     steps: int | None,
-    pixels: bool,
+    grid: Grid,
     order: Order,
     chunk: int,
 ) -> list[dict[str, Curve]]:
@@ -219,14 +210,14 @@ def _draw(
     n, size, device = len(trace.x), trace.input_size, trace.x.device
     pixel_ranks, counts, facts = [], [], []
     for explanation in group:
-        maps = to_grid(explanation.maps.to(device), size, pixels=pixels)
-        grid = (maps.shape[-2], maps.shape[-1])
-        cells = grid[0] * grid[1]
+        maps = to_grid(explanation.maps.to(device), size, grid)
+        own = (maps.shape[-2], maps.shape[-1])
+        cells = own[0] * own[1]
         rank, ties = ranks(maps, tie_breakers(trace, cells))
         count = step_counts(cells, steps)
         facts.append((count, step_means(maps.flatten(1), rank, count), ties, undefined(maps)))
-        if grid != size:
-            rank = rank.index_select(1, cell_of_pixel(grid, size).to(device))
+        if own != size:
+            rank = rank.index_select(1, cell_of_pixel(own, size).to(device))
         pixel_ranks.append(rank)
         counts.append(count)
     longest = max(map(len, counts))

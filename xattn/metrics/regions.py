@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline
 from xattn.functional.curves import area_over, step_counts, trapezoid_auc
-from xattn.functional.perturb import curve_scores, ranks, segment_means, to_grid, undefined
+from xattn.functional.grid import Grid, to_pixels
+from xattn.functional.perturb import curve_scores, ranks, segment_means, undefined
 from xattn.functional.pixels import denormalize_pixels
 from xattn.functional.sampling import slic_segments
+from xattn.labels import TOLD
 from xattn.metric import HIGHER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import PerturbationMetric, end_scores, find_baseline, scorer, tie_breakers
@@ -49,6 +51,7 @@ def region_curves(
     *,
     steps: int | None,
     first: int | None,
+    grid: Grid,
     baseline: Baseline,
     score: str,
     chunk: int,
@@ -56,11 +59,12 @@ def region_curves(
     """Scores while the regions with the highest mean of the map are replaced first.
 
     Args:
-        explanations: maps, interpolated to the pixels.
+        explanations: maps of the images of the trace.
         trace: the recorded pass.
         labels: region of each pixel (N or 1, H * W).
         steps: number of steps over all regions; None is one region a step.
         first: stop after so many regions; None goes to the end.
+        grid: cells of the map; a pixel has the importance of its cell.
         baseline: what replaces a region.
         score: name of the score.
         chunk: images a batch.
@@ -81,12 +85,12 @@ def region_curves(
     ends = end_scores(trace, baseline, score, chunk)
     here, nothing = [], []
     for explanation in explanations:
-        maps = to_grid(explanation.maps.to(trace.x.device), size, pixels=True)
-        means = segment_means(maps.flatten(1), labels, most)
+        values = to_pixels(explanation.maps.to(trace.x.device), size, grid)
+        means = segment_means(values, labels, most)
         rank, _ = ranks(means[:, None, None], ties)
         here.append(rank.gather(1, labels))
         real = torch.where(means == -torch.inf, means[:, :1], means)  # regions that the image does not have
-        nothing.append(undefined(maps) | undefined(real[:, None, None]))
+        nothing.append(undefined(values[:, None, None]) | undefined(real[:, None, None]))
     scores = curve_scores(
         scorer(trace, score),
         trace.x,
@@ -118,6 +122,7 @@ class IROF(PerturbationMetric):
         baseline: what replaces a superpixel.
         segments: superpixels to ask for; SLIC finds about as many.
         steps: points of the curve at most; None is one superpixel a step.
+        grid: cells of the map, as for `deletion`; a pixel has the importance of its cell.
     """
 
     columns: ClassVar[Mapping[str, Direction]] = {"irof": HIGHER}
@@ -125,6 +130,7 @@ class IROF(PerturbationMetric):
     baseline: Annotated[str, find_baseline] = "mean"
     segments: Annotated[int, Range(2, 2000)] = 300
     steps: Annotated[int | None, Range(1, 2000)] = 50
+    grid: Annotated[Grid, Range(1, 4096)] = field(default="common", metadata=TOLD)
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
         drawn = region_curves(
@@ -133,6 +139,7 @@ class IROF(PerturbationMetric):
             superpixels(trace, self.segments),
             steps=self.steps,
             first=None,
+            grid=self.grid,
             baseline=find_baseline(self.baseline),
             score=self.score,
             chunk=self.images_per_batch(trace),
@@ -156,6 +163,7 @@ class RegionPerturbation(PerturbationMetric):
         baseline: what replaces a block.
         side: of a block, in pixels.
         steps: blocks to replace; fewer if there are fewer.
+        grid: cells of the map, as for `deletion`; a pixel has the importance of its cell.
     """
 
     columns: ClassVar[Mapping[str, Direction]] = {"region_perturbation": HIGHER}
@@ -163,6 +171,7 @@ class RegionPerturbation(PerturbationMetric):
     baseline: Annotated[str, find_baseline] = "noise"
     side: Annotated[int, Range(1, 10_000)] = 9
     steps: Annotated[int, Range(1, 100_000)] = 100
+    grid: Annotated[Grid, Range(1, 4096)] = field(default="common", metadata=TOLD)
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
         drawn = region_curves(
@@ -171,6 +180,7 @@ class RegionPerturbation(PerturbationMetric):
             blocks(trace.input_size, self.side).to(trace.x.device),
             steps=None,
             first=self.steps,
+            grid=self.grid,
             baseline=find_baseline(self.baseline),
             score=self.score,
             chunk=self.images_per_batch(trace),

@@ -20,9 +20,9 @@ from xattn.trace import Trace
 @metrics.register("road")
 @dataclass(frozen=True)
 class ROAD(CurveMetric):
-    """ROAD: mean score while 10 to 90 % of the pixels are imputed (Rong et al. 2022, arXiv:2202.00449).
+    """ROAD: mean score while 10 to 90 % of the image is imputed (Rong et al. 2022, arXiv:2202.00449).
 
-    `road_morf` removes the most important pixels first, `road_lerf` the least important first, and `road` is the second
+    `road_morf` removes the most important cells first, `road_lerf` the least important first, and `road` is the second
     less the first. Pixels are filled by noisy linear imputation, so that the model cannot read the class off the mask.
 
     Differs from the paper: the mean score of an image takes the place of the accuracy over a data set, so that each

@@ -6,8 +6,8 @@ Which subsets are removed depends on the image alone, so their scores are comput
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from xattn.errors import ParameterError
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline
 from xattn.functional.curves import pearson
-from xattn.functional.perturb import cell_of_pixel, packed_scores, removal, segment_means, to_grid, undefined
+from xattn.functional.grid import Grid, cell_of_pixel, grid_cells, resample, to_pixels
+from xattn.functional.perturb import packed_scores, removal, undefined
+from xattn.labels import TOLD
 from xattn.metric import HIGHER, LOWER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import PerturbationMetric, clean_scores, find_baseline, scorer
@@ -26,15 +28,9 @@ from xattn.trace import Trace
 _LARGEST = 50_000_000  # cells of all subsets of an image
 
 
-def grid_of(size: tuple[int, int], cells: int) -> tuple[int, int]:
-    """Rows and columns of blocks: `cells` each, no more than pixels."""
-    return min(cells, size[0]), min(cells, size[1])
-
-
-def subset_masks(trace: Trace, cells: int, sizes: Sequence[int], samples: int) -> Tensor:
+def subset_masks(trace: Trace, cells: tuple[int, int], sizes: Sequence[int], samples: int) -> Tensor:
     """Random subsets of the blocks of each image, `samples` of each size: bool (N, sizes * samples, blocks)."""
-    rows, columns = grid_of(trace.input_size, cells)
-    total = rows * columns
+    total = cells[0] * cells[1]
     key = ("subsets", cells, tuple(sizes), samples)
 
     def make() -> Tensor:
@@ -58,13 +54,15 @@ def check_order(name: str, smallest: float, largest: float) -> None:
         raise ParameterError(f"{name}: smallest must not be more than largest but they are {smallest} and {largest}.")
 
 
-def subset_drops(trace: Trace, masks: Tensor, cells: int, baseline: Baseline, score: str, chunk: int) -> Tensor:
+def subset_drops(
+    trace: Trace, masks: Tensor, cells: tuple[int, int], baseline: Baseline, score: str, chunk: int
+) -> Tensor:
     """Fall of the score, float64 (N, T), without each of the subsets (N, T, blocks); made once for all methods."""
 
     def make() -> Tensor:
         n, subsets, _ = masks.shape
         size = trace.input_size
-        pixel = cell_of_pixel(grid_of(size, cells), size).to(masks.device)
+        pixel = cell_of_pixel(cells, size).to(masks.device)
         flat = masks.flatten(0, 1)
         build = removal(
             trace.replacement(baseline), lambda index: flat[index].index_select(1, pixel).view(-1, 1, *size)
@@ -76,36 +74,36 @@ def subset_drops(trace: Trace, masks: Tensor, cells: int, baseline: Baseline, sc
     return trace.once(("subset drops", masks, baseline, score), make)
 
 
-def block_means(maps: Tensor, size: tuple[int, int], cells: int) -> Tensor:
-    """Mean importance of each block, float64 (N, blocks), of maps (N, 1, h, w) interpolated to the pixels."""
-    rows, columns = grid_of(size, cells)
-    pixel = cell_of_pixel((rows, columns), size).to(maps.device)
-    return segment_means(to_grid(maps, size, pixels=True).flatten(1), pixel[None], rows * columns)
-
-
 @dataclass(frozen=True)
 class SubsetMetric(PerturbationMetric):
     """A metric of random subsets of square blocks.
 
     Args:
         baseline: what replaces a subset.
-        cells: blocks on each side of the image; no more than pixels.
+        grid: the blocks, which are the same for all methods: `"common"`, cells of 16 pixels and at least eight on the
+            shorter side, or a number of them. The importance of a block is the mean of a finer map over its area, with
+            the signs, or a coarser map interpolated (bilinear).
         samples: subsets of each size.
     """
 
     baseline: Annotated[str, find_baseline] = "mean"
-    cells: Annotated[int, Range(1, 64)] = 16
+    grid: Annotated[Literal["common"] | int, Range(1, 64)] = field(default="common", metadata=TOLD)
     samples: Annotated[int, Range(2, 5000)] = 50
+
+    def blocks(self, trace: Trace) -> tuple[int, int]:
+        """Rows and columns of the blocks."""
+        return grid_cells(self.grid, trace.input_size)
 
     def _agreement(self, explanations: Sequence[Explanation], trace: Trace, sizes: Sequence[int]) -> list[Tensor]:
         """Correlation (N, sizes) of the importance of a subset with the fall of the score without it."""
-        masks = subset_masks(trace, self.cells, sizes, self.samples)
+        cells = self.blocks(trace)
+        masks = subset_masks(trace, cells, sizes, self.samples)
         chunk = self.images_per_batch(trace)
-        drops = subset_drops(trace, masks, self.cells, find_baseline(self.baseline), self.score, chunk)
+        drops = subset_drops(trace, masks, cells, find_baseline(self.baseline), self.score, chunk)
         results = []
         for explanation in explanations:
             maps = explanation.maps.to(trace.x.device)
-            means = block_means(maps, trace.input_size, self.cells)
+            means = resample(maps, cells).double().flatten(1)
             sums = torch.einsum("ntc,nc->nt", masks.double(), means)
             shape = (len(trace.x) * len(sizes), self.samples)
             nothing = undefined(maps) | undefined(means[:, None, None])
@@ -133,7 +131,7 @@ class FaithfulnessCorrelation(SubsetMetric):
     share: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.2
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
-        rows, columns = grid_of(trace.input_size, self.cells)
+        rows, columns = self.blocks(trace)
         size = max(1, round(self.share * rows * columns))
         return [{self.name: value[:, 0]} for value in self._agreement(explanations, trace, [size])]
 
@@ -170,7 +168,7 @@ class SensitivityN(SubsetMetric):
         return sorted({min(max(1, round(s * blocks)), max(1, blocks - 1)) for s in share.tolist()})
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
-        rows, columns = grid_of(trace.input_size, self.cells)
+        rows, columns = self.blocks(trace)
         sizes = self.numbers(rows * columns)
         return [{self.name: value.mean(dim=1)} for value in self._agreement(explanations, trace, sizes)]
 
@@ -197,6 +195,7 @@ class Infidelity(PerturbationMetric):
         samples: squares an image.
         smallest: least side as a share of the image's shorter side.
         largest: greatest side likewise.
+        grid: cells of the map, as for `deletion`; a pixel has the importance of its cell.
     """
 
     columns: ClassVar[Mapping[str, Direction]] = {"infidelity": LOWER}
@@ -205,6 +204,7 @@ class Infidelity(PerturbationMetric):
     samples: Annotated[int, Range(2, 100_000)] = 100
     smallest: Annotated[float, Range(0, 1, open_low=True)] = 0.1
     largest: Annotated[float, Range(0, 1, open_low=True)] = 0.5
+    grid: Annotated[Grid, Range(1, 4096)] = field(default="common", metadata=TOLD)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,7 +253,8 @@ class Infidelity(PerturbationMetric):
         image = torch.arange(len(trace.x), device=drop.device)[:, None]
         results = []
         for explanation in explanations:
-            maps = to_grid(explanation.maps.to(drop.device), trace.input_size, pixels=True)
+            values = to_pixels(explanation.maps.to(drop.device), trace.input_size, self.grid)
+            maps = values.view(-1, 1, *trace.input_size)
             sums = _integral(maps)
             claim = (
                 sums[image, bottom, right]

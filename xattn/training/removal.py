@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from xattn.functional.baselines import baselines
-from xattn.functional.perturb import cell_of_pixel
+from xattn.functional.grid import cell_of_pixel
 from xattn.training.recipe import AugmentSection
 
 
