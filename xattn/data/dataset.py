@@ -36,6 +36,11 @@ class Dataset(Sequence[Sample], ABC):
     def labels(self) -> NDArray[np.int64]:
         """Class of every sample (n,), without reading an image."""
 
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """Under what circumstances every sample was taken (n,), its camera or its day; None where it is not known."""
+        return None
+
     @abstractmethod
     def sample(self, index: int) -> Sample:
         """Read one sample, 0 <= index < len(self)."""
@@ -114,6 +119,12 @@ class Subset(Dataset):
     def labels(self) -> NDArray[np.int64]:
         """Class of every sample (n,)."""
         return self.dataset.labels[np.array(self.indices, np.int64)]
+
+    @property
+    def groups(self) -> NDArray[np.int64] | None:
+        """Those of the whole."""
+        groups = self.dataset.groups
+        return None if groups is None else groups[np.array(self.indices, np.int64)]
 
     def sample(self, index: int) -> Sample:
         """Read one sample of the whole."""

@@ -76,6 +76,8 @@ class Parquet(FileDataset):
     cache_mb: int = 512
 
     title: ClassVar[str] = "parquet"
+    complete: ClassVar[bool] = True
+    """Whether all shards that the names of the files count have to be there."""
     evaluation: ClassVar[str | None] = "val"
     annotations: ClassVar[tuple[str, ...]] = ("classes.csv",)
     # pyarrow's own errors are kin of these.
@@ -115,7 +117,7 @@ class Parquet(FileDataset):
         for file in files:
             if match := re.fullmatch(r"(.*)-([0-9]+)-of-([0-9]+)", file.stem):
                 shards.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
-        for (_, total), numbers in shards.items():
+        for (_, total), numbers in shards.items() if self.complete else ():
             missing = next(i for i in range(len(numbers) + 1) if i not in numbers)
             if len(numbers) != total or missing != total:
                 raise self._error(
@@ -166,6 +168,23 @@ class Parquet(FileDataset):
                 f"{str(boxes)[:60]}."
             ) from None
         return Sample(name, pixels, int(self.labels[index]), boxes=edges)
+
+    def column(self, name: str) -> list[Any]:
+        """Values of a further column, one for each sample, without reading an image.
+
+        Raises:
+            UnknownNameError: if there is no such column.
+            DataError: if it lacks values.
+        """
+        if name not in self._columns:
+            raise unknown(f"column of '{self.files[0]}'", name, self._columns)
+        values: list[Any] = []
+        for path in self.files:
+            with self._damage(f"column '{name}' of '{path}' is damaged"):
+                values += self._open(path).read(columns=[name], use_threads=False).column(0).to_pylist()
+        if None in values:
+            raise self._error(f"column '{name}' in '{self.home}' lacks the value of row {values.index(None)}.")
+        return values
 
     @cached_property
     def _stems(self) -> dict[Path, str]:
