@@ -27,6 +27,9 @@ from xattn.trace import Trace, place_of
 SAME = "the same for every class"
 """Stands for the explanation of a further class by a method that does not look at the class."""
 
+NO_MORE = "the network has no further class"
+"""Stands for the explanation of a further class by a network of fewer classes than another one."""
+
 VIEW_PX = 448
 """Longer side, at least, of what is shown of an image."""
 
@@ -110,7 +113,8 @@ class Explained:
 
     Args:
         file: where it is.
-        view: what the first network sees of it, with `VIEW_PX` pixels at least, so that maps fit it exactly.
+        views: what each network sees of it by name of the network, the first one's first, with `VIEW_PX` pixels at
+            least, so that its maps fit it exactly.
         predicted: `index`, `class` and `probability` of the predicted class by name of the network.
         lines: for each class that is explained an entry a column: the explanation of this one image, or a text that
             says why there is none.
@@ -120,12 +124,17 @@ class Explained:
     """
 
     file: Path
-    view: Image.Image
+    views: dict[str, Image.Image]
     predicted: dict[str, dict[str, Any]]
     lines: list[list[Explanation | str]]
     measured: list[list[Any]]
     seconds: list[float]
     pass_seconds: dict[str, float]
+
+    @property
+    def view(self) -> Image.Image:
+        """What the first network sees."""
+        return next(iter(self.views.values()))
 
 
 Measure = Callable[[list[Explanation], Trace], Sequence[Sequence[Any]]]
@@ -179,7 +188,7 @@ class _Ready:
     """A file as the networks see it: inputs (3, H, W) by network."""
 
     file: Path
-    view: Image.Image
+    views: dict[str, Image.Image]
     inputs: dict[Network, Tensor]
 
     @property
@@ -191,7 +200,7 @@ def _ready(file: Path, columns: Sequence[Column], settings: Settings) -> _Ready:
     image = read_image(file, window=settings.window)
     networks = dict.fromkeys(c.network for c in columns)
     inputs = {network: preprocess(image, network.spec, fit=settings.fit) for network in networks}
-    return _Ready(file, view_of(image, columns[0].network.spec, settings.fit), inputs)
+    return _Ready(file, {n.name: view_of(image, n.spec, settings.fit) for n in networks}, inputs)
 
 
 def view_of(image: Image.Image, spec: ModelSpec, fit: Fit | None = None) -> Image.Image:
@@ -215,7 +224,7 @@ def _explain_batch(
     for i, ready in enumerate(batch):
         yield Explained(
             ready.file,
-            ready.view,
+            ready.views,
             {name: rows[i] for name, rows in answers.predicted.items()},
             [[one(e, i) if isinstance(e, Explanation) else e for e in line] for line in answers.lines],
             [[None if values is None else values[i] for values in line] for line in answers.measured],
@@ -229,7 +238,8 @@ class _Answers:
 
     def __init__(self, columns: Sequence[Column], settings: Settings, measure: Measure | None) -> None:
         self.columns, self.settings, self.measure = columns, settings, measure
-        self.wanted: Sequence[Tensor | Target] = ()  # k times classes (N,), the same for all networks, or a target
+        # k times classes (N,) or a target; networks of the same classes explain the same ones, so that pictures compare
+        self.wanted: dict[Any, Sequence[Tensor | Target]] = {}
         self.predicted: dict[str, list[dict[str, Any]]] = {}
         self.seconds = [0.0] * len(columns)
         self.passes: dict[str, float] = {}
@@ -239,7 +249,7 @@ class _Answers:
     def add(self, network: Network, x: Tensor) -> None:
         """Explain all classes by the methods of a network."""
         self._explain(network, x, 0)
-        for k in range(1, len(self.wanted)):
+        for k in range(1, len(self.wanted.get(_classes_of(network), ()))):
             self._explain(network, x, k)
         for line in self.lines:
             for j, column in enumerate(self.columns):
@@ -255,7 +265,8 @@ class _Answers:
         ]
         named = [as_target(text, network.spec) for text in self.settings.targets]
         classes = all(isinstance(goal, Class) for goal in named)
-        target: Any = self.wanted[k] if self.wanted and classes else named[k] if named else None
+        wanted = self.wanted.get(_classes_of(network), ())
+        target: Any = wanted[k] if wanted and classes else named[k] if named else None
         start = time.perf_counter()
         trace = _record_all([column for _, column in todo], x, target, self.settings)
         if trace is None:
@@ -263,16 +274,18 @@ class _Answers:
         self.passes[network.name] = self.passes.get(network.name, 0.0) + time.perf_counter() - start
         if k == 0:
             self.predicted[network.name] = predictions(trace)
-        if not self.wanted:
+        if not wanted:
             if not classes and self.settings.topk > 1:
                 raise ParameterError(
                     f"--topk {self.settings.topk}: there are no classes behind '{trace.goal.text(0, trace.spec)}'; "
                     "leave one of --topk and --target out."
                 )
             more = self.settings.targets[1:]
-            self.wanted = wanted_classes(trace, self.settings.topk, more).unbind(1) if classes else named
-            self.lines = [[SAME] * len(self.columns) for _ in self.wanted]
-            self.measured = [[None] * len(self.columns) for _ in self.wanted]
+            wanted = wanted_classes(trace, self.settings.topk, more).unbind(1) if classes else named
+            self.wanted[_classes_of(network)] = wanted
+            for _ in range(len(self.lines), len(wanted)):
+                self.lines.append([NO_MORE if c.method.class_specific else SAME for c in self.columns])
+                self.measured.append([None] * len(self.columns))
         fresh: dict[int, Explanation] = {}
         for j, column in todo:
             start = time.perf_counter()
@@ -284,6 +297,11 @@ class _Answers:
                 values = self.measure([*fresh.values()], trace)
             for j, value in zip(fresh, values, strict=True):
                 self.measured[k][j] = value
+
+
+def _classes_of(network: Network) -> Any:
+    """What networks share that mean the same by a class: its names, where there are any."""
+    return network.spec.classes or network
 
 
 def _record_all(columns: Sequence[Column], x: Tensor, target: Any, settings: Settings) -> Trace | None:

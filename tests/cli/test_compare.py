@@ -129,7 +129,7 @@ def test_a_method_that_refuses_on_the_way_has_no_column(run: Run, photo: Path) -
     work = Work(Settings(batch_size=2, tolerant=True), err=False)
     texts = ["gradcam", "brnpa"]
     work.columns = choose_columns(
-        texts, parts=None, model=CNN[1], weights=None, head=None, resolution=None, device="cpu", given={}
+        texts, parts=None, models=[CNN[1]], weights=(), head=None, resolution=None, device="cpu", given={}
     )
     work.columns[0].refused = "gradcam: not today"
     comparison = sheet(work, None, "plasma", None, 0)
@@ -203,22 +203,28 @@ def test_random_weights_are_told_on_the_page(run: Run, photo: Path) -> None:
     assert '<p class="warning">tiny-cnn has random weights, so its maps mean nothing.</p>' in text
 
 
-def test_networks_inside_the_package(run: Run, photo: Path) -> None:
-    run(
-        "compare", photo, "-m", "brnpa", "-m", "bcnn", "-m", "gradcam", "--no-curves", "--title", "Mine", "-o", "a.html"
-    )
-    found = {c["title"]: c["network"] for c in columns("a.html")}
-    assert found["BR-NPA"] == "tiny-brnpa"
-    assert found["B-CNN"] == "tiny-bcnn"
-    assert found["Grad-CAM"] == found["Random"] == "tiny-cnn"
+def test_one_network_for_all_methods_where_one_fits(run: Run, photo: Path) -> None:
+    run("compare", photo, "-m", "bcnn", "-m", "gradcam", "--no-curves", "--title", "Mine", "-o", "a.html")
+    assert {c["network"] for c in columns("a.html")} == {""}
     assert "<h1>Mine</h1>" in Path("a.html").read_text(encoding="utf-8")
-    cell = rows("a.html")[0]["lines"][0]["cells"][1]
+    cell = rows("a.html")[0]["lines"][0]["cells"][0]
     assert len(cell["parts"]["maps"]) == 3
+
+
+def test_several_networks_have_columns_of_their_own(run: Run, photo: Path) -> None:
+    run("compare", photo, "-m", "gradcam", "--model", "tiny-brnpa", "--model", "tiny-cnn", *CNN, "--no-curves",
+        "--no-controls", "-o", "a.html")  # fmt: skip
+    assert [c["network"] for c in columns("a.html")] == ["tiny-brnpa", "tiny-cnn", "cnn"]
     line = rows("a.html")[0]["lines"][0]
     model = create_model("tiny-cnn")
     given = explain(model, str(photo), "gradcam", model.spec.class_index(line["class"])).probability
     assert given is not None
-    assert line["cells"][2]["probability"] == percent(float(given[0])) != line["probability"]  # of its own network
+    same, other = line["cells"][1:]  # the first two know the same classes and explain the same one
+    assert same["probability"] == percent(float(given[0])) != line["probability"]
+    assert "class" not in same
+    assert "photo" not in same
+    assert other["class"] in models.CLASSES
+    assert other["photo"].startswith("data:")  # it sees another part of the photograph
 
 
 def test_batches_do_not_matter(run: Run, good: dict[str, Path]) -> None:

@@ -346,25 +346,9 @@ def test_gpu_agrees_with_cpu(run: Run, photo: Path) -> None:
         torch.testing.assert_close(maps["cuda"][method], expected, rtol=1e-2, atol=1e-3)
 
 
-def test_embedded_networks_by_method(run: Run, photo: Path) -> None:
-    methods = ("-m", "gradcam", "-m", "brnpa", "-m", "bcnn", "-m", "part-cam", "-m", "agcam", "-m", "lrp")
-    (image,) = summary(run, photo, *methods)["images"]
-    used = {item["method"]: item["model"] for item in image["maps"]}
-    assert used == {
-        "gradcam": "tiny-cnn",
-        "brnpa": "tiny-brnpa",
-        "bcnn": "tiny-bcnn",
-        "part-cam": "tiny-brnpa",
-        "agcam": "tiny-vit",
-        "lrp": "tiny-cnn",
-    }
-    assert set(image["predicted"]) == set(used.values())
-    # All explain one class, which is that of the first network, so that the pictures compare.
-    assert {item["target"]["index"] for item in image["maps"]} == {image["predicted"]["tiny-cnn"]["index"]}
-
-
 @pytest.mark.slow
-def test_from_cold_start_to_picture_in_five_seconds(photo: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("network", "seconds"), [("tiny-cnn", 5), ("efficientnet_lite0", 7)])  # timm takes two
+def test_from_cold_start_to_picture_in_some_seconds(photo: Path, tmp_path: Path, network: str, seconds: int) -> None:
     resource = pytest.importorskip("resource")
     environment = {
         **os.environ,
@@ -375,12 +359,22 @@ def test_from_cold_start_to_picture_in_five_seconds(photo: Path, tmp_path: Path)
     times = []
     for _ in range(2):  # the first run compiles the modules
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [sys.executable, "-m", "xattn", "explain", str(photo), "-o", str(tmp_path / "out")]
+        command = [
+            sys.executable,
+            "-m",
+            "xattn",
+            "explain",
+            str(photo),
+            "-o",
+            str(tmp_path / "out"),
+            "--model",
+            network,
+        ]
         subprocess.run(command, capture_output=True, check=True, env=environment)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert (tmp_path / "out" / "cat.brnpa.png").is_file()
-    assert min(times) < 5  # of one processor, whatever else the machine is doing
+    assert (tmp_path / "out" / "cat.gradcam.png").is_file()
+    assert min(times) < seconds  # of one processor, whatever else the machine is doing
 
 
 def test_an_interrupt_says_what_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,8 +52,8 @@ def compare(
     controls: Annotated[
         bool, typer.Option(help=f"Also the maps that know nothing of the model: {', '.join(_CONTROLS)}.")
     ] = True,
-    model: options.Model = None,
-    weights: options.Weights = None,
+    model: options.Models = None,
+    weights: options.ManyWeights = None,
     head: options.Head = None,
     resolution: options.Resolution = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = Path("comparison.html"),
@@ -111,7 +111,7 @@ def compare(
     if files := work.find(paths):
         columns = choose_columns(
             with_controls(texts) if controls else texts,
-            parts=parts, model=model, weights=weights, head=head, resolution=resolution, device=device,
+            parts=parts, models=model or (), weights=weights or (), head=head, resolution=resolution, device=device,
             given=options.given(mean, std, classes, size),
         )  # fmt: skip
         work.columns = sorted(columns, key=lambda column: column.method.family is Family.CONTROL)
@@ -125,8 +125,9 @@ def compare(
                     if not isinstance(explanation, str)
                 ]
                 comparison.add(
-                    str(result.file), result.view, result.lines, predicted=result.predicted, curves=result.measured
-                )
+                    str(result.file), [result.views[column.network.name] for column in work.columns], result.lines,
+                    predicted=result.predicted, curves=result.measured,
+                )  # fmt: skip
             page = write(work, comparison, out) if work.entries else None
         except KeyboardInterrupt:
             console.fail(f"stopped after {len(work.entries)} of {len(files)} images; nothing was written.")

@@ -25,6 +25,7 @@ EPILOG = "\n\n".join(
         "xattn explain photos/ 'more/*.png' -m gradcam -m brnpa:parts=4 --out out/",
         "xattn explain cat.jpg -m all --model resnet50 --weights DEFAULT --target tabby --topk 3",
         "xattn explain cat.jpg -m gradcam:layer=layer3 --model mypackage.nets:build --weights mine.safetensors",
+        "xattn explain cat.jpg --model efficientnet_lite0 --model tiny-brnpa",
         "xattn explain photos/ --model runs/birds/best.safetensors --save-maps --json > summary.json",
         "Files: one picture an image and method, STEM.METHOD.png; several methods or classes also give panel.png.",
         "Exit status: 0 fine, 2 nothing could be explained, 3 some of the images could not, 130 interrupted.",
@@ -40,12 +41,12 @@ def explain(
             "--method",
             "-m",
             metavar="NAME[:PARAMETER=VALUE,…]",
-            show_default="brnpa",
+            show_default="the attention of a B-CNN or BR-NPA, else gradcam",
             help="A method; give it several times for several, 'all' for all that fit. See: xattn list methods",
         ),
     ] = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
+    model: options.Models = None,
+    weights: options.ManyWeights = None,
     head: options.Head = None,
     resolution: options.Resolution = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for pictures and maps.")] = Path(
@@ -81,19 +82,18 @@ def explain(
     """Show where a classifier looks: explain images with one or more methods and write pictures."""
     from xattn.cli.choosing import asks_for_all, choose_columns
 
-    texts = method or ["brnpa"]
     options.check_numbers({"--topk": topk, "--batch-size": batch_size, "--parts": parts}, alpha)
     settings = options.settings(
         targets=() if target is None else (target,), topk=topk, fit=fit, score=score, precision=precision,
         window=options.window_of(window),
-        batch_size=batch_size, tolerant=asks_for_all(texts), device=device, colormap=colormap,
+        batch_size=batch_size, tolerant=asks_for_all(method), device=device, colormap=colormap,
     )  # fmt: skip
     work = Work(settings, err=as_json)
     pictures = None
     if files := work.find(paths):
         work.columns = choose_columns(
-            texts, parts=parts, model=model, weights=weights, head=head, resolution=resolution, device=device,
-            given=options.given(mean, std, classes, size),
+            method, parts=parts, models=model or (), weights=weights or (), head=head, resolution=resolution,
+            device=device, given=options.given(mean, std, classes, size),
         )  # fmt: skip
         pictures = Pictures(work, out, save_maps, {"colormap": colormap, "alpha": alpha}, len(files))
         try:
@@ -134,7 +134,11 @@ class Pictures:
         self.work, self.out, self.save_maps, self.style = work, out, save_maps, style
         self.written: list[Path] = []
         self.panels = PanelPages(out, work.columns, style, count * work.settings.topk)
-        self._stems = file_stems([column.method for column in work.columns])
+        several = len({column.network for column in work.columns}) > 1
+        self._stems = [
+            f"{stem}.{slug(column.network.name)}" if several else stem
+            for stem, column in zip(file_stems([c.method for c in work.columns]), work.columns, strict=True)
+        ]
         self._images, self._files = Names(), Names()
 
     def add(self, result: Explained, entry: dict[str, Any]) -> None:
@@ -146,7 +150,7 @@ class Pictures:
                     facts = self._write(entry["name"], j, explanation, result)
                     entry["maps"].append({**facts, "seconds": round(result.seconds[j], 6)})
             if len(self.work.columns) > 1 or self.work.settings.topk > 1:
-                self.panels.add(line, result.view)
+                self.panels.add(line, result.views)
         entry["pass_seconds"] = {name: round(value, 6) for name, value in result.pass_seconds.items()}
         self._tell(entry)
 
@@ -165,7 +169,9 @@ class Pictures:
         stem = self._files.new(stem)
         picture, maps = self.out / f"{stem}.png", self.out / f"{stem}.npz" if self.save_maps else None
         with picture_file(picture) as temporary:
-            render(explanation, image=result.view, size=VIEW_PX, legend=True, **self.style).save(temporary)
+            render(explanation, image=result.views[column.network.name], size=VIEW_PX, legend=True, **self.style).save(
+                temporary
+            )
         self.written.append(picture)
         if maps is not None:
             save_explanation(explanation, maps)
@@ -184,20 +190,22 @@ class Pictures:
         from xattn.viz import percent
 
         say, predicted = self.work.say, entry["predicted"]
-        indices: set[Any] = {p["index"] for p in predicted.values()}
+        classes = {p["class"] for p in predicted.values()}
         guesses = [
             f"{p['class']} {'' if p['probability'] is None else percent(p['probability']) + ' '}({network})"
             for network, p in predicted.items()
         ]
-        say(f"{entry['file']}: {', '.join(guesses[:1] if len(indices) == 1 else guesses)}")
+        say(f"{entry['file']}: {', '.join(guesses[:1] if len(classes) == 1 else guesses)}")
         for item in entry["maps"]:
             goal = item["target"]
-            if goal["probability"] is None and goal["class"] not in indices:
-                indices.add(goal["class"])
-                say(f"  explained: {goal['class']}")
-            elif goal["probability"] is not None and goal["index"] not in indices:
-                indices.add(goal["index"])
-                say(f"  explained as {goal['class']}, {percent(goal['probability'])}")
+            if goal["class_specific"] and goal["class"] not in classes:
+                classes.add(goal["class"])
+                share = goal["probability"]
+                say(
+                    f"  explained: {goal['class']}"
+                    if share is None
+                    else f"  explained as {goal['class']}, {percent(share)}"
+                )
             if item["parts"]:
                 levels = ", ".join(f"{p['rank']} {p['color']} {percent(p['share'])}" for p in item["parts"])
                 say(f"  {item['method']}: parts by rank, with their share of the activation: {levels}")

@@ -25,8 +25,27 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|PACKAGE.MODULE:FACTORY|FILE",
-        show_default="a small network inside the package",
+        show_default="efficientnet_lite0",
         help="A model by name (xattn list models), one of your own, or a weights file that xattn wrote.",
+    ),
+]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="NAME|PACKAGE.MODULE:FACTORY|FILE",
+        show_default="efficientnet_lite0, or a network inside the package that has what the methods read",
+        help="A model by name (xattn list models), one of your own, or a weights file that xattn wrote; several models "
+        "get a column each.",
+    ),
+]
+ManyWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weights",
+        metavar="DEFAULT|FILE",
+        help="Weights of a model by name: those its library offers, or a file; of several models one for all, or one "
+        "for each.",
     ),
 ]
 Weights = Annotated[

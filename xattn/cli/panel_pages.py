@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +39,11 @@ class PanelPages:
         width = 1 + sum(column.refused is None for column in columns)
         self._most = min(max(_PAGE_CELLS // width, _PAGE_ROWS[0]), _PAGE_ROWS[1])
         self._single = total <= self._most
-        self._rows: list[tuple[list[Explanation | str], Image]] = []
+        self._rows: list[tuple[list[Explanation | str], Mapping[str, Image]]] = []
 
-    def add(self, line: list[Explanation | str], view: Image) -> None:
-        """Add a row, and write the page if it is full."""
-        self._rows.append((line, view))
+    def add(self, line: list[Explanation | str], views: Mapping[str, Image]) -> None:
+        """Add a row, what the networks see and an entry a column, and write the page if it is full."""
+        self._rows.append((line, views))
         if len(self._rows) == self._most:
             self.flush()
 
@@ -54,16 +54,25 @@ class PanelPages:
         # A method that no image of the whole run can show gets no column; it is listed with its reason.
         shown = [j for j, column in enumerate(self.columns) if column.refused is None]
         if self._rows and shown:
-            view = self._rows[0][1]
+            names = [self.columns[j].network.name for j in shown]
+            view = self._rows[0][1][names[0]]
             folded = len(self._rows) == 1 and len(shown) > _FOLD
             across = math.ceil(math.sqrt(1.6 * (len(shown) + 1))) if folded else len(shown) + 1
             count = -(-(len(shown) + 1) // across) if folded else len(self._rows)
             size = max(field_size(count, across, (view.height, view.width)))
             rows = [
-                row([line[j] for j in shown], image=view, size=size, **self._caption(line), **self.style)
-                for line, view in self._rows
+                row(
+                    [line[j] for j in shown],
+                    image=[views[n] for n in names],
+                    size=size,
+                    **self._caption(line),
+                    **self.style,
+                )
+                for line, views in self._rows
             ]
-            titles = ["Image", *(title(self.columns[j].method) for j in shown)]
+            several = len(set(names)) > 1
+            heads = [title(self.columns[j].method) for j in shown]
+            titles = ["Image", *(f"{n}\n{h}" if several else h for n, h in zip(names, heads, strict=True))]
             if folded:
                 rows, titles = fold(rows[0], titles, across), []
             keys = keys_of([line[j] for line, _ in self._rows for j in shown], colormap=self.style["colormap"])
@@ -74,17 +83,23 @@ class PanelPages:
         self._rows.clear()
 
     def _caption(self, line: Sequence[Explanation | str]) -> dict[str, Any]:
-        """What stands below an image: the class explained, with the probability that the first network gives it."""
+        """What stands below an image: the class explained and its probability, if all networks explain one."""
         from xattn.viz import percent
 
         several = len({column.network for column in self.columns}) > 1
-        for column, explanation in zip(self.columns, line, strict=True):
-            if not isinstance(explanation, str):
-                goal = described(explanation)
-                network = f" ({column.network.name})" if several else ""
-                share = "" if goal["probability"] is None else percent(goal["probability"])
-                return {"caption": goal["class"], "detail": f"{share}{network}".strip()}
-        return {}
+        told = [
+            (column.network.name, described(e))
+            for column, e in zip(self.columns, line, strict=True)
+            if not isinstance(e, str) and (e.method.class_specific or not several)
+        ]
+        specific = [(network, goal) for network, goal in told if goal["class_specific"]] or told
+        if not specific:
+            return {}
+        if len({goal["class"] for _, goal in specific}) > 1:
+            return {"caption": "", "detail": ""}  # below each picture
+        shares = dict.fromkeys((n, percent(g["probability"])) for n, g in specific if g["probability"] is not None)
+        texts = [f"{share} ({network})" if several else share for network, share in shares]
+        return {"caption": specific[0][1]["class"], "detail": ", ".join(texts)}
 
 
 def fold(cells: Sequence[Cell], titles: Sequence[str], columns: int) -> list[list[Cell]]:

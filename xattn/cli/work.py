@@ -110,11 +110,12 @@ def facts_of(column: Column, explanation: Explanation) -> dict[str, Any]:
 
 
 def described(explanation: Explanation) -> dict[str, Any]:
-    """What is explained: a class, or what else."""
+    """What is explained: a class, or what else; a map that is not class-specific is the same for every class."""
     probability = explanation.probability
     return {
         "index": int(explanation.target[0]),
         "class": explanation.class_name(),
+        "class_specific": explanation.method.class_specific,
         "probability": None if probability is None else float(probability[0]),
     }
 

@@ -15,6 +15,9 @@ from xattn.errors import CheckpointError, MissingExtraError
 from xattn.models import models, timm_models
 from xattn.models.checkpoint import load_state, read_state
 
+DEFAULT = "efficientnet_lite0"
+"""The network that commands explain when none is named, where its package is installed."""
+
 
 def package_of(name: str) -> str:
     """The distribution that has the weights of a network.

@@ -94,7 +94,7 @@ class Comparison:
     def add(
         self,
         file: str,
-        picture: Image.Image,
+        picture: Image.Image | Sequence[Image.Image],
         lines: Sequence[Sequence[Explanation | str]],
         index: int = 0,
         *,
@@ -105,7 +105,7 @@ class Comparison:
 
         Args:
             file: its path, whose last part is shown.
-            picture: what the model sees of it, so that maps fit it exactly.
+            picture: what the model sees of it, so that maps fit it exactly; of several networks one a column.
             lines: for each class that is explained, one explanation a column; a text says why there is none.
             index: of the image in the batch of the explanations.
             predicted: `class` and `probability` by name of the network.
@@ -117,8 +117,10 @@ class Comparison:
         for line in lines:
             if len(line) != len(self.columns):
                 raise ShapeError(f"comparison: {len(line)} explanations do not fit {len(self.columns)} columns.")
-        photo = to_rgb(picture)
-        photo.thumbnail((_PICTURE_PX, _PICTURE_PX), Image.Resampling.LANCZOS)
+        pictures = [picture] * len(self.columns) if isinstance(picture, Image.Image) else picture
+        photo = _small(pictures[0])
+        others = {id(p): picture_uri(_small(p)) for p in pictures if p.tobytes() != pictures[0].tobytes()}
+        photos = [others.get(id(p)) for p in pictures]
         black, white = np.percentile(np.asarray(photo.convert("L")) / 255, (1, 99))
         self._most = max(self._most, len(lines))
         self.blocks.append(
@@ -133,7 +135,8 @@ class Comparison:
                     for name, guess in (predicted or {}).items()
                 ],
                 "lines": [
-                    self._line(line, index, curves[k] if curves else [None] * len(line)) for k, line in enumerate(lines)
+                    self._line(line, index, curves[k] if curves else [None] * len(line), photos)
+                    for k, line in enumerate(lines)
                 ],
             }
         )
@@ -199,16 +202,29 @@ class Comparison:
             about["images"] = count
         return about
 
-    def _line(self, line: Sequence[Explanation | str], index: int, curves: Sequence[Pair | None]) -> dict[str, Any]:
+    def _line(
+        self,
+        line: Sequence[Explanation | str],
+        index: int,
+        curves: Sequence[Pair | None],
+        photos: Sequence[str | None],
+    ) -> dict[str, Any]:
         """One class of an image: its name, its probability and a cell for each column."""
-        first = next((e for e in line if not isinstance(e, str)), None)
-        probability = "" if first is None else _probability(first, index)
+        real = [e for e in line if not isinstance(e, str)]
+        first = next((e for e in real if e.method.class_specific), real[0] if real else None)
+        name, probability = ("", "") if first is None else (first.class_name(index), _probability(first, index))
         cells = [self._cell(j, entry, index, curves[j]) for j, entry in enumerate(line)]
-        for cell, entry in zip(cells, line, strict=True):
-            # Methods of several networks explain one class, to which each network gives a probability of its own.
-            if not isinstance(entry, str) and (own := _probability(entry, index)) != probability:
+        for cell, entry, photo in zip(cells, line, photos, strict=True):
+            if photo is not None:  # another network sees another part of the photograph
+                cell["photo"] = photo
+            if isinstance(entry, str) or not entry.method.class_specific:
+                continue
+            # Of several networks each gives the class a probability of its own, or explains another one.
+            if (own := _probability(entry, index)) != probability:
                 cell["probability"] = own
-        return {"class": "" if first is None else first.class_name(index), "probability": probability, "cells": cells}
+            if (other := entry.class_name(index)) != name:
+                cell["class"] = other
+        return {"class": name, "probability": probability, "cells": cells}
 
     def _cell(self, j: int, entry: Explanation | str, index: int, curves: Pair | None) -> dict[str, Any]:
         if isinstance(entry, str):
@@ -261,6 +277,13 @@ def compare_page(
     for i in range(count):
         page.add(f"image {i}" if names is None else names[i], to_rgb(images[i]), [explanations], i)
     return page.write(path)
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    """A picture of the size of the page."""
+    photo = to_rgb(picture).copy()
+    photo.thumbnail((_PICTURE_PX, _PICTURE_PX), Image.Resampling.LANCZOS)
+    return photo
 
 
 def _only(line: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:

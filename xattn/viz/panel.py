@@ -216,7 +216,7 @@ def _layout(
     room = box[0] * factor
     cells = [c for row in rows for c in row]
     heads = list(titles) or [c.title for c in cells]
-    long = any(width(t, title * factor) > room for t in heads)
+    long = any("\n" in t or width(t, title * factor) > room for t in heads)
     lines = max(bool(c.caption) + bool(c.detail) + bool(c.key) for c in cells)
     layout = _Layout(
         scale=factor,

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from xattn.explanation import Explanation
 
 
+EVERY_CLASS = "the same for every class"
+"""Stands where another map has its class."""
+
+
 def title(method: Explainer) -> str:
     """A method's name for people, with the parameters that are not the default.
 
@@ -109,7 +113,8 @@ def render(
         return shown
     key = part_key(explanation, index)
     keys = [] if key else keys_of([explanation], colormap=colormap, signed=signed, index=index)
-    cell = Cell(shown, *_class_and_probability(explanation, index), key=key)
+    words = _class_and_probability(explanation, index) if explanation.method.class_specific else (EVERY_CLASS, "")
+    cell = Cell(shown, *words, key=key)
     return panel([[cell]], [title(explanation.method)], legend=keys, cell=max(1, round(max(shape) / 2)), scale=2)
 
 
@@ -162,7 +167,7 @@ def row(
     explanations: Sequence[Explanation | str],
     index: int = 0,
     *,
-    image: ImageLike | None = None,
+    image: ImageLike | Sequence[ImageLike] | None = None,
     caption: str | None = None,
     detail: str | None = None,
     size: int | tuple[int, int] | None = None,
@@ -171,37 +176,42 @@ def row(
     """One row of a panel: the image, then one picture a method.
 
     The class and its probability stand below the image if all methods explain the same ones, else below each picture.
+    A map that is the same for every class carries none.
 
     Args:
         explanations: one a method, of the same images; a text stands for a method that failed and says why.
         index: which image of the batch.
-        image: drawn instead of the image that the explanations hold.
+        image: drawn instead of the image that the explanations hold, one for all or one each.
         caption: below the image, instead of the class.
         detail: below the caption, instead of the probability.
         size: of the pictures, as for `render`; see `field_size`.
         options: of `render`.
     """
     real = [e for e in explanations if not isinstance(e, str)]
-    base = to_rgb(image) if image is not None else pictures_of(real[0])[index] if real else None
-    shape = _shape(base, size) if base is not None else (1, 1)
+    if image is None:
+        bases = [pictures_of(real[0])[index]] * len(explanations) if real else []
+    else:
+        given = image if isinstance(image, Sequence) else [image] * len(explanations)
+        bases = [to_rgb(one) for one in given]
+    shape = _shape(bases[0], size) if bases else (1, 1)
     captions = [("", "") if isinstance(e, str) else _class_and_probability(e, index) for e in explanations]
-    common = {s for s in captions if s != ("", "")}
-    shared = len(common) <= 1
+    about_class = [not isinstance(e, str) and e.method.class_specific for e in explanations]
+    common = {words for words, told in zip(captions, about_class, strict=True) if told} or set(captions) - {("", "")}
     first = next(iter(common)) if len(common) == 1 else ("", "")
     cells = [
         Cell(
-            None if base is None else to_rgb(base, shape),
+            to_rgb(bases[0], shape) if bases else None,
             first[0] if caption is None else caption,
             first[1] if detail is None else detail,
         )
     ]
-    for entry, words in zip(explanations, captions, strict=True):
-        below = ("", "") if shared else words
+    for j, entry in enumerate(explanations):
         if isinstance(entry, str):
             cells.append(Cell(note=entry))
-        else:
-            shown = render(entry, index, image=base, size=shape, **options)
-            cells.append(Cell(shown, *below, key=part_key(entry, index)))
+            continue
+        below = captions[j] if about_class[j] and len(common) > 1 else ("", "")
+        shown = render(entry, index, image=bases[j], size=shape, **options)
+        cells.append(Cell(shown, *below, key=part_key(entry, index)))
     return cells
 
 

@@ -89,7 +89,14 @@ def shorten(text: str, size: float, room: float) -> str:
 
 
 def wrap(text: str, size: float, room: float, lines: int) -> list[str]:
-    """The text in at most `lines` lines of `room` pixels, broken between words; the last one is shortened."""
+    """The text in at most `lines` lines of `room` pixels, broken between words; the last one is shortened.
+
+    A line break in the text is kept.
+    """
+    first, _, rest = text.strip().partition("\n")
+    if rest and lines > 1:
+        below = wrap(rest, size, room, 1)
+        return [*wrap(first, size, room, lines - 1), *below]
     words = text.split()
     done: list[str] = []
     while words and len(done) < lines - 1:

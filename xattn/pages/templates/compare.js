@@ -215,7 +215,7 @@
     const photo = make("img");
     photo.alt = "";
     photo.decoding = "async";
-    photo.src = block.photo;
+    photo.src = cell.photo || block.photo;
     stack.append(photo);
     if (cell.map || cell.parts) {
       const canvas = make("canvas");
@@ -254,6 +254,11 @@
     updateTabStop();
   }
 
+  // What a cell is about: a class, which several networks may see differently, or all of them.
+  function classOf(column, cell, line) {
+    return column.specific ? cell.class ?? line.class : "the same for every class";
+  }
+
   function cellOf(block, column, j, line, k) {
     const cell = line.cells[j];
     const element = make("div", column.control ? "cell control" : "cell");
@@ -262,7 +267,7 @@
     element.tabIndex = -1;
     element.hidden = isHidden(j, k);
     if (cell.note === undefined) {
-      element.append(picture(block, cell, `${column.title}, ${line.class}, ${block.data.file}`));
+      element.append(picture(block, cell, `${column.title}, ${classOf(column, cell, line)}, ${block.data.file}`));
       if (cell.parts) element.append(levelsOf(cell.parts));
     } else {
       element.classList.add("empty");
@@ -271,7 +276,7 @@
     }
     const caption = element.appendChild(make("p", column.specific ? "caption of-class" : "caption"));
     caption.append(make("b", "", column.title));
-    if (column.specific && block.data.lines.length > 1) caption.append(make("span", "", short(line.class)));
+    if (column.specific && (cell.class || block.data.lines.length > 1)) caption.append(make("span", "", short(cell.class ?? line.class)));
     if (settings.shares.length && cell.note === undefined) {
       element.appendChild(make("div", "under")).append(spark(cell.curves || {}));
     }
@@ -426,7 +431,7 @@
       const block = element.closest(".block").data;
       const line = block.lines[Number(element.dataset.line)];
       const cell = line.cells[Number(element.dataset.column)];
-      card.append(make("p", "muted", cell.note ?? `${short(line.class)} ${cell.probability ?? line.probability}`));
+      card.append(make("p", "muted", cell.note ?? `${short(classOf(column, cell, line))} ${column.specific ? cell.probability ?? line.probability : ""}`));
       if (cell.status) card.append(make("p", "warn", `${cell.status}: not to be read as an explanation`));
       if (cell.parts) card.append(partList(cell.parts));
       if (cell.curves && cell.curves.deletion) card.append(chart(cell.curves, ...controlOf(line, Number(element.dataset.column)), 90));
@@ -481,9 +486,9 @@
     for (const line of lines) {
       const cell = line.cells[j];
       const figure = make("figure");
-      figure.append(picture(block, cell, `${about.title}, ${line.class}, ${block.data.file}`));
+      figure.append(picture(block, cell, `${about.title}, ${classOf(about, cell, line)}, ${block.data.file}`));
       const caption = make("figcaption");
-      caption.append(make("b", "", line.class), make("span", "num", cell.probability ?? line.probability));
+      caption.append(make("b", "", classOf(about, cell, line)), make("span", "num", about.specific ? cell.probability ?? line.probability : ""));
       if (cell.status) caption.append(make("span", "tag warn", cell.status));
       figure.append(caption);
       figures.append(figure);
