@@ -312,6 +312,24 @@ def read_toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
+def toml(value: Any) -> str:
+    """A value as TOML; text is quoted, so that a folder called 2024 stays text.
+
+    >>> toml(("a", 1)), toml({"name": "road", "limit": 20}), toml(True)
+    ('["a", 1]', '{ name = "road", limit = 20 }', 'true')
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return '"' + "".join(c if c >= " " and c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {toml(v)}' for key, v in value.items())} }}"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(toml(v) for v in value)}]"
+    return repr(value)
+
+
 def _depth(text: str) -> int:
     """How deep brackets lie in each other in a JSON text, those in strings left out."""
     depth = deepest = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 import shlex
 import tomllib
@@ -15,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from xattn.errors import DataError, ParameterError, XattnError, nearest, unknown
 from xattn.files import read_regular
-from xattn.schema import read_toml
+from xattn.schema import read_toml, toml
 
 
 class _Section(BaseModel):
@@ -210,6 +211,26 @@ class Config(_Section):
             _change(values, change)
         _refuse_factories(values, changes, path)
         return cls.build(values, str(path))
+
+    def to_toml(self) -> str:
+        """The run as a TOML file that `read` reads; what is the default is left out."""
+        values = self.model_dump(exclude_defaults=True, mode="json")
+        for section in (values, *values["data"]):
+            if "metrics" in section:
+                section["metrics"] = [m["name"] if [*m] == ["name"] else m for m in section["metrics"]]
+        lines = []
+        for key in ("methods", "metrics"):
+            lines += [f"{key} = [", *(f"    {toml(entry)}," for entry in values[key]), "]"]
+        tables = [(f"[{key}]", values[key]) for key in ("limits", "run") if values.get(key)]
+        tables += [(f"[[{key}]]", entry) for key in ("data", "models") for entry in values[key]]
+        for head, table in tables:
+            lines += ["", head, *(f"{_key(key)} = {toml(value)}" for key, value in table.items())]
+        return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    """A key of a TOML file, quoted where it has to be."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml(name)
 
 
 def _refuse_factories(values: Any, changes: Sequence[str], path: Path) -> None:

@@ -70,7 +70,8 @@ def train(
 ) -> None:
     """Train or distil a CNN, B-CNN or BR-NPA; the best epoch on held-out training images is kept."""
     from xattn.errors import ParameterError
-    from xattn.training.recipe import Recipe, toml
+    from xattn.schema import toml
+    from xattn.training.recipe import Recipe
 
     if recipe is None and data is None:
         raise ParameterError("train: pass a recipe, or the folder of your images with --data.")

@@ -14,7 +14,7 @@ from xattn.errors import DataError, ParameterError, XattnError, nearest, unknown
 from xattn.files import read_regular
 from xattn.functional.baselines import baselines
 from xattn.models.header import MOST_PARTS, SMALLEST_SIDE
-from xattn.schema import read_toml
+from xattn.schema import read_toml, toml
 from xattn.spec import LARGEST_SIDE, MOST_CLASSES
 
 _MOST_EPOCHS = 50_000
@@ -364,15 +364,3 @@ def _read_override(text: str) -> tuple[str, str, Any]:
         choices = " or ".join(f"{s}.{name}" for s in owners)
         raise ParameterError(f"override: '{name}' could be {choices}; write one of them.")
     return owners[0], name, value
-
-
-def toml(value: Any) -> str:
-    """A value as TOML; text is quoted, so that a folder called 2024 stays text."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    if isinstance(value, (tuple, list)):
-        return f"[{', '.join(toml(v) for v in value)}]"
-    return repr(value)
