@@ -56,7 +56,7 @@ class ImageFolder(FileDataset):
         paths: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            files = _images(here / name) if name in names else []
+            files = images_below(here / name) if name in names else []
             paths += files
             labels += [label] * len(files)
         return Index(paths, np.array(labels, np.int64), tuple(map(as_text, classes)))
@@ -84,7 +84,8 @@ def _has_image(folder: Path) -> bool:
     return any(_is_image(name) for _, _, names in os.walk(folder) for name in names)
 
 
-def _images(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """Files of images in a folder and below it, in natural order."""
     files = [Path(root, name) for root, _, names in os.walk(folder) for name in names if _is_image(name)]
     return sorted(files, key=natural_key)
 
