@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class Cell:
         limits: images that a method is scored on at most, by its label.
         digest: of the weights of the model.
         objects: the images have masks or boxes.
+        built: the model, on its device, with the facts about it, where it is at hand rather than made by its name.
     """
 
     data: DataEntry
@@ -66,6 +67,7 @@ class Cell:
     limits: dict[str, int]
     digest: str
     objects: bool
+    built: tuple[nn.Module, ModelSpec] | None = None
 
     @property
     def name(self) -> str:
@@ -89,7 +91,7 @@ class Cell:
 
     def load(self, device: torch.device | str) -> tuple[nn.Module, ModelSpec]:
         """The model on a device with the facts about it."""
-        model, spec = build_model(self.model, device)
+        model, spec = build_model(self.model, device) if self.built is None else self.built
         return model, mosaic_spec(spec, self.data.mosaic) if self.data.mosaic else spec
 
 
@@ -114,8 +116,12 @@ def digest_of(model: nn.Module) -> str:
     return state.hexdigest()
 
 
-def plan(config: Config) -> list[Cell]:
+def plan(config: Config, built: Mapping[str, tuple[nn.Module, ModelSpec]] | None = None) -> list[Cell]:
     """Open everything and check it, before a single score is computed.
+
+    Args:
+        config: the run.
+        built: models that are at hand, with the facts about them, by their title; the others are made by their name.
 
     Raises:
         ParameterError: with all faults in one message.
@@ -129,11 +135,12 @@ def plan(config: Config) -> list[Cell]:
     chosen = {data.name: _chosen_metrics(data, config, opened[data.name], faults) for data in config.data}
     cells = []
     for entry in config.models:
-        built = collect(faults, lambda entry=entry: build_model(entry))
+        there = (built or {}).get(entry.title)
+        made = there or collect(faults, lambda entry=entry: build_model(entry))
         own = collect(faults, lambda entry=entry: resolve(_with_controls(entry, config))) if entry.methods else methods
-        if built is None or own is None:
+        if made is None or own is None:
             continue
-        model, spec = built
+        model, spec = made
         digest = digest_of(model)
         reasons = {label_of(m): applicable(m, spec) for m in own}
         for data in config.data:
@@ -165,6 +172,7 @@ def plan(config: Config) -> list[Cell]:
                 without={label: frozenset(_names(entry.without, faults)) for label, (_, entry) in entries.items()},
                 digest=digest,
                 objects=bool(data.mosaic) or bool(_known(opened[data.name])),
+                built=there,
             )
             cells.append(cell)
             faults.extend(_misfits(cell, model, mosaic_spec(spec, data.mosaic) if data.mosaic else spec, config))

@@ -1,0 +1,124 @@
+"""`select`: what is computed, what stops, what is said, and that the model leaves as it came."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.cli.models import cnn
+from xattn.benchmark.config import Config
+from xattn.benchmark.race import Race, Rules
+from xattn.benchmark.select import QUESTIONS, select
+from xattn.benchmark.selection import Selection
+
+DATA = "synthetic:length=24"
+
+
+def test_scores_are_those_of_the_benchmark(tmp_path: Path) -> None:
+    """The race computes nothing of its own: its scores are the rows of a benchmark on the same images."""
+    from xattn.benchmark.run import run
+    from xattn.benchmark.scores import Scores
+
+    result = select(cnn(), DATA, ["gradcam", "activation"], images=8, batch=4, rules=Rules(first=0), device="cpu")
+    config = Config.build(
+        {
+            "data": [{"source": DATA, "limit": 8}],
+            "models": [{"name": "tests.cli.models:cnn", "label": "cnn"}],
+            "methods": ["gradcam", "activation"],
+            "metrics": ["abpc:baseline=blur", "abpc", "energy_pointing_game"],
+            "run": {"batch": 4, "device": "cpu"},
+        }
+    )
+    run(config, tmp_path)
+    stored = Scores(tmp_path)
+    (dataset,) = stored.datasets
+    entries = stored.entries(dataset, "cnn")
+    names = [entry.method for entry in entries]
+    means = result.race.means()
+    for q, (metric, column) in enumerate(
+        [("abpc:baseline=blur", "abpc"), ("abpc", "abpc"), ("energy_pointing_game", "energy")]
+    ):
+        values, _ = stored.values(dataset, entries, metric, column)
+        for j, name in enumerate(result.race.names):
+            assert means[q, j] == pytest.approx(np.nanmean(values[:, names.index(name)]), rel=1e-4, abs=1e-6)
+
+
+def test_what_has_stopped_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Race, "racing", property(lambda self: np.array([True] + [False] * (len(self.names) - 1))))
+    few = select(cnn(), DATA, ["gradcam", "activation"], images=8, device="cpu")
+    monkeypatch.undo()
+    all_of_them = select(cnn(), DATA, ["gradcam", "activation"], images=8, device="cpu")
+    assert few.passes < 0.5 * all_of_them.passes
+    assert few.race.counts()[0].tolist() == [8, 0, 0, 0, 0]
+
+
+def test_the_model_leaves_as_it_came() -> None:
+    model = cnn().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    select(model, DATA, ["gradcam"], images=4, device="cpu")
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_a_time_limit_stops_after_the_batch() -> None:
+    result = select(cnn(), DATA, ["gradcam"], images=24, batch=4, minutes=1e-6, device="cpu")
+    assert result.race.images == 4
+
+
+def test_methods_whose_maps_are_not_fine_are_out() -> None:
+    model = cnn()
+    with torch.no_grad():
+        model.classifier.weight.zero_()  # every map that reads the class is zero
+    result = select(model, DATA, ["gradcam", "activation"], images=24, device="cpu")
+    assert "not fine on 100% of 16 images" in result.left_out["gradcam"]
+    assert "gradcam" not in result.group
+
+
+def made_up(means: dict[str, float], controls: tuple[str, ...] = ("random",), images: int = 160, **rules: Any) -> Any:
+    """A result of scores that are drawn."""
+    rng = np.random.default_rng(0)
+    names = [*means]
+    race = Race(names, [n in controls for n in names], [q.what for q in QUESTIONS], rules=Rules(**rules))
+    x = np.array([*means.values()]) + rng.normal(0, 0.05, (images, 2, len(names)))
+    for start in range(0, images, 8):
+        if not race.decided:
+            race.add(x[start : start + 8])
+    config = Config.build({"data": [{"source": "d"}], "models": [{"name": "m"}], "methods": names, "metrics": ["road"]})
+    return Selection(race, QUESTIONS, "m", "d", images, {}, {}, config)
+
+
+def test_one_winner_is_named() -> None:
+    result = made_up({"cam": 0.5, "lrp": 0.2, "random": 0.0})
+    assert result.best == "cam"
+    assert result.sentence().startswith("Use cam: better than every other method and control on ")
+
+
+def test_what_cannot_be_told_apart_is_named_as_a_group() -> None:
+    result = made_up({"cam": 0.5, "lrp": 0.501, "random": 0.0}, images=48)
+    assert result.best in ("cam", "lrp")
+    assert set(result.group) == {"cam", "lrp"}
+    assert "cannot be told from it yet" in result.sentence()
+    assert "Undecided after 48 images" in " ".join(result.notes())
+
+
+def test_none_that_beats_the_controls_is_said() -> None:
+    result = made_up({"cam": 0.1, "lrp": 0.1, "random": 0.1}, images=48)
+    assert result.best is None
+    assert result.sentence().startswith("No method is shown to beat every control on 48 images")
+
+
+def test_the_methods_of_a_toml_file_are_those_that_ran(tmp_path: Path) -> None:
+    result = select(cnn(), DATA, ["gradcam", "rollout"], images=4, entry={"name": "resnet18"}, device="cpu")
+    path = tmp_path / "benchmark.toml"
+    path.write_text(result.config.to_toml())
+    config = Config.read(path)
+    assert config == result.config
+    assert config.methods == ("gradcam",)
+    assert config.data[0].limit == 0

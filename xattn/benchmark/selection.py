@@ -1,0 +1,253 @@
+"""What came of a race of methods, in words and numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from xattn.benchmark.config import Config
+from xattn.benchmark.race import Race
+from xattn.benchmark.schemas import MethodCost
+from xattn.explanation import Explanation
+from xattn.labels import counted, listing
+from xattn.metric import LOWER
+from xattn.metrics import metrics as known_metrics
+
+_NAMED = 5  # methods of a long list that are named
+
+
+@dataclass(frozen=True)
+class Question:
+    """A column that methods are compared by.
+
+    Args:
+        metric: label of the metric.
+        column: of its columns.
+        what: in a sentence, after "is the most".
+        head: of a table.
+        deciding: methods can lose by it.
+    """
+
+    metric: str
+    column: str
+    what: str
+    head: str
+    deciding: bool = True
+
+    @property
+    def sign(self) -> int:
+        """Turns values so that higher is better."""
+        return -1 if known_metrics.parse(self.metric).columns[self.column] is LOWER else 1
+
+
+@dataclass(eq=False)
+class Selection:
+    """What came of a race.
+
+    Args:
+        race: with the scores.
+        questions: of its columns.
+        model: its name.
+        data: what the images are.
+        available: how many there are.
+        left_out: reason by name for each method that did not run, or was taken out.
+        costs: of each method, by name.
+        config: what would be the full benchmark.
+        passes: images that went through the network.
+        seconds: all of it took.
+        explanations: of some images by the methods that are left, the best first.
+    """
+
+    race: Race
+    questions: tuple[Question, ...]
+    model: str
+    data: str
+    available: int
+    left_out: dict[str, str]
+    costs: dict[str, MethodCost]
+    config: Config
+    passes: int = 0
+    seconds: float = 0.0
+    explanations: list[Explanation] = field(default_factory=list)
+
+    @property
+    def deciding(self) -> list[int]:
+        """Places of the questions that decide."""
+        return [q for q, question in enumerate(self.questions) if question.deciding]
+
+    @property
+    def winners(self) -> list[int]:
+        """Methods that nothing is shown to be better than, the one with the best mean first."""
+        return self.race.winners()
+
+    @property
+    def proven(self) -> list[int]:
+        """Those of them that are shown to be better than every control in every question that decides."""
+        return [j for j in self.winners if all(self.race.beats_controls(q, j) for q in self.deciding)]
+
+    @property
+    def best(self) -> str | None:
+        """The method to use, if one can be named."""
+        return self.race.names[self.proven[0]] if self.proven else None
+
+    @property
+    def group(self) -> list[str]:
+        """Methods that cannot be told from the best, itself first, those that are as good but cost more behind."""
+        first = self.proven or self.winners
+        order = [*first, *(j for j in self.winners if j not in first)]
+        return [self.race.names[i] for j in order for i in (j, *self.race.joined(j))]
+
+    def sentence(self) -> str:
+        """The answer."""
+        race, names = self.race, self.race.names
+        images = counted(race.images, "image")
+        if not self.winners:
+            return f"No method is best in both questions after {images}: {self._apart()}."
+        if not self.proven:
+            ahead = self._controls_ahead()
+            then = f"; {listing(ahead)} scored higher on average" if ahead else ""
+            return f"No method is shown to beat every control on {images}{then}: trust none of them yet."
+        best = self.proven[0]
+        equal = [names[i] for i in race.joined(best)]
+        others = [name for name in self.group if name not in (names[best], *equal)]
+        same = f"; {listing(equal, _NAMED)} {_is(equal)} as good and cost{'s' if len(equal) == 1 else ''} more"
+        if others:
+            rest = f"{listing(others, _NAMED)} cannot be told from it yet"
+            return f"Use {names[best]}, better than every control on {images}; {rest}{same if equal else ''}."
+        return f"Use {names[best]}: better than every other method and control on {images}{same if equal else ''}."
+
+    def _controls_ahead(self) -> list[str]:
+        """Controls with a better mean than the best method in a question that decides."""
+        race, first = self.race, self.winners[0]
+        means = race.means()
+        return [
+            race.names[c]
+            for c in range(len(race.names))
+            if race.controls[c] and any(means[q, c] > means[q, first] for q in self.deciding)
+        ]
+
+    def _apart(self) -> str:
+        """Which methods are unbeaten in each question, where none is in all."""
+        race = self.race
+        parts = []
+        for q in self.deciding:
+            unbeaten = [
+                race.names[j]
+                for j in range(len(race.names))
+                if race.counts()[q, j] and not race.better[q, :, j].any() and race.names[j] not in self.left_out
+            ]
+            parts.append(f"{listing(unbeaten, 3) or 'none'} {self.questions[q].what}")
+        return ", ".join(parts)
+
+    def notes(self) -> list[str]:
+        """What else is to be said, a line each."""
+        race = self.race
+        alpha = race.rules.alpha
+        lines = [
+            f"Chance that any of this is wrong: {100 * alpha:.2g} % at most, however long it ran."
+            if race.decided or not self.winners
+            else f"Undecided after {counted(race.images, 'image')}, of {self.available:,}: more may tell. Chance that "
+            f"what is said is wrong: {100 * alpha:.2g} % at most."
+        ]
+        for q, question in enumerate(self.questions):
+            if not question.deciding and self.winners:
+                means = race.means()[q]
+                there = [j for j in range(len(race.names)) if not math.isnan(means[j]) and race.stopped[j] < 0]
+                if there:
+                    first = max(there, key=lambda j: means[j])
+                    kind = ", a control" if race.controls[first] else ""
+                    lines.append(f"Most {question.what}, of those left: {race.names[first]}{kind}.")
+        lines += [f"Left out: {name}: {reason}" for name, reason in self.left_out.items() if not _unfit(reason)]
+        unfit = [name for name, reason in self.left_out.items() if _unfit(reason)]
+        if unfit:
+            lines.append(f"Not defined for {self.model}: {listing(unfit, 8)}.")
+        return lines
+
+    def standing(self, j: int) -> str:
+        """What became of a method or control, in a word or two."""
+        race = self.race
+        if race.names[j] in self.left_out:
+            return "maps not fine"
+        end = race.end(j)
+        if race.controls[j]:
+            return "control" if race.stopped[j] < 0 else "control, beaten"
+        if end != j:
+            return f"as good as {race.names[end]}"
+        if race.stopped[j] >= 0:
+            return "out"
+        if self.proven and j == self.proven[0]:
+            return "best"
+        return "not told apart" if j in self.proven else "not above controls"
+
+    def order(self) -> list[int]:
+        """Places in the table: what is left, those as good, those that are out from the last to the first, controls."""
+        race = self.race
+        first = [*self.proven, *(j for j in self.winners if j not in self.proven)]
+        joined = [i for j in first for i in race.joined(j)]
+        rest = [j for j in range(len(race.names)) if j not in first and j not in joined]
+        means = race.means()[self.deciding]
+        rest.sort(key=lambda j: (bool(race.controls[j]), -race.stopped[j], -float(_mean(means[:, j]))))
+        return [*first, *joined, *rest]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in plain values."""
+        race = self.race
+        means, counts = race.means(), race.counts()
+        first = (self.proven or self.winners or [0])[0]
+        methods = []
+        for j in self.order():
+            cost = self.costs.get(race.names[j])
+            methods.append(
+                {
+                    "method": race.names[j],
+                    "control": bool(race.controls[j]),
+                    "standing": self.standing(j),
+                    "stopped_after": None if race.stopped[j] < 0 else int(race.stopped[j]),
+                    "images": int(counts[:, j].max()),
+                    "scores": {
+                        question.head: question.sign * float(means[q, j]) for q, question in enumerate(self.questions)
+                    },
+                    "behind_first": {
+                        question.head: dict(zip(("mean", "low", "high"), race.behind(q, j, first), strict=True))
+                        for q, question in enumerate(self.questions)
+                        if j != first
+                    },
+                    "beats_controls": {
+                        question.head: race.beats_controls(q, j)
+                        for q, question in enumerate(self.questions)
+                        if not race.controls[j]
+                    },
+                    "seconds": None if cost is None else cost.seconds,
+                    "passes": None if cost is None else cost.forwards + cost.backwards,
+                }
+            )
+        return {
+            "model": self.model,
+            "data": self.data,
+            "sentence": self.sentence(),
+            "best": self.best,
+            "group": self.group,
+            "decided": race.decided,
+            "images": race.images,
+            "available": self.available,
+            "passes": self.passes,
+            "seconds": self.seconds,
+            "alpha": race.rules.alpha,
+            "questions": {question.head: f"{question.metric} {question.column}" for question in self.questions},
+            "methods": methods,
+            "left_out": self.left_out,
+        }
+
+
+def _unfit(reason: str) -> bool:
+    return not reason.startswith("its maps")
+
+
+def _is(things: list[str]) -> str:
+    return "is" if len(things) == 1 else "are"
+
+
+def _mean(values: Any) -> float:
+    known = [float(v) for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else -math.inf
