@@ -12,7 +12,7 @@ import torch
 from tests.cli.models import cnn
 from xattn.benchmark.config import Config
 from xattn.benchmark.race import Race, Rules
-from xattn.benchmark.select import QUESTIONS, select
+from xattn.benchmark.select import ON_OBJECT, QUESTIONS, select
 from xattn.benchmark.selection import Selection
 
 DATA = "synthetic:length=24"
@@ -29,7 +29,7 @@ def test_scores_are_those_of_the_benchmark(tmp_path: Path) -> None:
             "data": [{"source": DATA, "limit": 8}],
             "models": [{"name": "tests.cli.models:cnn", "label": "cnn"}],
             "methods": ["gradcam", "activation"],
-            "metrics": ["abpc:baseline=blur", "abpc", "energy_pointing_game"],
+            "metrics": [question.metric for question in (*QUESTIONS, ON_OBJECT)],
             "run": {"batch": 4, "device": "cpu"},
         }
     )
@@ -39,10 +39,8 @@ def test_scores_are_those_of_the_benchmark(tmp_path: Path) -> None:
     entries = stored.entries(dataset, "cnn")
     names = [entry.method for entry in entries]
     means = result.race.means()
-    for q, (metric, column) in enumerate(
-        [("abpc:baseline=blur", "abpc"), ("abpc", "abpc"), ("energy_pointing_game", "energy")]
-    ):
-        values, _ = stored.values(dataset, entries, metric, column)
+    for q, question in enumerate((*QUESTIONS, ON_OBJECT)):
+        values, _ = stored.values(dataset, entries, question.label, question.column)
         for j, name in enumerate(result.race.names):
             assert means[q, j] == pytest.approx(np.nanmean(values[:, names.index(name)]), rel=1e-4, abs=1e-6)
 

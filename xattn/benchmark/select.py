@@ -249,11 +249,11 @@ class _Runner:
         race = self.race
         self.first = self.first or batch
         names = [name for name, there in zip(race.names, race.racing, strict=True) if there]
-        asked = [question.metric for question, there in zip(self.questions, race.asked, strict=True) if there]
+        asked = [question.label for question, there in zip(self.questions, race.asked, strict=True) if there]
         wanted = {(name, metric): len(batch) for name in names for metric in (STATUS, *asked)}
         rows = score_batch(self.loaded, batch, wanted, self.config)
         place = {image: i for i, image in enumerate(batch.ids)}
-        columns = {(q.metric, q.column): (i, q.sign) for i, q in enumerate(self.questions)}
+        columns = {(q.label, q.column): (i, q.sign) for i, q in enumerate(self.questions)}
         scores: Array = np.full((len(batch), len(columns), len(race.names)), np.nan)
         for row in rows:
             if (row.metric, row.column) in columns:
@@ -281,8 +281,9 @@ class _Runner:
             self.race.drop(j)
 
     def explain(self, result: Selection) -> list[Any]:
-        """Explanations of some of the first images by the best methods."""
-        names = [name for name in result.group if name not in self.left_out][:_SHOWN]
+        """Explanations of some of the first images by the best methods, or by the last to be out where none is left."""
+        order = [self.race.names[j] for j in result.order() if not self.race.controls[j]]
+        names = [name for name in result.group or order if name not in self.left_out][:_SHOWN]
         if self.first is None or not names:
             return []
         batch = self.first[:_SHOWN]

@@ -10,7 +10,7 @@ from xattn.benchmark.config import Config
 from xattn.benchmark.race import Race
 from xattn.benchmark.schemas import MethodCost
 from xattn.explanation import Explanation
-from xattn.labels import counted, listing
+from xattn.labels import counted, label_of, listing
 from xattn.metric import LOWER
 from xattn.metrics import metrics as known_metrics
 
@@ -22,7 +22,7 @@ class Question:
     """A column that methods are compared by.
 
     Args:
-        metric: label of the metric.
+        metric: as in a configuration.
         column: of its columns.
         what: in a sentence, after "is the most".
         head: of a table.
@@ -34,6 +34,11 @@ class Question:
     what: str
     head: str
     deciding: bool = True
+
+    @property
+    def label(self) -> str:
+        """Label of the metric, under which its scores are."""
+        return label_of(known_metrics.parse(self.metric))
 
     @property
     def sign(self) -> int:
@@ -234,7 +239,7 @@ class Selection:
             "passes": self.passes,
             "seconds": self.seconds,
             "alpha": race.rules.alpha,
-            "questions": {question.head: f"{question.metric} {question.column}" for question in self.questions},
+            "questions": {question.head: f"{question.label} {question.column}" for question in self.questions},
             "methods": methods,
             "left_out": self.left_out,
         }
