@@ -28,6 +28,7 @@ _PUBLIC = {
     "infer_spec": "xattn.inspection",
     "Metric": "xattn.metric",
     "create_model": "xattn.models",
+    "convert": "xattn.models",
     "XattnError": "xattn.errors",
     "XattnWarning": "xattn.errors",
 }
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from xattn.explanation import Explanation as Explanation
     from xattn.inspection import infer_spec as infer_spec
     from xattn.metric import Metric as Metric
+    from xattn.models import convert as convert
     from xattn.models import create_model as create_model
     from xattn.placed_targets import Box as Box
     from xattn.placed_targets import Region as Region

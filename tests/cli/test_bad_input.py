@@ -71,7 +71,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "unknown precision": (["cat.png", "--precision", "fp8", *CNN], "--precision must be fp32, bf16 or fp16"),
     "unknown fit": (["cat.png", "--fit", "stretch", *CNN], "--fit must be crop, squash or whole but is 'stretch'"),
     "unknown head": (["cat.png", "--model", "tests.cli.models:cnn", "--head", "brnp"], "unknown head 'brnp'.*'brnpa'"),
-    "unknown resolution": ([*CNN, "cat.png", "--resolution", "medium"], "resolution must be low or high"),
+    "unknown resolution": ([*CNN, "cat.png", "--resolution", "medium"], "resolution must be one of"),
     "alpha out of range": (["cat.png", "--alpha", "2", *CNN], "--alpha must lie between 0 and 1 but is 2.0"),
     "alpha that is no number": (["cat.png", "--alpha", "half", *CNN], "'--alpha'.*xattn explain --help"),
     "no classes": (["cat.png", "--topk", "0", *CNN], "--topk must be at least 1 but is 0"),

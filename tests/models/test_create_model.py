@@ -175,7 +175,7 @@ def test_unknown_models_suggest_the_nearest(name, message):
 def test_options_that_do_not_exist():
     with pytest.raises(UnknownNameError, match=r"unknown head 'brnap'. Did you mean 'brnpa'"):
         create_model(TOY, head="brnap")
-    with pytest.raises(ParameterError, match="resolution must be low or high but is 'higher'"):
+    with pytest.raises(ParameterError, match="resolution must be one of low, high, x2, x4, x8 but is 'higher'"):
         create_model(TOY, resolution="higher")
     with pytest.raises(ParameterError, match=r"returned str; expected a torch.nn.Module"):
         create_model("tests.models.toys:nothing")

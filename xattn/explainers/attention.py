@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, ParameterError, ShapeError, SpecError
 from xattn.explainer import Explainer, Family, LayerExplainer, feature_layer
 from xattn.explainers import explainers
-from xattn.explainers.linearity import classifier_of, conservation_error, target_rows, target_sign
+from xattn.explainers.linearity import classifier_of, column_of, conservation_error, target_rows, target_sign
 from xattn.functional.attention import class_map
 from xattn.functional.br_npa import br_npa_maps
-from xattn.functional.cam import activation_map
+from xattn.functional.cam import activation_map, cam
 from xattn.schema import Range
 from xattn.spec import ModelSpec
-from xattn.trace import Trace
+from xattn.trace import Trace, promote
 
 SaliencyOf = Literal["first", "mean", "max"]
 
@@ -171,16 +171,36 @@ class PartCAM(Explainer):
 
     def attribute(self, trace: Trace) -> Tensor:
         features = trace.activation(trace.spec.feature_layer)
-        rows, _ = target_rows(trace, classifier_of(trace, self.name), features.dtype)
-        maps = class_map(features, self._weights(trace), rows)
-        return maps * target_sign(trace).to(maps.dtype)[:, None, None, None]
+        classifier = classifier_of(trace, self.name)
+        rows, bias = target_rows(trace, classifier, features.dtype)
+        maps = self._weights(trace)
+        if isinstance(classifier, nn.Conv2d):  # it reads each cell before the pooling, perhaps with a ReLU behind it
+            scores = cam(features, rows) + bias[:, None, None, None]
+            ways = [made * maps.mean(1, keepdim=True) for made in (scores, scores.relu())]
+            wanted = promote(trace.logits).gather(1, column_of(trace)[:, None])[:, 0]
+            errors = [float((way.sum((1, 2, 3)) - wanted).abs().nan_to_num().max()) for way in ways]
+            made = ways[errors.index(min(errors))]
+        elif rows.shape[1] != maps.shape[1] * features.shape[1]:
+            raise NotApplicableError(
+                f"part-cam: the classifier reads {rows.shape[1]} values but there are {maps.shape[1]} parts of "
+                f"{features.shape[1]} channels: something that is not linear lies between; use hirescam."
+            )
+        else:
+            made = class_map(features, maps, rows)
+        return made * target_sign(trace).to(made.dtype)[:, None, None, None]
 
     def conservation(self, trace: Trace, maps: Tensor) -> Tensor:
         """Relative error (N,) of sum of the map + bias = logit."""
         features = trace.activation(trace.spec.feature_layer)
-        rows, bias = target_rows(trace, classifier_of(trace, self.name), features.dtype)
+        classifier = classifier_of(trace, self.name)
+        rows, bias = target_rows(trace, classifier, features.dtype)
+        weights = self._weights(trace).abs()
         with torch.autocast(features.device.type, enabled=False):
-            terms = class_map(features.abs(), self._weights(trace).abs(), rows.abs()).sum((1, 2, 3)) + bias.abs()
+            if isinstance(classifier, nn.Conv2d):
+                terms = (cam(features.abs(), rows.abs()) * weights.mean(1, keepdim=True)).sum((1, 2, 3)) + bias.abs()
+                bias = torch.zeros_like(bias)  # it is in the map
+            else:
+                terms = class_map(features.abs(), weights, rows.abs()).sum((1, 2, 3)) + bias.abs()
         return conservation_error(
             trace,
             maps.sum((1, 2, 3)) + bias * target_sign(trace).to(maps.dtype),

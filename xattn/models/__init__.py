@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from xattn.models.checkpoint import save_weights
+    from xattn.models.converting import convert
     from xattn.models.factory import create_model, load_model
     from xattn.models.heads import BCNNHead, BRNPAHead, Classifier, LinearHead, create_head
     from xattn.models.resnet import ResNet
@@ -23,6 +24,7 @@ _LAZY = {
     "Classifier": "heads",
     "LinearHead": "heads",
     "ResNet": "resnet",
+    "convert": "converting",
     "create_head": "heads",
     "create_model": "factory",
     "load_model": "factory",
@@ -35,6 +37,7 @@ __all__ = [
     "Classifier",
     "LinearHead",
     "ResNet",
+    "convert",
     "create_head",
     "create_model",
     "load_model",

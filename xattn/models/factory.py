@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -20,6 +20,8 @@ from xattn.errors import CheckpointError, ParameterError, UnknownNameError, Xatt
 from xattn.inspection import infer_spec
 from xattn.models import hugging_face, models, timm_models, torchvision_models
 from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state, without_prefix
+from xattn.models.converting import convert
+from xattn.models.dilation import FACTORS, dilated
 from xattn.models.header import Architecture, Resolution, is_file, read_header
 from xattn.models.heads import Classifier, checked_options, create_head, heads
 from xattn.models.resolution import remove_strides, use_circular_padding
@@ -59,7 +61,8 @@ def create_model(
             Face. The file of a training run with the factory `name` brings its head, parts and classes along.
         head: None keeps the model's own; `"linear"`, `"bcnn"` or `"brnpa"` replace all behind the feature map.
         parts: number of attention maps of the head.
-        resolution: `"high"` removes the strides of the last two stages.
+        resolution: `"high"` removes the strides of the last two stages, as for training (arXiv:2106.02566); `"x2"`,
+            `"x4"` and `"x8"` turn the last strides into dilation, which a trained network bears.
         circular: circular instead of zero padding.
         num_classes: number of logits; None is that of the weights.
         options: of the head, such as `{"refine": False}`, for ablations.
@@ -75,8 +78,8 @@ def create_model(
         NotApplicableError: if the model cannot take a head, a higher resolution or circular padding.
     """
     name = os.fspath(name)
-    if resolution not in ("low", "high"):
-        raise ParameterError(f"resolution must be low or high but is '{resolution}'.")
+    if resolution not in get_args(Resolution):
+        raise ParameterError(f"resolution must be one of {', '.join(get_args(Resolution))} but is '{resolution}'.")
     if head is not None:
         heads.get(head)
     asked = Architecture(name, head, parts, resolution, circular, num_classes, dict(options or {}))
@@ -86,11 +89,16 @@ def create_model(
             raise ParameterError(f"'{name}' has weights of its own; leave out weights={weights}.")
         return _from_file(name, asked)
     named = ":" in name or name.startswith(hugging_face.PREFIX)  # by a person, so that it may run
-    if weights is not None and named and Path(weights).suffix == ".safetensors":
+    if weights is not None and Path(weights).suffix == ".safetensors" and (named or is_file(Path(weights))):
         saved = read_header(weights).architecture
-        if saved is not None and saved.backbone == name:
+        if saved is not None and saved.backbone == name and (named or saved.converted):
             return _from_file(os.fspath(weights), asked, trusted=True)
     if name in models and _takes_head(factory := models.get(name)):
+        if resolution in FACTORS and resolution not in ("low", "high"):
+            return _finer(
+                create_model(name, weights=weights, head=head, parts=parts, circular=circular, num_classes=num_classes,
+                             options=options), resolution
+            )  # fmt: skip
         given = asked.to_dict()
         given["num_classes"] = given.pop("classes")
         del given["backbone"]
@@ -167,6 +175,8 @@ def _assemble(
         _replace_classifier(base, spec, classes)
     if asked.resolution == "high":
         remove_strides(base, feature_layer=spec.feature_layer, input_size=spec.input_size)
+    elif asked.resolution != "low":
+        base = dilated(base, FACTORS[asked.resolution], feature_layer=spec.feature_layer, input_size=spec.input_size)
     if asked.circular:
         use_circular_padding(base)
     count = classes or len(spec.classes) or (_logits(base, spec) if spec.classifier else None)
@@ -214,26 +224,61 @@ def _from_file(path: str, asked: Architecture, *, trusted: bool = False) -> nn.M
         saved,
         head=asked.head or saved.head,
         parts=asked.parts if asked.head else saved.parts,
-        resolution="high" if asked.resolution == "high" else saved.resolution,
+        resolution=asked.resolution if asked.resolution != "low" else saved.resolution,
         circular=asked.circular or saved.circular,
         classes=asked.classes or saved.classes,
         options={**(saved.options if same_head else {}), **asked.options},
+        converted=saved.converted and same_head,
     )
     if wanted.head is not None:
         checked_options(wanted.head, wanted.options)  # before anything is built
     changed = wanted != saved
     state = read_state(path)
     _refuse_giants(path, wanted, sum(t.numel() for t in state.values()))
-    if wanted.backbone in models and _takes_head(models.get(wanted.backbone)):
-        given = wanted.to_dict()
-        model = create_model(given.pop("backbone"), num_classes=given.pop("classes"), **given)
+    if wanted.converted:
+        model = _converted(wanted, saved, state, path)
     else:
-        model = _assemble(wanted, None, filled=True)
-    fill(model, state, path, forgiving=changed)
+        # Which layers are dilated is found by running the network, so its weights come first.
+        finer = wanted.resolution if wanted.resolution not in ("low", "high") else None
+        model = _bare(dataclasses.replace(wanted, resolution="low") if finer else wanted)
+        fill(model, state, path, forgiving=changed)
+        model = _finer(model, finer) if finer else model
     if header.spec is not None and not changed:
         model.spec = _facts(model, header.spec, path)  # type: ignore[assignment]
     elif header.spec is not None and isinstance(model, Classifier) and not asked.classes:
         model.spec = _facts(model, header.spec, path)
+    return model
+
+
+def _bare(wanted: Architecture) -> nn.Module:
+    """The network of an architecture, with weights that are still to be filled."""
+    if wanted.backbone in models and _takes_head(models.get(wanted.backbone)):
+        given = wanted.to_dict()
+        return create_model(given.pop("backbone"), num_classes=given.pop("classes"), **given)
+    return _assemble(wanted, None, filled=True)
+
+
+def _finer(model: nn.Module, resolution: Resolution) -> nn.Module:
+    """The same network with dilation in place of its last strides."""
+    spec: ModelSpec = model.spec  # type: ignore[assignment]
+    made = dilated(model, FACTORS[resolution], feature_layer=spec.feature_layer, input_size=spec.input_size)
+    made.architecture = {**model.architecture, "resolution": resolution}  # type: ignore[assignment, dict-item]
+    return made
+
+
+def _converted(wanted: Architecture, saved: Architecture, state: Mapping[str, Tensor], path: str) -> nn.Module:
+    """The network that `xattn.convert` made and a file holds: built by name, converted again, filled."""
+    if (wanted.parts, wanted.classes) != (saved.parts, saved.classes):
+        raise ParameterError(
+            f"'{path}' is a converted network of {saved.parts} parts and {saved.classes} classes; for others convert "
+            f"{saved.backbone} again."
+        )
+    base = _bare(Architecture(wanted.backbone, circular=wanted.circular, classes=wanted.classes))
+    own = base.state_dict()
+    inner = state if isinstance(base, Classifier) else {key.removeprefix("backbone."): t for key, t in state.items()}
+    base.load_state_dict({k: t for k, t in inner.items() if k in own and own[k].shape == t.shape}, strict=False)
+    model = convert(base, parts=wanted.parts, resolution=wanted.resolution)
+    fill(model, state, path)
     return model
 
 

@@ -14,7 +14,7 @@ from xattn.errors import CheckpointError, SpecError
 from xattn.schema import Length, Range, build, check, read_json
 from xattn.spec import MOST_CLASSES, ModelSpec
 
-Resolution = Literal["low", "high"]
+Resolution = Literal["low", "high", "x2", "x4", "x8"]
 
 MOST_PARTS = 64
 SMALLEST_SIDE = 8  # pixels of an input
@@ -31,10 +31,11 @@ class Architecture:
         backbone: name of the network that the head is put on.
         head: name of the head; None is the network's own.
         parts: attention maps of the head.
-        resolution: `"high"` without the strides of the last two stages.
+        resolution: `"high"` without the strides of the last two stages, `"x2"`, `"x4"`, `"x8"` with dilation instead.
         circular: circular padding.
         classes: number of logits; None is that of the weights.
         options: of the head, where they differ from the default, for ablations.
+        converted: the head is that of `xattn.convert`, with what the network has between pooling and classifier.
     """
 
     backbone: Annotated[str, Length(1, 200)]
@@ -44,11 +45,12 @@ class Architecture:
     circular: bool = False
     classes: Annotated[int, Range(1, MOST_CLASSES)] | None = None
     options: Annotated[dict[str, Any], Length(0, 20)] = field(default_factory=dict)
+    converted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; options are left out where there are none."""
-        values = dataclasses.asdict(self)
-        return values if self.options else {key: value for key, value in values.items() if key != "options"}
+        """As plain values; options and `converted` are left out where there are none."""
+        left_out = {"options": not self.options, "converted": not self.converted}
+        return {key: value for key, value in dataclasses.asdict(self).items() if not left_out.get(key)}
 
 
 @dataclass(frozen=True)

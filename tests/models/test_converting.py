@@ -1,0 +1,271 @@
+"""Conversion: the trained classifier is shared by the parts, and with parts that cover everything nothing changes."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import xattn
+from xattn.errors import NotApplicableError, ParameterError, UnknownNameError
+from xattn.functional.br_npa import br_npa_maps
+from xattn.inspection import infer_spec
+from xattn.models import create_model, load_model, save_weights
+from xattn.models.converting import SharedCellHead, SharedHead, convert, everywhere
+
+# Small members of the families that the law is tested on here; benchmarks/models/convert.py has all.
+NETWORKS = {
+    "squeezenet1_1": SharedCellHead,
+    "mobilenet_v3_small": SharedHead,
+    "shufflenet_v2_x0_5": SharedHead,
+    "timm/test_resnet": SharedHead,
+    "timm/test_efficientnet": SharedHead,
+    "timm/test_byobnet": SharedHead,
+    "timm/test_convnext2": SharedHead,
+    "timm/test_nfnet": SharedHead,
+    "timm/lcnet_035": SharedHead,
+    "timm/tf_mobilenetv3_small_minimal_100": SharedHead,
+    "timm/ghostnet_050": SharedHead,
+}
+SIZE = 64
+
+
+def network(name):
+    """A network of a library in float64, with numbers for what starts as zero, and settled batch norm."""
+    torch.manual_seed(0)
+    if name.startswith("timm/"):
+        model = pytest.importorskip("timm").create_model(name.removeprefix("timm/"), num_classes=7)
+    else:
+        options = {"init_weights": False} if name == "googlenet" else {}
+        model = pytest.importorskip("torchvision").models.get_model(name, weights=None, num_classes=7, **options)
+    with torch.no_grad():
+        for p in model.parameters():
+            if not bool(p.any()):
+                p.normal_(0, 0.1)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        model.train()(torch.randn(4, 3, SIZE, SIZE))
+    return model.eval().double()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_with_parts_that_cover_everything_it_is_the_network_of_before(name):
+    model = network(name)
+    x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    spec = infer_spec(model, x)
+    wanted = model(x)
+    low = convert(model, spec=spec, x=x)
+    assert isinstance(low.head, NETWORKS[name])
+    features = low.backbone(x)
+    for factor in (1, 4):
+        finer = low if factor == 1 else convert(model, parts=2, resolution="high", spec=spec, x=x)
+        cells = finer.backbone(x)
+        assert cells.shape[2:] == tuple(factor * side for side in features.shape[2:])
+        torch.testing.assert_close(cells[:, :, ::factor, ::factor], features, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(everywhere(finer, factor)(x), wanted, rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(finer(x), wanted, rtol=1e-6)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert torch.equal(model(x), wanted)
+
+
+def by_definition(features, weight, bias, parts):
+    """Logits of one image cell by cell: mean over the parts of W (sum_i A_i f_i) + b, features (C, h, w)."""
+    cells = features.flatten(1).T.tolist()
+    active = [math.hypot(*cell) + 1e-5 for cell in cells]
+    norms = [*active]
+    logits = [0.0] * len(weight)
+    for _ in range(parts):
+        seed = active.index(max(active))
+        alike = [
+            max(sum(a * b for a, b in zip(cell, cells[seed], strict=True)) / (n * norms[seed]), 0.0)
+            for cell, n in zip(cells, norms, strict=True)
+        ]
+        active = [a * (1 - s) for a, s in zip(active, alike, strict=True)]
+        vector = [
+            sum(s * cell[c] for s, cell in zip(alike, cells, strict=True)) / sum(alike) for c in range(len(cells[0]))
+        ]
+        for k, row in enumerate(weight.tolist()):
+            logits[k] += (sum(w * v for w, v in zip(row, vector, strict=True)) + float(bias[k])) / parts
+    return logits
+
+
+def test_the_classifier_is_shared_by_the_parts():
+    torch.manual_seed(0)
+    model = Plain().eval().double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    made = convert(model, parts=3, x=x)
+    with torch.no_grad():
+        features, logits = model.features(x), made(x)
+        for i in range(2):
+            wanted = by_definition(features[i], model.fc.weight, model.fc.bias, 3)
+            assert logits[i].tolist() == pytest.approx(wanted, abs=1e-9)
+    assert (made.spec.attention, made.spec.classifier) == ("brnpa", "head.classifier")
+    assert made.head.classifier.weight.shape == (5, 3 * 6)
+
+
+def test_scores_of_cells_are_averaged_where_the_classifier_comes_before_the_pooling():
+    model = network("squeezenet1_1").requires_grad_(False)
+    x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    made = convert(model, parts=2, x=x)
+    features = model.features(x)
+    scores = model.classifier[1](features).relu()
+    wanted = (scores[:, None] * br_npa_maps(features, 2)[:, :, None]).sum((3, 4)).mean(1)
+    torch.testing.assert_close(made(x), wanted, rtol=1e-9, atol=1e-9)
+    part = xattn.explain(made, x, "part-cam")
+    assert part.status == ("ok", "ok")
+    torch.testing.assert_close(part.maps.sum((1, 2, 3)), made(x).amax(1), rtol=1e-6, atol=1e-9)
+
+
+class Plain(nn.Module):
+    """Features, mean, linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 2, 1), nn.ReLU())
+        self.fc = nn.Linear(6, 5)
+
+    def pool(self, x):
+        return x.mean((2, 3))
+
+    def forward(self, x):
+        return self.fc(self.pool(self.features(x)))
+
+
+class Largest(Plain):
+    def pool(self, x):
+        return x.amax((2, 3))
+
+
+class Flattened(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6 * 64, 5)
+
+    def pool(self, x):
+        return x.flatten(1)
+
+
+class TwoWays(Plain):
+    def forward(self, x):
+        features = self.features(x)
+        return self.fc(features.mean((2, 3)) + features.amax((2, 3)))
+
+
+class Shifted(Plain):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Branching(Plain):
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return super().forward(x)
+
+
+class Hidden(Plain):
+    """A layer that is not linear between pooling and classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(6, 9), nn.ReLU())
+        self.fc = nn.Linear(9, 5)
+
+    def pool(self, x):
+        return self.hidden(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+REFUSED = {
+    Largest: "its last map .8x8. is not pooled by the mean but read by",
+    Flattened: "is not pooled by the mean but read by",
+    TwoWays: "several ways meet before its classifier",
+    Shifted: "its class scores are not what its classifier 'fc' gives",
+    Branching: "its forward cannot be followed",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
+def test_other_networks_are_refused_in_one_line(kind):
+    torch.manual_seed(0)
+    model = kind().eval()
+    x = torch.randn(1, 3, 32, 32)
+    spec = xattn.ModelSpec(feature_layer="features", classifier="fc", input_size=(32, 32))
+    with pytest.raises(NotApplicableError, match=f"^{kind.__name__} cannot be converted: .*{REFUSED[kind]}[^\n]*$"):
+        convert(model, x=x, spec=spec)
+
+
+def test_what_is_no_plain_classifier_is_refused():
+    for name, why in {"tiny-vit": "is a transformer", "tiny-brnpa": "pools by attention already .brnpa."}.items():
+        with pytest.raises(NotApplicableError, match=why):
+            convert(create_model(name))
+    with pytest.raises(ParameterError, match="head bcnn has weights of its own and must be trained; choose brnpa"):
+        convert(create_model("tiny-cnn"), head="bcnn")
+    with pytest.raises(UnknownNameError, match="Did you mean 'brnpa'"):
+        convert(create_model("tiny-cnn"), head="brnps")
+    with pytest.raises(ParameterError, match="resolution must be one of"):
+        convert(create_model("tiny-cnn"), resolution="x16")
+
+
+def test_layers_between_pooling_and_classifier_run_for_each_part():
+    torch.manual_seed(0)
+    model = Hidden().eval().double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    made = convert(model, parts=2, x=x, resolution="x2")
+    assert made.head.neck is not None
+    torch.testing.assert_close(everywhere(made, 2)(x), model(x), rtol=1e-9, atol=1e-9)
+    with pytest.raises(NotApplicableError, match=r"part-cam: the classifier reads 18 values .* is not linear"):
+        xattn.explain(made, x, "part-cam")
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution"), [("tiny-cnn", "low"), ("tiny-cnn", "x2"), ("mobilenet_v3_small", "x2")]
+)
+def test_a_file_brings_the_converted_network_back(tmp_path, name, resolution):
+    pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=4)
+    x = torch.randn(2, 3, 64, 64)
+    made = convert(model, parts=2, resolution=resolution)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.mul_(1.01)  # as after further training
+        wanted = made(x)
+    path = save_weights(made, tmp_path / "net.safetensors")
+    for back in (load_model(path), create_model(path), create_model(name, weights=path)):
+        assert torch.equal(back(x), wanted)
+        assert (back.spec, back.architecture) == (made.spec, made.architecture)
+    with pytest.raises(ParameterError, match="a converted network of 2 parts and 4 classes; for others convert"):
+        create_model(path, num_classes=5)
+
+
+def test_create_model_gives_finer_maps(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 64, 64)
+    for name in ("tiny-cnn", "squeezenet1_1"):
+        plain = create_model(name, num_classes=4)
+        path = save_weights(plain, tmp_path / f"{name}.safetensors")
+        finer = create_model(path, resolution="x2")
+        assert finer.architecture == {**plain.architecture, "resolution": "x2"}
+        again = create_model(save_weights(finer, tmp_path / "finer.safetensors"))
+        assert torch.equal(again(x), finer(x))
+        cells = xattn.explain(finer, x, "activation").maps
+        old = xattn.explain(plain, x, "activation").maps
+        torch.testing.assert_close(cells[:, :, ::2, ::2], old, rtol=1e-4, atol=1e-5)
+        made = create_model(name, num_classes=4, resolution="x2")
+        assert xattn.explain(made, x, "activation").maps.shape == cells.shape
+
+
+def test_the_model_and_its_copies_stay_apart():
+    model = create_model("tiny-cnn", num_classes=3)
+    kept = copy.deepcopy(model.state_dict())
+    made = convert(model)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.zero_()
+    assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in kept.items())

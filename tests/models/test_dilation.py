@@ -1,0 +1,194 @@
+"""Strides become dilation: every layer against the definition, and networks against themselves at the old cells."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from xattn.errors import NotApplicableError, ParameterError
+from xattn.models import create_model
+from xattn.models.dilated_layers import native, pair, spread
+from xattn.models.dilation import dilate, dilated, factor_of
+
+
+def same_padded(channels: int, kernel: int, stride: int) -> nn.Module:
+    layers = pytest.importorskip("timm.layers")
+    return layers.Conv2dSame(channels, channels, kernel, stride, groups=channels, bias=True)
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel by a number that depends on all cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+LAYERS = {
+    "conv": lambda: nn.Conv2d(4, 6, 3, 1, 1),
+    "strided conv": lambda: nn.Conv2d(4, 6, 3, 2, 1),
+    "valid conv": lambda: nn.Conv2d(4, 6, 3, 2),
+    "even kernel": lambda: nn.Conv2d(4, 6, 2, 2),
+    "depthwise, dilated": lambda: nn.Conv2d(4, 4, 3, 2, 2, dilation=2, groups=4),
+    "grouped, of two shapes": lambda: nn.Conv2d(4, 6, (3, 5), 2, (1, 2), groups=2, bias=False),
+    "shortcut": lambda: nn.Conv2d(4, 6, 1, 2),
+    "circular": lambda: nn.Conv2d(4, 6, 3, 1, 1, padding_mode="circular"),
+    "reflected": lambda: nn.Conv2d(4, 6, 3, 1, 1, padding_mode="reflect"),
+    "same": lambda: nn.Conv2d(4, 6, 3, padding="same"),
+    "TensorFlow": lambda: same_padded(4, 3, 2),
+    "TensorFlow, 5x5": lambda: same_padded(4, 5, 2),
+    "max pool": lambda: nn.MaxPool2d(3, 2, 1),
+    "max pool, stride 1": lambda: nn.MaxPool2d(3, 1, 1),
+    "max pool, ceil": lambda: nn.MaxPool2d(3, 2, ceil_mode=True),
+    "average pool": lambda: nn.AvgPool2d(3, 2, 1),
+    "average pool, ceil": lambda: nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
+    "blur pool": lambda: pytest.importorskip("timm.layers").BlurPool2d(4, stride=2),
+    "squeeze-excite": SqueezeExcite,
+    "group norm": lambda: nn.GroupNorm(2, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(8, 6), (9, 7)])
+@pytest.mark.parametrize("rate", [1, 2, 4])
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_layer_keeps_the_old_cells(name, rate, size):
+    torch.manual_seed(0)
+    layer = LAYERS[name]().double()
+    stride = pair(getattr(layer, "stride", 1))[0]
+    if rate * stride == 1:
+        pytest.skip("nothing to change")
+    x = torch.randn(2, 4, rate * size[0], rate * size[1], dtype=torch.float64)
+    old = layer(x[:, :, ::rate, ::rate])
+    changed = copy.deepcopy(layer)
+    spread(changed, rate, stride, name)
+    new, step = changed(x), rate * stride
+    assert new.shape[2:] == (step * old.shape[2], step * old.shape[3])
+    torch.testing.assert_close(new[:, :, ::step, ::step], old, rtol=0, atol=1e-12)
+    assert isinstance(changed, type(layer))
+    assert [*changed.state_dict()] == [*layer.state_dict()]
+
+
+@pytest.mark.parametrize("name", ["conv", "strided conv", "depthwise, dilated", "TensorFlow"])
+def test_new_cells_are_those_of_a_dilated_convolution(name):
+    torch.manual_seed(0)
+    layer, rate = LAYERS[name]().double().requires_grad_(False), 2
+    s, d, k = layer.stride[0], layer.dilation[0], layer.kernel_size[0]
+    x = torch.randn(1, 4, 12, 12, dtype=torch.float64)
+    before = 0 if name == "TensorFlow" else layer.padding[0]  # with 6 cells and stride 2 TensorFlow pads the end alone
+    changed = copy.deepcopy(layer)
+    spread(changed, rate, s, name)
+    y = changed(x)
+    per = layer.in_channels // layer.groups
+    for o in range(layer.out_channels):
+        group = o // (layer.out_channels // layer.groups)
+        for i, j in ((0, 0), (1, 3), (5, 4), (11, 11), (7, 10)):
+            total = 0.0 if layer.bias is None else float(layer.bias[o])
+            for c in range(per):
+                for a in range(k):
+                    for b in range(k):
+                        row, column = i + rate * (a * d - before), j + rate * (b * d - before)
+                        if 0 <= row < 12 and 0 <= column < 12:
+                            total += float(layer.weight[o, c, a, b] * x[0, group * per + c, row, column])
+            assert float(y[0, o, i, j]) == pytest.approx(total, abs=1e-12)
+
+
+def test_pools_run_on_interleaved_and_shifted_grids():
+    layer = nn.AvgPool2d(2, 2)
+    x = torch.arange(8.0).repeat(8, 1)[None, None]
+    changed = copy.deepcopy(layer)
+    spread(changed, 2, 2, "pool")
+    # Means of cells i and i + 2; behind the border the last cells of each grid are repeated.
+    assert changed(x)[0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6, 6, 7]
+
+
+class Net(nn.Module):
+    """Strides of a convolution, a pool and a shortcut, and a block that looks at all cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv, self.pool = nn.Conv2d(4, 4, 3, 2, 1), nn.AvgPool2d(2, 2)
+        self.gate = SqueezeExcite()
+        self.last = nn.Conv2d(4, 5, 3, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.last(self.gate(self.conv(x) + self.pool(x)).relu())
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("size", [(32, 32), (48, 32)])
+def test_a_network_keeps_the_old_cells(factor, size):
+    torch.manual_seed(0)
+    model = Net().eval().double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    before = {name: id(type(m)) for name, m in model.named_modules()}
+    finer = dilated(model, factor, feature_layer="last", input_size=size, x=x)
+    assert {name: id(type(m)) for name, m in model.named_modules()} == before
+    torch.testing.assert_close(finer(x)[:, :, ::factor, ::factor], model(x), rtol=0, atol=1e-12)
+    assert [*finer.state_dict()] == [*model.state_dict()]
+    larger = torch.randn(1, 3, 64, 96, dtype=torch.float64)  # of another size than the check
+    torch.testing.assert_close(finer(larger)[:, :, ::factor, ::factor], model(larger), rtol=0, atol=1e-12)
+    again = copy.deepcopy(finer)
+    assert torch.equal(again(x), finer(x))
+    finer.zero_grad()
+    finer(x).sum().backward()
+    assert all(p.grad is not None for p in finer.parameters())
+
+
+def test_a_wrong_rate_is_noticed(monkeypatch):
+    model = Net().eval()
+    monkeypatch.setattr("xattn.models.dilation._Rates.__call__", lambda self, cells: 1)
+    with pytest.raises(NotApplicableError, match=r"its old cells differ by .* would be another network|instead of"):
+        dilate(model, 4, torch.randn(1, 3, 32, 32))
+
+
+class Functional(nn.Module):
+    """A stride in its own forward, behind a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        return nn.functional.max_pool2d(self.conv(x), 2)
+
+
+def test_a_block_that_pools_in_its_own_forward_is_a_layer():
+    model = nn.Sequential(Functional(), nn.Conv2d(4, 4, 3, padding=1)).eval().double()
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    finer = dilated(model, 2, feature_layer="1", input_size=(16, 16), x=x)
+    torch.testing.assert_close(finer(x)[:, :, ::2, ::2], model(x), rtol=0, atol=1e-12)
+
+
+def test_what_cannot_be_made_finer_says_why():
+    with pytest.raises(NotApplicableError, match="its own forward calls max_pool2d between its layers"):
+        dilate(Functional().eval(), 2, torch.randn(1, 3, 16, 16))
+    with pytest.raises(ParameterError, match=r"strides \(from the last one back: 2 at 8 cells.* 16 times finer"):
+        dilate(Net().eval(), 16, torch.randn(1, 3, 32, 32))
+    with pytest.raises(ParameterError, match="resolution must be one of low, x2, x4, x8, high but is 'x3'"):
+        factor_of("x3")
+    vit = create_model("tiny-vit")
+    with pytest.raises(NotApplicableError, match="does not give one feature map"):
+        dilated(vit, 2, feature_layer=vit.spec.feature_layer, input_size=(64, 64))
+
+
+def test_native_layers_are_known():
+    known = nn.Conv2d(3, 3, 3, 2), nn.MaxPool2d(2)
+    others = nn.Conv2d(3, 3, 3, padding_mode="reflect"), nn.AvgPool2d(2), nn.MaxPool2d(2, return_indices=True)
+    assert [native(layer) for layer in (*known, *others)] == [True, True, False, False, False]
+
+
+def test_a_finer_network_can_be_copied_but_its_class_is_its_own():
+    layer = nn.MaxPool2d(2)
+    spread(layer, 2, 2, "pool")
+    assert copy.deepcopy(layer).rate == 2
+    with pytest.raises(pickle.PicklingError):
+        pickle.dumps(layer)

@@ -1,0 +1,222 @@
+"""A trained classifier turned into one whose attention can be read: BR-NPA pooling, at a finer resolution."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xattn.errors import NotApplicableError, ParameterError
+from xattn.functional.attention import attention_pool
+from xattn.inspection import infer_spec
+from xattn.models.dilation import dilate, factor_of
+from xattn.models.header import Architecture
+from xattn.models.heads import BRNPAAttention, Classifier, Head, heads
+from xattn.models.split import Split, split
+from xattn.models.trunk import noise
+from xattn.outputs import take
+from xattn.running import evaluating, unwrap
+from xattn.spec import ModelSpec
+
+_SAME = 1e-3  # largest difference of the logits, relative to their spread, with one part that covers everything
+
+
+class SharedHead(Head):
+    """BR-NPA with a classifier that was trained for the mean: every part goes through it, and the logits are averaged.
+
+    The matrix stands once for each part, W / P, so that further training may tell the parts apart.
+
+    Args:
+        parts: number P of the attention maps.
+        classifier: the linear layer, or the 1x1 convolution behind the pooling, from C' values to K.
+        neck: what lies between pooling and classifier, run for each part.
+        flat: the neck reads (N, C) and not (N, C, 1, 1).
+    """
+
+    name = "brnpa"
+
+    def __init__(
+        self, parts: int, classifier: nn.Linear | nn.Conv2d, neck: nn.Module | None = None, *, flat: bool = True
+    ) -> None:
+        matrix, bias = classifier.weight.detach().flatten(1), classifier.bias
+        super().__init__(matrix.shape[1], len(matrix), parts, 0.0, bias=bias is not None)
+        self.classifier = self.classifier.to(matrix.device, matrix.dtype)
+        self.classifier.weight.data = matrix.repeat(1, parts) / parts
+        if bias is not None:
+            self.classifier.bias.data = bias.detach().clone()
+        self.attention = BRNPAAttention(parts)
+        self.neck = neck
+        self.flat = flat
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Weighted mean of the features for each part, through the neck (N, P * C')."""
+        vectors = attention_pool(features, self.attention(features))
+        if self.neck is None:
+            return vectors.flatten(1)
+        flat = vectors.flatten(0, 1)
+        made: Tensor = self.neck(flat if self.flat else flat[:, :, None, None])
+        return made.flatten(1).unflatten(0, vectors.shape[:2]).flatten(1)
+
+
+class SharedCellHead(nn.Module):
+    """BR-NPA for a classifier that reads each cell before the mean is taken, as in SqueezeNet (arXiv:1602.07360).
+
+    Class scores of the cells are averaged by the attention maps instead, and over the parts.
+
+    Args:
+        parts: number P of the attention maps.
+        classifier: the 1x1 convolution.
+        rectified: only positive scores of a cell count, as a ReLU behind the classifier has it.
+    """
+
+    name = "brnpa"
+
+    def __init__(self, parts: int, classifier: nn.Conv2d, *, rectified: bool) -> None:
+        super().__init__()
+        self.parts = parts
+        self.classifier = copy.deepcopy(classifier)
+        self.attention = BRNPAAttention(parts)
+        self.rectified = rectified
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (N, K) of features (N, C, h, w)."""
+        scores: Tensor = self.classifier(features)
+        maps: Tensor = self.attention(features)
+        return attention_pool(scores.relu() if self.rectified else scores, maps.mean(1, keepdim=True)).flatten(1)
+
+    def extra_repr(self) -> str:
+        """Options, for the printed model."""
+        return f"parts={self.parts}, rectified={self.rectified}"
+
+
+class _Everywhere(nn.Module):
+    """Attention maps that cover everything: pooling by them is the mean."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, features: Tensor) -> Tensor:
+        n, _, h, w = features.shape
+        return features.new_full((n, self.parts, h, w), 1 / (h * w))
+
+
+def convert(
+    model: nn.Module,
+    *,
+    head: str = "brnpa",
+    parts: int = 3,
+    resolution: str = "low",
+    spec: ModelSpec | None = None,
+    x: Tensor | None = None,
+) -> Classifier:
+    """Turn a trained classifier into one whose attention can be read, without training (arXiv:2106.02566).
+
+    The mean over the cells is replaced by the part maps of BR-NPA, and the trained linear classifier is shared by the
+    parts: logits = mean over parts of W part + b. With a finer resolution the last strides become dilation. That this
+    is the same network but for the pooling is checked: its old cells keep their values, and with attention everywhere
+    its logits are those of the model. What it costs in accuracy differs from network to network; `xattn convert`
+    measures it.
+
+    >>> import xattn
+    >>> net = xattn.create_model("tiny-cnn", num_classes=5)
+    >>> xattn.convert(net, parts=2, resolution="x2").spec.attention_layer
+    'head.attention'
+
+    Args:
+        model: a CNN that pools by the mean and classifies linearly; it stays as it is.
+        head: `"brnpa"`, the only one without parameters.
+        parts: number P of attention maps.
+        resolution: `"low"` for the grid of the model, `"x2"`, `"x4"` or `"x8"` for a finer one; `"high"` is `"x4"`.
+        spec: facts about the model; None takes `model.spec` or finds them.
+        x: images (N, C, H, W) in the model's normalized space to check with; None is noise.
+
+    Returns:
+        A `Classifier` in evaluation mode with `spec` and, for models of `create_model`, `architecture`.
+
+    Raises:
+        NotApplicableError: for another kind of network, saying what stands in the way.
+        ParameterError: if the strides of the model do not make that resolution.
+    """
+    if head != "brnpa":
+        heads.get(head)
+        raise ParameterError(f"convert: head {head} has weights of its own and must be trained; choose brnpa.")
+    model = unwrap(model)
+    factor = factor_of(resolution)
+    spec = spec if spec is not None else getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec) or not spec.feature_layer:
+        spec = infer_spec(model, x)
+    x = noise(model, spec.input_size) if x is None else x
+    made = _built(model, spec, parts, factor, x)
+    _prove(model, spec, made, x, factor)
+    made.spec = dataclasses.replace(made.spec, name=f"{spec.name} converted" if spec.name else "converted")
+    if given := getattr(model, "architecture", None):
+        made.architecture = Architecture(
+            **{**given, "head": head, "parts": parts, "resolution": f"x{factor}" if factor > 1 else "low"},
+            converted=True,
+        ).to_dict()
+    return made
+
+
+def _built(model: nn.Module, spec: ModelSpec, parts: int, factor: int, x: Tensor) -> Classifier:
+    """The converted network, on copies of the layers."""
+    kind = type(model).__name__
+    if spec.attention is not None:
+        raise NotApplicableError(f"{kind} cannot be converted: it pools by attention already ({spec.attention}).")
+    if spec.tokens is not None:
+        raise NotApplicableError(
+            f"{kind} cannot be converted: it is a transformer, whose features are tokens; use a CNN."
+        )
+    made = copy.deepcopy(model)
+    if isinstance(made, Classifier):
+        taken = Split(made.backbone, None, True, made.head.classifier)  # type: ignore[arg-type]
+    else:
+        taken = split(made, spec, x)
+    dilate(taken.trunk, factor, x, kind=kind)
+    head: Any
+    if taken.cells:
+        head = SharedCellHead(parts, taken.classifier, rectified=taken.rectified)  # type: ignore[arg-type]
+    else:
+        head = SharedHead(parts, taken.classifier, taken.neck, flat=taken.flat)
+    return Classifier(taken.trunk, head, dataclasses.replace(spec, output=(), evidence={}, ran={})).eval()
+
+
+@torch.no_grad()
+def _prove(model: nn.Module, spec: ModelSpec, made: Classifier, x: Tensor, factor: int) -> None:
+    """Check that the logits are those of the model where attention is everywhere on the old cells."""
+    with evaluating(model):
+        wanted = take(model(x), spec.output or None)
+    logits = everywhere(made, factor)(x)
+    same = logits.shape == wanted.shape
+    error = float((logits - wanted).abs().max() / (wanted.max() - wanted.min()).clamp(min=1e-12)) if same else torch.inf
+    if not error <= _SAME:
+        raise NotApplicableError(
+            f"{type(model).__name__} cannot be converted: with parts that cover everything its logits differ by "
+            f"{error:.1e} of their spread."
+        )
+
+
+def everywhere(converted: Classifier, factor: int = 1) -> nn.Module:
+    """A converted network whose parts all cover everything, read at the old cells: it is the one of before again.
+
+    Args:
+        converted: by `convert`; its layers are shared.
+        factor: how many times finer its map is.
+    """
+    head = copy.copy(converted.head)
+    head._modules = {**converted.head._modules, "attention": _Everywhere(int(head.parts))}  # type: ignore[arg-type]
+    return nn.Sequential(converted.backbone, _EveryNth(factor), head).eval()
+
+
+class _EveryNth(nn.Module):
+    """Every so many-th cell of a map."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features[:, :, :: self.step, :: self.step]

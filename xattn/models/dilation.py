@@ -1,0 +1,343 @@
+"""Strides become dilation: finer feature maps from the same weights, whose old cells keep their values.
+
+Behind a stride that is removed every layer works at a rate r: its input has r times the cells of before in each
+direction, and the cells (r i, r j) are those of before. A layer that looks at several cells must skip r - 1 of r of
+them. Convolutions and max pools do so by their dilation; all other layers, also those that look at all cells at once
+such as squeeze-excite, run as they are on each of the r x r interleaved grids (Shelhamer et al. 2017, arXiv:1605.06211,
+sec. 3.2), so that each of them sees what it was trained on.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from xattn.calls import Call, Calls, Kind
+from xattn.errors import NotApplicableError, ParameterError
+from xattn.models.dilated_layers import native, pair, spread
+from xattn.models.trunk import noise
+from xattn.running import evaluating, in_this_thread
+
+FACTORS: dict[str, int] = {"low": 1, "x2": 2, "x4": 4, "x8": 8, "high": 4}
+"""How many times finer a map is in each direction; `high` is two strides less, as in BR-NPA."""
+
+_SAME = 1e-3  # largest difference between old cells, relative to the spread of the features
+_BY_POSITION = {
+    Kind.LINEAR, Kind.BATCH_NORM, Kind.SUM, Kind.PRODUCT, Kind.QUOTIENT, Kind.NEGATION, Kind.RECTIFIER, Kind.CLIP,
+    Kind.ACTIVATION, Kind.CURVE, Kind.GATE, Kind.OTHER,
+}  # fmt: skip
+_TURNS = ("permute", "transpose", "movedim", "moveaxis", "contiguous", "clone", "to", "float", "dropout", "dropout2d")
+
+
+def factor_of(resolution: str) -> int:
+    """How many times finer a resolution is.
+
+    >>> factor_of("x2"), factor_of("high")
+    (2, 4)
+    """
+    if resolution not in FACTORS:
+        raise ParameterError(f"resolution must be one of {', '.join(FACTORS)} but is '{resolution}'.")
+    return FACTORS[resolution]
+
+
+def dilated(
+    model: nn.Module, factor: int, *, feature_layer: str, input_size: tuple[int, int], x: Tensor | None = None
+) -> nn.Module:
+    """A copy of a CNN whose last strides are dilation, so that its feature map is `factor` times finer.
+
+    Args:
+        model: a CNN, which stays as it is.
+        factor: 2, 4, 8; 1 is a plain copy.
+        feature_layer: the layer whose output becomes finer.
+        input_size: height and width of the image to check with where there is no `x`.
+        x: images (N, C, H, W) to check with; None is noise.
+
+    Raises:
+        ParameterError: if the strides before the layer do not make that factor.
+        NotApplicableError: for a network that does not become finer by dilation, with what stands in the way.
+    """
+    made = copy.deepcopy(model)
+    dilate(made, factor, noise(model, input_size) if x is None else x, feature_layer=feature_layer)
+    return made
+
+
+def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "", kind: str = "") -> None:
+    """Make the feature map of a network finer in place; names of layers and weights stay the same.
+
+    That the old cells have the values of before is checked. A network that is refused may be left half changed.
+
+    Args:
+        model: a CNN, or the part of one that makes its features.
+        factor: as for `dilated`, as are the errors.
+        x: images (N, C, H, W) to check with.
+        feature_layer: the layer whose output becomes finer; empty is the model itself.
+        kind: how messages call the model.
+    """
+    if factor == 1:
+        return
+    kind = kind or type(model).__name__
+    before = _features(model, feature_layer, x)
+    units = _units(model, feature_layer, x, kind)
+    rates = _rates(units, factor, kind)
+    for name, unit in units.items():
+        rate = rates(unit.before)
+        stride = unit.stride if unit.before in rates.removed else 1
+        if rate * stride > 1:
+            spread(model.get_submodule(name), rate, stride, f"{kind}: layer '{name}'")
+    try:
+        after = _features(model, feature_layer, x)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:  # whatever foreign code raises
+        raise NotApplicableError(
+            f"{kind} does not run with its last strides as dilation ({str(error).splitlines()[0][:200]}); use "
+            "resolution low."
+        ) from None
+    _prove(before, after, factor, kind)
+
+
+def _prove(old: Tensor, new: Tensor, factor: int, kind: str) -> None:
+    """Check that the features (N, C, h, w) are among those of the dilated copy (N, C, factor * h, factor * w)."""
+    if new.shape[2:] != tuple(factor * side for side in old.shape[2:]):
+        raise NotApplicableError(
+            f"{kind}: with dilation its map is {new.shape[-2]}x{new.shape[-1]} instead of "
+            f"{factor * old.shape[-2]}x{factor * old.shape[-1]}; it lowers the resolution in a way that no stride "
+            "shows. Use resolution low."
+        )
+    error = float((new[:, :, ::factor, ::factor] - old).abs().max()) / max(float(old.max() - old.min()), 1e-12)
+    if not error <= _SAME:
+        raise NotApplicableError(
+            f"{kind}: with dilation its old cells differ by {error:.1e} of the spread of its features, so it would be "
+            "another network. Use resolution low."
+        )
+
+
+# -------------------------------------------------------------------------------------------------- what a pass shows
+
+
+@dataclass
+class _Unit:
+    """A layer that looks at more than one cell at a time: the height of its input in cells, and its stride."""
+
+    before: int
+    stride: int
+
+
+@dataclass
+class _Seen:
+    """What one pass showed of the layers by name, in the order in which they ended.
+
+    Args:
+        grids: cells of their input and, if it is a map, of their output.
+        direct: the first function they call themselves that may look at several cells.
+        commutes: those that do not after all.
+        strides: of those whose output has other cells than their input.
+    """
+
+    grids: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = field(default_factory=dict)
+    direct: dict[str, str] = field(default_factory=dict)
+    commutes: set[str] = field(default_factory=set)
+    strides: dict[str, int] = field(default_factory=dict)
+
+
+class _Watch(Calls):
+    """Notes which module makes each call that is not position by position."""
+
+    def __init__(self, seen: _Seen, stack: list[str]) -> None:
+        super().__init__()
+        self.seen, self.stack = seen, stack
+        self.active = True
+
+    def handle(self, call: Call) -> Any:
+        """Run it and note it."""
+        result = call.run(*call.args[:1])
+        if self.stack and isinstance(result, Tensor) and not _by_position(call, result):
+            self.seen.direct.setdefault(self.stack[-1], call.name)
+        return result
+
+
+def _by_position(call: Call, result: Tensor) -> bool:
+    """Whether each cell of the result depends on the same cell of the arguments alone, as far as the call shows it."""
+    given = [t for t in call.tensors if t.ndim >= 4 and not isinstance(t, nn.Parameter)]
+    if not given or call.kind in _BY_POSITION:
+        return True
+    if call.kind is Kind.CONV:
+        weight = call.args[1] if len(call.args) > 1 else call.kwargs["weight"]
+        return weight.shape[2:].numel() == 1 and result.shape[2:] == given[0].shape[2:]
+    if call.name == "layer_norm":
+        return len(call.arguments["normalized_shape"]) == 1
+    if call.kind in (Kind.MOVE, Kind.JOIN):
+        return call.name in _TURNS or result.shape[-2:] == given[0].shape[-2:]
+    return False
+
+
+def _units(model: nn.Module, feature_layer: str, x: Tensor, kind: str) -> dict[str, _Unit]:
+    """Run a model up to its features and find the layers that look at several cells, in the order of their calls."""
+    seen, stack = _Seen(), [""]
+    watch = _Watch(seen, stack)
+    handles = []
+
+    def enter(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            stack.append(name)
+
+        return hook
+
+    def leave(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            if stack[-1] == name:
+                stack.pop()
+            first = next((t for t in inputs if isinstance(t, Tensor) and t.ndim == 4), None)
+            if first is None or not watch.active:
+                return
+            made = output[0] if isinstance(output, (tuple, list)) and output else output
+            grid = _grid(first), _grid(made) if isinstance(made, Tensor) and made.ndim == 4 else None
+            seen.grids.setdefault(name, grid)
+            watch.active = False
+            if grid[1] is not None and not native(module):
+                if grid[0] != grid[1]:
+                    seen.strides[name] = _stride(module, first, grid[1][0])
+                elif name in seen.direct and _commutes(module, first, made):
+                    seen.commutes.add(name)
+            watch.active = name != feature_layer
+
+        return hook
+
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_pre_hook(in_this_thread(enter(name))))
+                handles.append(module.register_forward_hook(in_this_thread(leave(name))))
+        with evaluating(model), torch.no_grad(), watch:
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _choose(model, seen, feature_layer, kind)
+
+
+def _grid(x: Tensor) -> tuple[int, int]:
+    return x.shape[-2], x.shape[-1]
+
+
+def _alone(module: nn.Module, x: Tensor) -> Tensor | None:
+    """What a layer gives for another map, without its hooks; None where it refuses it or gives no map."""
+    hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
+    try:
+        made = module.forward(x)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+        return None
+    finally:
+        module._forward_hooks = hooks
+    made = made[0] if isinstance(made, (tuple, list)) and made else made
+    return made if isinstance(made, Tensor) and made.ndim == 4 else None
+
+
+def _commutes(module: nn.Module, x: Tensor, output: Tensor) -> bool:
+    """Whether a layer gives the same on every second cell alone: then it works position by position."""
+    fewer = _alone(module, x[:, :, ::2, ::2].contiguous()) if min(x.shape[2:]) > 1 else None
+    wanted = output[:, :, ::2, ::2]
+    return fewer is not None and fewer.shape == wanted.shape and torch.allclose(fewer, wanted, rtol=1e-4, atol=1e-5)
+
+
+def _stride(module: nn.Module, x: Tensor, made: int) -> int:
+    """The stride of a layer: how many more cells of a larger map give one cell more."""
+    larger = _alone(module, x.repeat(1, 1, 2, 2))
+    more = 0 if larger is None else larger.shape[2] - made
+    return max(round(x.shape[2] / (more or made)), 1)
+
+
+def _choose(model: nn.Module, seen: _Seen, feature_layer: str, kind: str) -> dict[str, _Unit]:
+    """For each noted call the smallest layer around it that turns a map into a map."""
+    chosen: set[str] = set()
+    for name, function in seen.direct.items():
+        if name in seen.commutes:
+            continue
+        inner = name
+        while inner and not _maps_to_map(seen.grids.get(inner)) and not _holds(inner, feature_layer):
+            inner = inner.rpartition(".")[0]
+        if not inner or _holds(inner, feature_layer):
+            where = f"layer '{inner}'" if inner else "its own forward"
+            raise NotApplicableError(
+                f"{kind} cannot be made finer: {where} calls {function} between its layers, which looks at several "
+                "cells at once. Use resolution low."
+            )
+        chosen.add(inner)
+    units: dict[str, _Unit] = {}
+    for name, (before, after) in seen.grids.items():
+        if name in chosen and after is not None and not any(_holds(other, name) for other in chosen):
+            module = model.get_submodule(name)
+            own = pair(module.stride)[0] if native(module) else seen.strides.get(name, 1)
+            units[name] = _Unit(before[0], own)
+    return units
+
+
+def _holds(outer: str, inner: str) -> bool:
+    """Whether a layer is around another one, by their names."""
+    return inner != outer and (not outer or inner.startswith(f"{outer}."))
+
+
+def _maps_to_map(grid: tuple[tuple[int, int], tuple[int, int] | None] | None) -> bool:
+    """Whether an output is a map still, and not what is left of one by pooling all of it."""
+    return grid is not None and grid[1] is not None and (max(grid[1]) > 1 or max(grid[0]) == 1)
+
+
+@dataclass
+class _Rates:
+    """The rate at which a layer works, by the cells that its input had before."""
+
+    removed: dict[int, int]
+
+    def __call__(self, cells: int) -> int:
+        """The product of the removed strides that lie before it."""
+        rate = 1
+        for before, stride in self.removed.items():
+            rate *= stride if before > cells else 1
+        return rate
+
+
+def _rates(units: dict[str, _Unit], factor: int, kind: str) -> _Rates:
+    """Choose the last strides whose product is the factor."""
+    steps: dict[int, int] = {}
+    for unit in units.values():
+        if unit.stride > 1:
+            steps[unit.before] = max(unit.stride, steps.get(unit.before, 1))
+    removed: dict[int, int] = {}
+    left = factor
+    for before, stride in sorted(steps.items()):
+        if left % stride:
+            break
+        removed[before] = stride
+        left //= stride
+    if left != 1:
+        strides = ", ".join(f"{stride} at {before} cells" for before, stride in sorted(steps.items())) or "none"
+        raise ParameterError(
+            f"{kind}: its strides (from the last one back: {strides}) do not make a map that is {factor} times finer; "
+            "choose another resolution."
+        )
+    return _Rates(removed)
+
+
+@torch.no_grad()
+def _features(model: nn.Module, feature_layer: str, x: Tensor) -> Tensor:
+    """Output (N, C, h, w) of the feature layer."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            found.append(output.clone())
+
+    handle = model.get_submodule(feature_layer).register_forward_hook(in_this_thread(keep))
+    try:
+        with evaluating(model):
+            model(x)
+    finally:
+        handle.remove()
+    if len(found) != 1:
+        raise NotApplicableError(
+            f"{type(model).__name__}: layer '{feature_layer}' does not give one feature map (N, C, h, w), so there is "
+            "none to be made finer."
+        )
+    return found[0]

@@ -1,0 +1,230 @@
+"""A classifier taken apart at its pooling, by its own forward traced: trunk, what lies between, linear classifier."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from xattn.errors import NotApplicableError
+from xattn.outputs import take
+from xattn.running import evaluating
+from xattn.spec import ModelSpec
+
+_SAME = 1e-4  # relative difference of values that are equal up to rounding
+_DEEPEST = 6  # layers inside of each other that are opened to find the pooling
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A classifier that pools by the mean and classifies linearly, in its parts, which are those of the model.
+
+    Args:
+        trunk: from images (N, C, H, W) to the features (N, C, h, w) that are pooled, or classified cell by cell.
+        neck: from pooled features to what the classifier reads (N, C'); None where that is the same.
+        flat: the neck reads (N, C) and not (N, C, 1, 1).
+        classifier: the linear layer or 1x1 convolution.
+        cells: the classifier comes before the pooling.
+        rectified: a ReLU comes between the two then.
+    """
+
+    trunk: nn.Module
+    neck: nn.Module | None
+    flat: bool
+    classifier: nn.Linear | nn.Conv2d
+    cells: bool = False
+    rectified: bool = False
+
+
+def split(model: nn.Module, spec: ModelSpec, x: Tensor) -> Split:
+    """Take a classifier apart at its global average pooling.
+
+    The forward of the model, and of the layers that hold the pooling or the classifier, is traced by `torch.fx`; all
+    other layers stay what they are. What each part does is checked on images.
+
+    Args:
+        model: stays as it is; its layers are shared with the result.
+        spec: facts about it; `classifier` and `output` are read.
+        x: images (N, C, H, W).
+
+    Raises:
+        NotApplicableError: where it is not built that way, saying what stands in the way.
+    """
+    kind = type(model).__name__
+    name = spec.classifier
+    if name is None:
+        found = spec.evidence.get("classifier")
+        raise NotApplicableError(f"{kind} cannot be converted: {found.why if found else 'no classifier is known'}.")
+    classifier = model.get_submodule(name)
+    if not isinstance(classifier, (nn.Linear, nn.Conv2d)):
+        raise NotApplicableError(f"{kind} cannot be converted: '{name}' is {type(classifier).__name__}, not linear.")
+    with evaluating(model), torch.no_grad():
+        return _Splitter(model, spec, x, name, classifier).split()
+
+
+class _Values(fx.Interpreter):
+    """Runs a graph and keeps what each node gave, as it was before anything worked in place."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.kept: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.kept[n] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+
+class _Tracer(fx.Tracer):
+    """Looks into some layers and takes all others as they are."""
+
+    def __init__(self, opened: set[str]) -> None:
+        super().__init__()
+        self.opened = opened
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name not in self.opened
+
+
+class _Splitter:
+    def __init__(
+        self, model: nn.Module, spec: ModelSpec, x: Tensor, name: str, classifier: nn.Linear | nn.Conv2d
+    ) -> None:
+        self.model, self.spec, self.x, self.name, self.classifier = model, spec, x, name, classifier
+        self.kind = type(model).__name__
+        parts = name.split(".")
+        self.opened = {".".join(parts[:depth]) for depth in range(1, len(parts))}
+
+    def refuse(self, why: str) -> NotApplicableError:
+        return NotApplicableError(f"{self.kind} cannot be converted: {why}.")
+
+    def split(self) -> Split:
+        for _ in range(_DEEPEST):
+            self._trace()
+            last = self._node()
+            source = last.all_input_nodes[0]
+            if _is_map(self.values[source]):
+                return self._before_pooling(last, source)
+            way = list(self._back(source))
+            pooled, features = way[-1], way[-1].all_input_nodes[0]
+            # What is pooled inside of a layer is looked for there.
+            if pooled.op == "call_module" and not self._is_mean(pooled, features):
+                module = self.model.get_submodule(str(pooled.target))
+                if any(True for _ in module.children()) and str(pooled.target) not in self.opened:
+                    self.opened.add(str(pooled.target))
+                    continue
+            return self._behind_pooling(features, way)
+        raise self.refuse("its pooling lies too deep inside of other layers")
+
+    def _trace(self) -> None:
+        _, *others = inspect.signature(self.model.forward).parameters.values()
+        fixed = {p.name: p.default for p in others if p.default is not p.empty}
+        try:
+            tracer = _Tracer(self.opened)
+            self.graph = tracer.trace(self.model, concrete_args=fixed or None)
+            self.module = fx.GraphModule(self.model, self.graph)
+            run = _Values(self.module)
+            output = run.run(self.x)
+        except Exception as error:  # whatever a foreign forward raises when it meets a symbol
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")
+            raise self.refuse(f"its forward cannot be followed ({type(error).__name__}: {reason})") from None
+        self.values = run.kept
+        self.logits = take(output, self.spec.output or None)
+
+    def _node(self) -> fx.Node:
+        """The one call of the classifier."""
+        nodes = [n for n in self.graph.nodes if n.op == "call_module" and n.target == self.name]
+        if len(nodes) != 1:
+            raise self.refuse(f"its classifier '{self.name}' runs {len(nodes)} times")
+        return nodes[0]
+
+    def _back(self, node: fx.Node) -> Iterator[fx.Node]:
+        """The calls before the classifier, from the last one back to the one that reads a map."""
+        while True:
+            before = [n for n in node.all_input_nodes if isinstance(self.values.get(n), Tensor)] or [
+                n for n in node.all_input_nodes if n.op != "get_attr"
+            ]
+            if not before:
+                raise self.refuse("nothing that is pooled leads to its classifier")
+            if len(before) > 1:
+                raise self.refuse(
+                    f"several ways meet before its classifier (at {node.name}), so there is no one map to pool"
+                )
+            yield node
+            node = before[0]
+            if _is_map(self.values[node]):
+                return
+
+    def _is_mean(self, pooled: fx.Node, features: fx.Node) -> bool:
+        value, maps = self.values[pooled], self.values[features]
+        return isinstance(value, Tensor) and _equal(value.flatten(1), maps.mean((2, 3)))
+
+    def _behind_pooling(self, features: fx.Node, way: list[fx.Node]) -> Split:
+        pooled = way[-1]
+        if not self._is_mean(pooled, features):
+            h, w = self.values[features].shape[2:]
+            what = type(self.model.get_submodule(str(pooled.target))).__name__ if pooled.op == "call_module" else ""
+            raise self.refuse(
+                f"its last map ({h}x{w}) is not pooled by the mean but read by {what or pooled.name}, which weighs or "
+                "selects cells"
+            )
+        self._check_logits(self.values[self._node()].flatten(1))
+        neck = self._part([*reversed(way[:-1])], pooled, way[0], "Neck") if len(way) > 1 else None
+        vector = self.values[pooled]
+        if neck is not None and _equal(neck(vector.clone()).flatten(1), vector.flatten(1)):
+            neck = None
+        return Split(self._trunk(features), neck, vector.ndim == 2, self.classifier)
+
+    def _before_pooling(self, last: fx.Node, source: fx.Node) -> Split:
+        """The classifier is a 1x1 convolution over the cells, whose output is pooled."""
+        cells = self.values[last]
+        for rectified in (False, True):
+            made = cells.relu() if rectified else cells
+            if _equal(made.mean((2, 3)), self.logits):
+                return Split(self._trunk(source), None, False, self.classifier, cells=True, rectified=rectified)
+        raise self.refuse(f"what its classifier '{self.name}' gives for each cell is not pooled by the mean")
+
+    def _check_logits(self, values: Tensor) -> None:
+        if not _equal(values, self.logits):
+            raise self.refuse(f"its class scores are not what its classifier '{self.name}' gives")
+
+    def _trunk(self, features: fx.Node) -> nn.Module:
+        """The model up to its features, as a layer."""
+        needed, todo = set(), [features]
+        while todo:
+            node = todo.pop()
+            if node not in needed:
+                needed.add(node)
+                todo += node.all_input_nodes
+        nodes = [n for n in self.graph.nodes if n in needed and n.op != "placeholder"]
+        images = [n for n in self.graph.nodes if n.op == "placeholder"]
+        trunk = self._part(nodes, images[0], features, "Trunk")
+        if not torch.equal(trunk(self.x), self.values[features]):
+            raise self.refuse("its layers up to the pooling alone do not give its features")
+        return trunk
+
+    def _part(self, nodes: list[fx.Node], first: fx.Node, last: fx.Node, name: str) -> nn.Module:
+        """Some nodes as a module of one input."""
+        graph = fx.Graph()
+        copied = {first: graph.placeholder("x")}
+        for node in nodes:
+            constants = [n for n in node.all_input_nodes if n not in copied]
+            if any(n.op != "get_attr" for n in constants):
+                raise self.refuse(f"{constants[0].name} leads around its pooling")
+            for n in constants:
+                copied[n] = graph.node_copy(n)
+            copied[node] = graph.node_copy(node, lambda n: copied[n])
+        graph.output(copied[last])
+        return fx.GraphModule(self.model, graph, class_name=name)
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:].numel() > 1
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=_SAME, atol=_SAME * float(b.abs().max()))
