@@ -208,6 +208,7 @@ def test_a_name_comes_before_its_kind() -> None:
         (torch.clamp_min, (1,), {}, (1, None)),
         (torch.clamp_max, (1,), {}, (None, 1)),
         (torch.clamp, (torch.zeros(1),), {}, None),
+        (torch.clamp, (torch.tensor(-torch.inf), torch.tensor(2.0)), {}, (-torch.inf, 2)),
         (F.threshold, (0, 0), {}, (0, None)),
         (F.threshold, (0.5, 0.5), {}, None),
     ],

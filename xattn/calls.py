@@ -66,7 +66,7 @@ _NAMES: dict[Kind, str] = {
     Kind.BATCH_NORM: "batch_norm",
     Kind.NORM: "layer_norm rms_norm group_norm instance_norm local_response_norm normalize",
     Kind.POOL: "mean sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "interpolate upsample",
+    "interpolate upsample fold",
     Kind.MAX_POOL: "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
     "max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
     Kind.MATMUL: "matmul rmatmul bmm mm einsum",
@@ -89,7 +89,7 @@ _NAMES: dict[Kind, str] = {
     "squeeze unsqueeze expand expand_as view_as reshape_as broadcast_to contiguous clone alias to float double type "
     "type_as requires_grad split split_with_sizes chunk tensor_split unbind narrow select index_select gather getitem "
     "get roll flip repeat tile repeat_interleave dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
-    "feature_alpha_dropout pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
+    "feature_alpha_dropout pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle unfold",
     Kind.JOIN: "cat concat concatenate stack hstack vstack",
     Kind.FILL: "pad masked_fill",
 }
@@ -329,6 +329,9 @@ def bounds(call: Call) -> tuple[float | None, float | None] | None:
         (given.get(key, usual) for key, usual in ends)
         if call.name == "hardtanh"
         else (given.get("min"), given.get("max"))
+    )
+    low, high = (
+        float(end) if isinstance(end, Tensor) and end.ndim == 0 and not tracked(end) else end for end in (low, high)
     )
     numbers = all(end is None or isinstance(end, (int, float)) for end in (low, high))
     return (low, high) if numbers else None

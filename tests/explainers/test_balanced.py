@@ -64,6 +64,11 @@ def with_token(net: Net, y: Tensor) -> Tensor:
     return net.attention(t, t, t, need_weights=False)[0] + t
 
 
+def in_place(net: Net, y: Tensor) -> Tensor:
+    """A bias, a position and a scale, all in one tensor."""
+    return net.query(tokens(y))[..., :8].add_(net.norm.weight).mul_(net.norm.bias).add_(net.rms.weight)
+
+
 PARTS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "gelu": lambda net, y: F.gelu(y),
     "silu in place": lambda net, y: F.silu(y, inplace=True),
@@ -78,6 +83,17 @@ PARTS: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "global response norm": lambda net, y: torch.addcmul(
         net.token.view(1, 8, 1, 1), net.norm.weight.view(1, 8, 1, 1), y * (y.norm(dim=(2, 3), keepdim=True) / 7)
     ),
+    "sums in place": in_place,
+    "added to a linear layer": lambda net, y: F.linear(tokens(y), net.norm.weight.diag(), net.norm.bias).add_(2.5),
+    "squared relu": lambda net, y: net.norm(F.relu(tokens(y)).square()),
+    "cube": lambda net, y: y**3 + y.pow(2.0),
+    "rms norm by hand": lambda net, y: y * y.pow(2).mean(1, keepdim=True).add(1e-5) ** -0.5,
+    "padded with ones": lambda net, y: F.avg_pool2d(F.pad(y, (1, 1, 1, 1), value=1.5), 3),
+    "largest in a padded window": lambda net, y: F.max_pool2d(F.pad(y, (1, 1, 1, 1), value=-torch.inf), 3),
+    "windows that overlap": lambda net, y: (
+        F.fold(F.gelu(F.unfold(y, 2)), y.shape[-2:], 2) + y.unfold(3, 2, 1).mean((2, 3, 4))[..., None, None]
+    ),
+    "clamped by a buffer": lambda net, y: y.clamp(torch.tensor(-0.5), torch.tensor(torch.inf)),
     "unit vectors": lambda net, y: F.normalize(tokens(y), dim=-1) * 3,
     "squeeze-excitation": lambda net, y: y * net.squeeze(y.mean((2, 3), keepdim=True)).sigmoid(),
     "gated linear unit": lambda net, y: F.glu(net.query(tokens(y)), dim=-1)[..., :8],

@@ -55,7 +55,12 @@ class Balance(Calls):
     def handle(self, call: Call) -> Any:
         if not any(map(tracked, call.tensors)):
             return call.constant() if any(t.requires_grad for t in call.tensors) else call.run()
-        return call.finish((call.rule(_RULES) or Balance._other)(self, call))
+        # In place on a view: autograd makes the node of the view anew each time, and what hangs on the old one is lost.
+        view = call.args[0] if call.in_place and call.args[0]._is_view() else None
+        if view is not None:
+            call.args = (view.clone(), *call.args[1:])
+        result = call.finish((call.rule(_RULES) or Balance._other)(self, call))
+        return result if view is None else view.copy_(result)
 
     def set_constant(self, made: object, *, cut: bool) -> None:
         """Constants need no note: where they are added, they are counted."""
@@ -72,7 +77,7 @@ class Balance(Calls):
         """Count what a constant that is part of a sum keeps of the relevance of the sum."""
         constant = constant.detach()
         # An infinite mask keeps nothing: what it hides has no gradient.
-        y.register_hook(lambda g: self.absorbed.append(self._per_image((g * constant).where(g != 0, 0))))
+        _on_gradient(y, lambda g: self.absorbed.append(self._per_image((g * constant).where(g != 0, 0))))
         return y
 
     def _run(self, call: Call) -> Any:
@@ -90,6 +95,12 @@ class Balance(Calls):
             apart = x.detach().masked_fill(x.detach().abs() < _SMALL, _SMALL)
             factor = call.run(apart.clone()) / apart
         return x * factor
+
+    def _power(self, call: Call) -> Any:
+        """Powers from one on keep zero, as in the squared ReLU; roots and inverses normalize."""
+        given = dict(zip(("input", "exponent"), call.args, strict=False)) | call.kwargs
+        power = given.get("exponent")
+        return self._factor(call) if isinstance(power, (int, float)) and power >= 1 else self._cut(call)
 
     def _clip(self, call: Call) -> Any:
         low, high = bounds(call) or (1, None)
@@ -155,7 +166,7 @@ class Balance(Calls):
             raise self.refuse(f"calls {call.name}() on more than two feature maps")
         y = call.run()
         if factors == 2:
-            y.register_hook(lambda g: g / 2)
+            _on_gradient(y, lambda g: g / 2)
         return y
 
     def _quotient(self, call: Call) -> Any:
@@ -177,7 +188,7 @@ class Balance(Calls):
             below = s * (g - (s * g).sum(call.arguments["dim"], keepdim=True))
             self.absorbed.append(self._per_image(s * g - (x * below).where(below != 0, 0)))
 
-        y.register_hook(keep)
+        _on_gradient(y, keep)
         return y
 
     def _add_product(self, call: Call) -> Any:
@@ -217,9 +228,10 @@ class Balance(Calls):
         return call.run()
 
     def _fill(self, call: Call) -> Any:
-        value = call.arguments.get("value")
-        if call.name == "pad" and value not in (None, 0):
-            raise self.refuse(f"pads with {value}")
+        if call.name == "pad" and call.arguments.get("value") not in (None, 0):
+            with torch.no_grad():
+                rim = call.run(torch.zeros_like(call.args[0]))
+            return self._keep(call.run(), rim)
         return call.run()  # what is filled hides scores of attention
 
     def _attention(self, call: Call) -> Any:
@@ -240,6 +252,8 @@ _RULES: Mapping[str | Kind, Callable[[Balance, Call], Any]] = {
     **dict.fromkeys((Kind.GATE, Kind.CURVE, "norm", "std", "var"), Balance._cut),
     **dict.fromkeys((Kind.PRODUCT, Kind.MATMUL), Balance._product),
     **dict.fromkeys(("amax", "amin", "max", "min", "topk", "sort"), Balance._run),
+    "square": Balance._factor,
+    "pow": Balance._power,
     Kind.CLIP: Balance._clip,
     Kind.BATCH_NORM: Balance._batch_norm,
     Kind.SUM: Balance._sum,
@@ -255,6 +269,22 @@ _RULES: Mapping[str | Kind, Callable[[Balance, Call], Any]] = {
     "glu": Balance._glu,
     "var_mean": Balance._var_mean,
 }
+
+
+def _on_gradient(y: Tensor, rule: Callable[[Tensor], Tensor | None]) -> None:
+    """Call a rule with the gradient of a tensor as it is now, which becomes what the rule gives, if it gives one.
+
+    A hook of the tensor would move on when it is changed in place.
+    """
+    node, index = y.grad_fn, y.output_nr
+
+    def before(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+        given = gradients[index]
+        changed = None if given is None else rule(given)
+        return None if changed is None else (*gradients[:index], changed, *gradients[index + 1 :])
+
+    if node is not None:
+        node.register_prehook(before)
 
 
 def _along(values: Tensor, output: Tensor, dim: int) -> Tensor:
