@@ -49,6 +49,8 @@ class Explainer(ABC):
         serves: the models that it is defined for, in words.
         computed_by: `"xattn"`, or the library that an adapter calls.
         rank_colors: its parts are drawn in rank colours.
+        opposes: its maps are negative where the image speaks against what is explained, unless a parameter, `reduce`
+            or `relu`, takes the sign away.
         tolerance: largest relative error of `conservation` that passes.
     """
 
@@ -62,10 +64,16 @@ class Explainer(ABC):
     serves: ClassVar[str] = "all"
     computed_by: ClassVar[str] = "xattn"
     rank_colors: ClassVar[bool] = False
+    opposes: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-2
 
     def __post_init__(self) -> None:
         check_fields(self, self.name)
+
+    @property
+    def signed(self) -> bool:
+        """Whether maps are drawn around zero, also those that happen to have no negative value."""
+        return self.opposes and getattr(self, "reduce", "sum") == "sum" and getattr(self, "relu", False) is not True
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:
         """Names of the layers to tap; a shared pass taps those of all its methods."""

@@ -240,7 +240,7 @@ def test_pictures_are_those_of_the_library(open_page: Open, tmp_path: Path, kind
             maps = torch.nn.functional.avg_pool2d(maps, 25, 1, 12)
         parts = None
         expected = overlay(photo, maps[0, 0])
-        (method,) = resolve(["gradcam"])
+        (method,) = resolve(["hirescam" if kind == "signed" else "gradcam"])
     pixels_in = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
     spec = models.cnn().spec
     found = Explanation(maps, torch.zeros(1, dtype=torch.long), method, (240, 240), parts, inputs=pixels_in, spec=spec)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xattn.errors import DataError, ParameterError, ShapeError, UnknownNameError
 from xattn.viz import colormap, overlay, rank_overlay, shares, to_rgb
+from xattn.viz.overlay import levels
 
 
 def scene(height: int = 48, width: int = 64) -> Any:
@@ -291,3 +292,14 @@ def test_golden_overlays(golden: Callable[[Image.Image, str], None]) -> None:
     parts = torch.stack([bump(6, 8, 0.4, 0.6), 0.8 * bump(6, 8, 0.8, 0.3), 0.6 * bump(6, 8, 0.2, 0.2)])
     golden(rank_overlay(image, parts), "rank-3")
     golden(rank_overlay(image, torch.cat([parts, 0.9 * bump(6, 8, 0.9, 0.9)[None]])), "rank-4")
+
+
+@pytest.mark.parametrize("side", [64, 150])
+def test_only_maps_as_fine_as_pixels_are_smoothed(side: int) -> None:
+    values = torch.zeros(side, side)
+    values[side // 2, side // 2] = 1
+    maps, _, _ = levels(values, signed="yes")
+    assert maps is not None
+    near = maps[0, 0, side // 2, side // 2 + 1] / maps.max()
+    # A Gaussian of one cell, a 150th of the side; a coarse map stays as it is.
+    assert float(near) == pytest.approx(math.exp(-0.5) if side == 150 else 0, abs=1e-6)

@@ -18,6 +18,7 @@ from xattn.trace import Trace
 from xattn.viz import (
     Bar,
     Cell,
+    Note,
     Swatch,
     gallery,
     keys_of,
@@ -41,6 +42,11 @@ class Plain(Explainer):
 
     def attribute(self, trace: Trace) -> Tensor:
         return trace.x
+
+
+@dataclass(frozen=True)
+class Signed(Plain):
+    opposes: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -148,8 +154,7 @@ def test_percentages_are_never_rounded_to_certainty() -> None:
 
 
 def test_keys_say_what_occurs() -> None:
-    plain, signed, ranked = explanation(), explanation(), explanation(Ranked())
-    signed = dataclasses.replace(signed, maps=signed.maps - 0.5)
+    plain, signed, ranked = explanation(), explanation(Signed()), explanation(Ranked())
     assert keys_of([plain], colormap="magma") == [Bar("magma", "less important", "more important")]
     assert keys_of([signed]) == [Bar("blue-red", "against the class", "for the class")]
     assert keys_of([signed], signed="no") == [Bar("plasma", "less important", "more important")]
@@ -159,6 +164,16 @@ def test_keys_say_what_occurs() -> None:
         Swatch((0, 0, 255), "3rd part"),
     ]
     assert len(keys_of([plain, "failed", signed, ranked])) == 5
+    fine = dataclasses.replace(plain, maps=torch.rand(2, 1, 65, 64))
+    assert keys_of([fine])[1:] == [Note("maps as fine as pixels: smoothed, the highest 1-2 % clipped")]
+
+
+def test_colours_are_those_of_the_method_on_every_image() -> None:
+    e = explanation(Signed())  # no value is negative here
+    mixed = dataclasses.replace(e, maps=torch.cat([e.maps[:1], e.maps[1:] - 0.5]))
+    np.testing.assert_array_equal(pixels(render(mixed)), pixels(render(e, signed="yes")))
+    below = dataclasses.replace(explanation(), maps=e.maps - 0.5)
+    np.testing.assert_array_equal(pixels(render(below)), pixels(render(below, signed="no")))
 
 
 def test_part_keys_carry_the_share_of_each_part() -> None:

@@ -153,6 +153,7 @@ class PartCAM(Explainer):
     title: ClassVar[str] = "Part CAM"
     family: ClassVar[Family] = Family.ATTENTION
     serves: ClassVar[str] = "B-CNN and BR-NPA heads"
+    opposes: ClassVar[bool] = True
     paper: ClassVar[str] = "after Zhou et al. 2016, arXiv:1512.04150, eq. 2"
 
     def check(self, spec: ModelSpec) -> None:

@@ -340,6 +340,7 @@ class _Balanced(Propagation):
 
     passes: ClassVar[str] = "1 forward, 1 backward"
     serves: ClassVar[str] = "transformers and CNNs"
+    opposes: ClassVar[bool] = True
     through_softmax: ClassVar[bool] = False
 
     def passage(self, trace: Trace) -> Passage:

@@ -51,6 +51,7 @@ class CAM(LayerExplainer):
     """
 
     family: ClassVar[Family] = Family.CAM
+    opposes: ClassVar[bool] = True
     serves: ClassVar[str] = "pooling and a linear layer at the end"
 
     def check(self, spec: ModelSpec) -> None:
@@ -134,6 +135,7 @@ class GradCAM(GradientCAM):
         relu: False keeps the evidence against the class, as captum does by default.
     """
 
+    opposes: ClassVar[bool] = True
     relu: bool = True
 
     def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
@@ -165,6 +167,7 @@ class HiResCAM(GradientCAM):
     """
 
     title: ClassVar[str] = "HiRes-CAM"
+    opposes: ClassVar[bool] = True
     relu: bool = False
 
     def maps(self, features: Tensor, gradient: Tensor) -> Tensor:
@@ -182,6 +185,7 @@ class XGradCAM(GradientCAM):
         relu: False keeps the evidence against the class.
     """
 
+    opposes: ClassVar[bool] = True
     relu: bool = True
 
     def maps(self, features: Tensor, gradient: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class Saliency(Explainer):
     """
 
     family: ClassVar[Family] = Family.GRADIENT
+    opposes: ClassVar[bool] = True
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward, down to the input"
     paper: ClassVar[str] = "Simonyan et al. 2013, arXiv:1312.6034, sec. 3.1"
@@ -49,6 +50,7 @@ class InputXGradient(Explainer):
     """
 
     family: ClassVar[Family] = Family.GRADIENT
+    opposes: ClassVar[bool] = True
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward, down to the input"
     reduce: ChannelReduction = "sum"

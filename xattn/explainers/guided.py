@@ -177,6 +177,7 @@ class GuidedBackprop(Explainer):
 
     title: ClassVar[str] = "Guided backprop"
     family: ClassVar[Family] = Family.PROPAGATION
+    opposes: ClassVar[bool] = True
     passes: ClassVar[str] = "1 forward, 1 backward"
     serves: ClassVar[str] = "ReLU networks"
     paper: ClassVar[str] = "Springenberg et al. 2014, arXiv:1412.6806, sec. 3.4"
@@ -206,6 +207,7 @@ class _GuidedCAM(LayerExplainer):
     """A class activation map on the grid of the image, times guided backpropagation."""
 
     family: ClassVar[Family] = Family.PROPAGATION
+    opposes: ClassVar[bool] = True
     grad: ClassVar[bool] = True
     serves: ClassVar[str] = "ReLU networks"
     passes: ClassVar[str] = "shared backward, 1 forward, 1 backward"

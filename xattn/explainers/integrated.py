@@ -41,6 +41,7 @@ class PixelExplainer(Explainer):
     """
 
     family: ClassVar[Family] = Family.GRADIENT
+    opposes: ClassVar[bool] = True
     reduce: ChannelReduction = field(default="sum", kw_only=True)
     chunk: Chunk = field(default=64, kw_only=True, repr=False, compare=False)
 

@@ -125,6 +125,11 @@ class SmoothGrad(NoiseTunnel):
             has 0.1 to 0.2.
     """
 
+    @property
+    def signed(self) -> bool:
+        """As the method that it averages."""
+        return explainers.parse(self.of).signed
+
     def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         return mean
 

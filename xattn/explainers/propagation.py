@@ -132,6 +132,7 @@ class LRP(_Layerwise):
     paper: ClassVar[str] = (
         "Bach et al. 2015, doi:10.1371/journal.pone.0130140; Kohlbrenner et al. 2020, arXiv:1910.09840"
     )
+    opposes: ClassVar[bool] = True
     composite: Composite = "auto"
     epsilon: Annotated[float, Range(0, 1000)] = 1e-6
     gamma: Annotated[float, Range(0, 1000)] = 0.25

@@ -67,6 +67,7 @@ class Occlusion(HidingExplainer):
     """
 
     passes: ClassVar[str] = "169 forward for a square image"
+    opposes: ClassVar[bool] = True
     paper: ClassVar[str] = "Zeiler and Fergus 2013, arXiv:1311.2901, sec. 4.2"
     window: Annotated[float, Range(0, 1, open_low=True)] = 0.15
     stride: Annotated[float, Range(0, 1, open_low=True)] = 0.5
@@ -150,6 +151,7 @@ class SegmentExplainer(HidingExplainer):
     """
 
     whole: ClassVar[bool] = False
+    opposes: ClassVar[bool] = True
     segments: Segments = field(default="slic", kw_only=True)
     count: Annotated[int, Range(1, 1000)] = field(default=50, kw_only=True)
 

@@ -24,7 +24,8 @@ from xattn.looks import COLORMAP, RANKS
 from xattn.pages.html import Spool, color_table, data_uri, picture_uri, write
 from xattn.registry import first_sentence, paper_of
 from xattn.viz import DIVERGING, percent, shares, title, to_rgb
-from xattn.viz.overlay import STATUS_TEXT, levels
+from xattn.viz.overlay import STATUS_TEXT, fine, levels
+from xattn.viz.render import FINE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,6 +86,7 @@ class Comparison:
     _parts: list[int] = field(init=False)
     _curves: list[tuple[int, Pair] | None] = field(init=False)  # how many, and their sums
     _left_out: set[int] = field(default_factory=set)
+    _fine: bool = False  # some map is smoothed
 
     def __post_init__(self) -> None:
         self._signed = [False] * len(self.columns)
@@ -160,7 +162,7 @@ class Comparison:
             blocks=({**block, "lines": [_only(line, kept) for line in block["lines"]]} for block in self.blocks),
             digest=self.blocks.digest,
             count=self.blocks.count,
-            notes=self.notes,
+            notes=[*self.notes, *([f"{FINE[0].upper()}{FINE[1:]}."] if self._fine else [])],
             most=self._most,
             parts=max(self._parts[j] for j in kept),
             ranks=any(self.columns[j].method.rank_colors for j in kept),
@@ -229,13 +231,15 @@ class Comparison:
     def _cell(self, j: int, entry: Explanation | str, index: int, curves: Pair | None) -> dict[str, Any]:
         if isinstance(entry, str):
             return {"note": entry}
-        values, signed, status = levels(entry.maps[index, 0], status=entry.status[index])
+        around_zero = "yes" if entry.method.signed else "no"
+        values, signed, status = levels(entry.maps[index, 0], signed=around_zero, status=entry.status[index])
         cell: dict[str, Any] = {}
         if status != OK:
             cell["status"] = STATUS_TEXT.get(status, status)
         if values is not None:
             cell["map"] = stored_map(values[0, 0], signed=signed)
             self._signed[j] |= signed
+            self._fine |= fine(entry.maps)
         if entry.parts is not None and values is not None:
             cell["parts"] = stored_parts(entry.parts[index], ranked=entry.method.rank_colors)
             self._parts[j] = max(self._parts[j], len(cell["parts"]["maps"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xattn.viz.colors import DIVERGING, colorize, colormap, colormap_names, ordinal, rank_color
 from xattn.viz.files import save
 from xattn.viz.overlay import overlay, rank_overlay, shares, to_rgb
-from xattn.viz.panel import Bar, Cell, Key, Swatch, field_size, panel
+from xattn.viz.panel import Bar, Cell, Key, Note, Swatch, field_size, panel
 from xattn.viz.render import gallery, keys_of, part_key, part_strip, percent, render, row, title
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Bar",
     "Cell",
     "Key",
+    "Note",
     "Swatch",
     "colorize",
     "colormap",

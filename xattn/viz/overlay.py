@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xattn.errors import DataError, ParameterError, ShapeError
 from xattn.explanation import constant
+from xattn.functional.baselines import gaussian_kernel, separable_blur
 from xattn.functional.resize import normalize, resize
 from xattn.looks import COLORMAP
 from xattn.viz.colors import DIVERGING, Floats, colorize, rank_color
@@ -19,6 +20,9 @@ from xattn.viz.text import tag
 
 ImageLike = Image.Image | NDArray[np.uint8] | Tensor
 MapLike = Tensor | NDArray[Any]
+
+_COARSE = 4096  # cells of a map that is shown as it is
+_SMOOTH = 150  # standard deviations of the Gaussian in the shorter side of a finer one
 
 STATUS_TEXT = {
     "all-zero": "all-zero map",
@@ -79,8 +83,9 @@ def overlay(
 
     Positive maps are scaled by their own minimum and maximum and shown in `colormap`, somewhat more opaque where they
     are high. Signed maps keep their zero: they are divided by the largest absolute value and laid over a pale image,
-    the more opaque the further from zero, red above and blue below. On maps of more than 4096 cells the scale leaves
-    out the highest percent (of signed maps two), which would else darken all the rest.
+    the more opaque the further from zero, red above and blue below. Maps of more than 4096 cells, which are as fine as
+    pixels, are drawn smoothed by a Gaussian of a 150th of their shorter side, as single pixels are lost in a small
+    picture, and on a scale that leaves out the highest percent (of signed maps two), which would else darken the rest.
 
     Args:
         image: Pillow image, or uint8 (H, W, 3) or (H, W).
@@ -131,7 +136,7 @@ def levels(values: MapLike, *, signed: str = "auto", status: str = "ok") -> tupl
     if _flat(maps):
         return None, False, status
     diverging = signed == "yes" or (signed == "auto" and bool((maps < 0).any()))
-    maps = _limited(maps, diverging)
+    maps = _limited(_smoothed(maps), diverging)
     if not diverging:
         return normalize(maps, nan=torch.nan), False, status
     largest = float(maps[maps.isfinite()].abs().max())
@@ -237,9 +242,22 @@ def _status(maps: Tensor, status: str) -> str:
     return "constant" if _flat(maps) else "ok"
 
 
+def fine(maps: Tensor) -> bool:
+    """Whether maps (..., h, w) are as fine as pixels, so that they are smoothed and clipped in pictures."""
+    return maps.shape[-2] * maps.shape[-1] > _COARSE
+
+
+def _smoothed(maps: Tensor) -> Tensor:
+    """Maps (1, 1, h, w) as fine as pixels through a Gaussian; others, and those with gaps, as they are."""
+    sigma = min(maps.shape[-2:]) / _SMOOTH
+    if not fine(maps) or not bool(maps.isfinite().all()):
+        return maps
+    return separable_blur(maps, gaussian_kernel(sigma, round(3 * sigma)), "replicate")
+
+
 def _limited(maps: Tensor, diverging: bool) -> Tensor:
     """Values limited to all but the outermost, on maps as fine as pixels."""
-    if maps.numel() <= 4096:
+    if not fine(maps):
         return maps
     finite = maps[maps.isfinite()]
     ordered = (finite.abs() if diverging else finite).sort().values

@@ -35,7 +35,14 @@ class Bar:
     high: str
 
 
-Key = Swatch | Bar
+@dataclass(frozen=True)
+class Note:
+    """A remark of the legend."""
+
+    text: str
+
+
+Key = Swatch | Bar | Note
 
 
 @dataclass(frozen=True)
@@ -308,9 +315,9 @@ def _key_widths(keys: Sequence[Key], layout: _Layout) -> float:
 
 def _key_width(key: Key, layout: _Layout, bar: float = _BAR, size: float = _LEGEND) -> float:
     """Width in points of a key whose letters are of `size` points."""
-    texts = (key.text,) if isinstance(key, Swatch) else (key.low, key.high)
+    texts = (key.low, key.high) if isinstance(key, Bar) else (key.text,)
     written = sum(width(text, layout.px(size)) for text in texts) / layout.scale
-    return written + (12 if isinstance(key, Swatch) else bar + 12)
+    return written + (bar + 12 if isinstance(key, Bar) else 12 if isinstance(key, Swatch) else 0)
 
 
 def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, layout: _Layout) -> None:
@@ -327,6 +334,8 @@ def _draw_legend(sheet: Image.Image, draw: ImageDraw.ImageDraw, layout: _Layout)
                 left, top = layout.at((x, middle - 4))
                 draw.ellipse((left, top, left + layout.px(8), top + layout.px(8)), fill=key.color)
                 write(draw, layout.at((x + 12, middle)), key.text, size, FAINT, anchor="lm")
+            elif isinstance(key, Note):
+                write(draw, layout.at((x, middle)), key.text, size, FAINT, anchor="lm")
             else:
                 start = x + width(key.low, size) / layout.scale + 6
                 write(draw, layout.at((x, middle)), key.low, size, FAINT, anchor="lm")

@@ -15,8 +15,8 @@ from xattn.labels import changed
 from xattn.looks import COLORMAP
 from xattn.registry import first_sentence
 from xattn.viz.colors import DIVERGING, ordinal, rank_color
-from xattn.viz.overlay import ImageLike, overlay, rank_overlay, shares, to_rgb
-from xattn.viz.panel import Bar, Cell, Key, Swatch, field_size, panel
+from xattn.viz.overlay import ImageLike, fine, overlay, rank_overlay, shares, to_rgb
+from xattn.viz.panel import Bar, Cell, Key, Note, Swatch, field_size, panel
 
 if TYPE_CHECKING:
     from xattn.explainer import Explainer
@@ -37,6 +37,15 @@ def title(method: Explainer) -> str:
     name = method.title or (first.split(",")[0] if colon and first else method.name)
     settings = ", ".join(f"{key}={value}" for key, value in changed(method).items())
     return f"{name} ({settings})" if settings else name
+
+
+FINE = "maps as fine as pixels: smoothed, the highest 1-2 % clipped"
+"""How pictures differ from such maps."""
+
+
+def _signed(explanation: Explanation, signed: str) -> str:
+    """`"yes"` or `"no"`, by the method where neither is asked for, so that it has the same colours on every image."""
+    return signed if signed != "auto" else "yes" if explanation.method.signed else "no"
 
 
 def ranked(explanation: Explanation) -> bool:
@@ -77,7 +86,7 @@ def render(
         colormap: of single maps.
         alpha: opacity of the map; by default 0.8 for rank colours and 0.5 else.
         upsample: by default `"nearest"` for rank colours and `"bilinear"` else.
-        signed: whether maps are shown around zero: `"auto"` if they have negative values, `"yes"`, `"no"`.
+        signed: whether maps are shown around zero: `"auto"` as the method says, `"yes"`, `"no"`.
         size: longer side, or height and width, in pixels; by default that of the image, but at least 448.
         legend: put the method above the picture, below it the class, its probability and what the colours mean.
         bands: the three channels of the image that are drawn, or one in grey; by default those of the explanation.
@@ -105,14 +114,14 @@ def render(
             colormap=colormap,
             alpha=0.5 if alpha is None else alpha,
             upsample=upsample or "bilinear",
-            signed=signed,
+            signed=_signed(explanation, signed),
             status=status,
             size=shape,
         )
     if not legend:
         return shown
     key = part_key(explanation, index)
-    keys = [] if key else keys_of([explanation], colormap=colormap, signed=signed, index=index)
+    keys = [] if key else keys_of([explanation], colormap=colormap, signed=signed)
     words = _class_and_probability(explanation, index) if explanation.method.class_specific else (EVERY_CLASS, "")
     cell = Cell(shown, *words, key=key)
     return panel([[cell]], [title(explanation.method)], legend=keys, cell=max(1, round(max(shape) / 2)), scale=2)
@@ -135,8 +144,6 @@ def keys_of(
     *,
     colormap: str = COLORMAP,
     signed: str = "auto",
-    index: int | None = None,
-    limit: int | None = None,
 ) -> list[Key]:
     """What the colours of pictures mean: a bar for each kind of map that occurs, a swatch for each rank of parts.
 
@@ -144,20 +151,17 @@ def keys_of(
         explanations: all that a panel shows; texts, which stand for failures, are passed over.
         colormap: of single maps.
         signed: as for `render`.
-        index: of one image; all images by default.
-        limit: how many images are shown.
     """
     real = [e for e in explanations if not isinstance(e, str)]
-    around_zero: list[bool] = []  # for each single map
-    for e in real:
-        maps = e.maps[:limit] if index is None else e.maps[[index]]
-        negative = [signed != "no"] * len(maps) if signed != "auto" else (maps < 0).flatten(1).any(dim=1).tolist()
-        around_zero += [] if ranked(e) else negative
+    single = [e for e in real if not ranked(e)]
+    around_zero = [_signed(e, signed) == "yes" for e in single]
     keys: list[Key] = []
     if not all(around_zero):
         keys.append(Bar(colormap, "less important", "more important"))
     if any(around_zero):
         keys.append(Bar(DIVERGING, "against the class", "for the class"))
+    if any(fine(e.maps) for e in single):
+        keys.append(Note(FINE))
     parts = max((e.parts.shape[1] for e in real if ranked(e) and e.parts is not None), default=0)
     keys.extend(Swatch(rank_color(r), f"{ordinal(r)} part") for r in range(min(parts, 8)))
     return keys
@@ -267,7 +271,7 @@ def gallery(
         named += [Cell()] * (lines * across - total)
         rows, heads = [named[i : i + across] for i in range(0, len(named), across)], []
     shown = {name: options[name] for name in ("colormap", "signed") if name in options}
-    keys = keys_of(real, **shown, limit=count) if legend else []
+    keys = keys_of(real, **shown) if legend else []
     return panel(rows, heads, legend=keys, cell=cell, scale=scale)
 
 
