@@ -33,7 +33,7 @@ def test_every_pair_is_scored_on_its_share_of_the_images(whole: Path) -> None:
     counts: dict[tuple[str, str, str], int] = {}
     for row in rows(whole):
         counts[row.method, row.metric, row.column] = counts.get((row.method, row.metric, row.column), 0) + 1
-    methods = ("gradcam", "saliency", "brnpa", "random", "center", "edges")
+    methods = ("gradcam", "saliency", "brnpa", "random", "center", "edges", "pooled-gradient")
     expected = {(m, "sparsity", c): 22 for m in methods for c in metrics.get("sparsity").columns}  # type: ignore[attr-defined]
     expected |= {(m, "pointing_game", c): 22 for m in methods for c in ("hit", "hit_exact")}
     expected |= {(m, "deletion:steps=8,grid=common", c): 13 for m in methods for c in metrics.get("deletion").columns}  # type: ignore[attr-defined]
@@ -149,7 +149,14 @@ def test_two_data_sets_and_models_in_one_table(tmp_path: Path) -> None:
     found = {(r.dataset, r.model, r.metric) for r in rows(tmp_path) if r.metric in ("sparsity", "gini")}
     names = ("cnn", "tests.cli.models:brnpa")
     assert found == {("a", n, "sparsity") for n in names} | {("b", n, "gini") for n in names}
-    assert {r.method for r in rows(tmp_path) if r.model != "cnn"} == {"", "brnpa", "random", "center", "edges"}
+    assert {r.method for r in rows(tmp_path) if r.model != "cnn"} == {
+        "",
+        "brnpa",
+        "random",
+        "center",
+        "edges",
+        "pooled-gradient",
+    }
 
 
 def test_an_unreadable_image_is_a_row(folder: Path, tmp_path: Path) -> None:
@@ -361,8 +368,8 @@ def test_a_plan_counts_the_passes() -> None:
     (cell,) = plan(small())
     costs = estimate(cell, small())
     assert list(costs) == ["status", "sparsity", "pointing_game", "deletion:steps=8,grid=common"]
-    # One pass for the maps; eight steps less the replaced end for six methods, and that end once for all of them.
-    assert [cost.passes for cost in costs.values()] == [1, 0, 0, 6 * 7 + 1]
+    # One pass for the maps; eight steps less the replaced end for seven methods, and that end once for all of them.
+    assert [cost.passes for cost in costs.values()] == [1, 0, 0, 7 * 7 + 1]
     assert [cost.images for cost in costs.values()] == [22, 22, 22, 13]
     assert all(cost.seconds > 0 for cost in costs.values())
 
@@ -371,7 +378,8 @@ def test_costs_are_measured_alone_and_kept(tmp_path: Path) -> None:
     (cell,) = plan(small())
     found = measure_costs(cell, "cpu", batch=2, repeats=1)
     assert {name: (cost.forwards, cost.backwards) for name, cost in found.items()} == {
-        "gradcam": (1, 1), "saliency": (1, 1), "brnpa": (1, 0), "random": (1, 0), "center": (1, 0), "edges": (1, 0)
+        "gradcam": (1, 1), "saliency": (1, 1), "brnpa": (1, 0), "random": (1, 0), "center": (1, 0), "edges": (1, 0),
+        "pooled-gradient": (1, 1),
     }  # fmt: skip
     write_costs(Store(tmp_path), [cell], torch.device("cpu"))
     path = Store(tmp_path).costs(cell.data.name, cell.model.title)

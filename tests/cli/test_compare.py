@@ -92,9 +92,22 @@ def test_summary(run: Run, photo: Path) -> None:
 
 
 def test_controls_stand_at_the_end_and_once(run: Run, photo: Path) -> None:
-    assert with_controls(["random:grid=4", "gradcam"]) == ["random:grid=4", "gradcam", "center", "edges"]
+    assert with_controls(["random:grid=4", "gradcam"]) == [
+        "random:grid=4",
+        "gradcam",
+        "center",
+        "edges",
+        "pooled-gradient",
+    ]
+    assert with_controls(["brnpa"]) == ["brnpa", "random", "center", "edges"]  # it reads no gradient
     run("compare", photo, "-m", "random:grid=4", "-m", "gradcam", "--no-curves", "-o", "a.html", *CNN)
-    assert [c["title"] for c in columns("a.html")] == ["Grad-CAM", "Random (grid=4)", "Centre", "Edges"]
+    assert [c["title"] for c in columns("a.html")] == [
+        "Grad-CAM",
+        "Random (grid=4)",
+        "Centre",
+        "Edges",
+        "Pooled gradient",
+    ]
     run("compare", photo, "--no-controls", "-o", "b.html", *QUICK)
     assert [c["title"] for c in columns("b.html")] == ["Grad-CAM"]
 

@@ -15,8 +15,8 @@ from xattn.explaining import explain
 
 EXPECTED = [
     "activation", "bcnn", "brnpa", "cam", "center", "edges", "eigencam", "gradcam", "gradcam++", "guided-backprop",
-    "guided-gradcam", "guided-gradcam++", "hirescam", "input-x-gradient", "layercam", "part-cam", "random", "saliency",
-    "xgradcam",
+    "guided-gradcam", "guided-gradcam++", "hirescam", "input-x-gradient", "layercam", "part-cam", "pooled-gradient",
+    "random", "saliency", "xgradcam",
 ]  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_random_depends_on_the_image_and_its_seed_alone() -> None:
 
 
 def test_random_is_uniform() -> None:
-    values = explain(tiny.tiny_cnn(), tiny.images(1), Random(grid=100)).maps
+    values = explain(tiny.tiny_cnn(), tiny.images(1, 100, 100), Random(grid=100)).maps
     assert values.shape == (1, 1, 100, 100)
     assert 0 <= values.min() < 0.01 < 0.99 < values.max() < 1
     assert abs(float(values.mean()) - 0.5) < 0.02
@@ -103,8 +103,28 @@ def test_edges_do_not_change_with_the_normalization() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_controls_exist_on_every_grid() -> None:
+    """By default where metrics rank maps, or as fine as they are made; on another grid they are averaged copies."""
+    model, x = tiny.tiny_cnn(), tiny.images(2, 32, 64)
+    names = ("random", "center", "edges", "pooled-gradient")
+    sizes = {name: tuple(explain(model, x, name).maps.shape[-2:]) for name in names}
+    assert sizes == {"random": (8, 16), "center": (32, 64), "edges": (32, 64), "pooled-gradient": (8, 16)}
+    for name in names:
+        for grid, cells in (("common", (8, 16)), ("4", (4, 8)), ("pixels", (32, 64))):
+            assert tuple(explain(model, x, f"{name}:grid={grid}").maps.shape[-2:]) == cells
+        if name != "random":
+            fine, coarse = (explain(model, x, f"{name}:grid={grid}").maps for grid in ("pixels", "4"))
+            torch.testing.assert_close(coarse, torch.nn.functional.avg_pool2d(fine, 8))
+
+
+def test_the_pooled_gradient_is_that_of_the_input() -> None:
+    model, x = tiny.tiny_cnn(), tiny.images(2, 32, 32)
+    fine, pooled = explain(model, x, ["input-x-gradient", "pooled-gradient"])
+    torch.testing.assert_close(pooled.maps, torch.nn.functional.avg_pool2d(fine.maps, 4))
+
+
 def test_parameters_that_do_not_fit() -> None:
-    with pytest.raises(ParameterError, match="grid must be none or at least 1 and at most 4,096 but is 0"):
+    with pytest.raises(ParameterError, match="grid must be one of common, pixels or a whole number at least 1 and at"):
         Random(grid=0)
     with pytest.raises(ParameterError, match="center: sigma must be more than 0"):
         Center(sigma=-1)

@@ -79,7 +79,7 @@ class TestEveryMethod:
     def test_non_square_images(self, method: str) -> None:
         found = run(method, tiny.model_for(method), tiny.images(2, 24, 40))
         h, w = found.maps.shape[-2:]
-        assert (h, w) in ((6, 10), (24, 40))
+        assert (h, w) in ((6, 10), (24, 40), (8, 13))  # of the features, of the pixels, the common grid
         assert found.resized().shape == (2, 1, 24, 40)
 
     def test_same_seed_same_map(self, method: str) -> None:
@@ -202,7 +202,7 @@ class TestEveryMethod:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, message=".*Explanation.status")
             found = run(method, model, tiny.images(2), 1)
-        knows_the_model = explainers.get(method).family.value != "control"
+        knows_the_model = explainers.get(method).family.value != "control" or explainers.get(method).grad
         assert found.status == (("nan",) * 2 if knows_the_model else ("ok",) * 2)
 
 

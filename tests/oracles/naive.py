@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.oracles.naive_grid import on_grid
 from tests.oracles.network import Array, Case, conv, norm, relu
 
 Oracle = Callable[..., Array]
@@ -334,10 +335,20 @@ def part_cam(case: Case) -> Array:
 # --- controls ----------------------------------------------------------------------------------------------------
 
 
+def own_cells(case: Case, grid: str | int) -> tuple[int, int]:
+    """So many cells on the shorter side, each as near to a square as whole numbers allow; by default cells of 16."""
+    height, width = case.x.shape[1:]
+    if grid == "pixels":
+        return height, width
+    cells = max(8, math.floor(min(height, width) / 16 + 0.5)) if grid == "common" else int(grid)
+    rows, columns = (math.floor(cells * side / min(height, width) + 0.5) for side in (height, width))
+    return min(rows, height), min(columns, width)
+
+
 @replicates("random")
 @replicates("random", grid=5)
-def random(case: Case, grid: int | None = None) -> Array:
-    h, w = case.features.shape[1:] if grid is None else (grid, grid)
+def random(case: Case, grid: str | int = "common") -> Array:
+    h, w = own_cells(case, grid)
     digest = hashlib.blake2b(f"{case.seed}/random".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
     return torch.rand(h, w, generator=generator).double().numpy()
@@ -345,18 +356,26 @@ def random(case: Case, grid: int | None = None) -> Array:
 
 @replicates("center")
 @replicates("center", sigma=0.1)
-def center(case: Case, sigma: float = 0.25) -> Array:
+@replicates("center", grid=5)
+def center(case: Case, sigma: float = 0.25, grid: str | int = "pixels") -> Array:
     height, width = case.x.shape[1:]
     out = np.zeros((height, width))
     for i in range(height):
         for j in range(width):
             dy, dx = (i + 0.5 - height / 2) / (sigma * height), (j + 0.5 - width / 2) / (sigma * width)
             out[i, j] = math.exp(-(dy**2 + dx**2) / 2)
-    return out
+    return on_grid(out, own_cells(case, grid), rounded=False)
+
+
+@replicates("pooled-gradient")
+@replicates("pooled-gradient", grid=5)
+def pooled_gradient(case: Case, grid: str | int = "common") -> Array:
+    return on_grid(input_x_gradient(case, reduce="sum"), own_cells(case, grid), rounded=False)
 
 
 @replicates("edges")
-def edges(case: Case) -> Array:
+@replicates("edges", grid="common")
+def edges(case: Case, grid: str | int = "pixels") -> Array:
     spec = case.model.spec
     height, width = case.x.shape[1:]
     grey = np.zeros((height, width))
@@ -372,4 +391,4 @@ def edges(case: Case) -> Array:
         across = sum(weight * (near(dy, 1) - near(dy, -1)) for dy, weight in ((-1, 1), (0, 2), (1, 1)))
         down = sum(weight * (near(1, dx) - near(-1, dx)) for dx, weight in ((-1, 1), (0, 2), (1, 1)))
         out[i, j] = math.hypot(across, down)
-    return out
+    return on_grid(out, own_cells(case, grid), rounded=False)

@@ -198,7 +198,7 @@ def naive_agreement(
 ) -> list[float]:
     """For each size the correlation of the map's sum over random blocks with the fall of the score."""
     grid = (4, 5)
-    worth = on_grid(values, grid).flatten().tolist()
+    worth = on_grid(values, grid, rounded=False).flatten().tolist()
     cell = cell_of_pixel(grid, SIZE).view(SIZE).numpy()
     noise = torch.rand(len(sizes) * samples, 20, generator=trace.generator(i, key)).tolist()
     clean, found = probability(trace, image, i), []

@@ -28,7 +28,7 @@ from xattn.trace import Trace
 
 def cell_worth(values: Array, grid: tuple[int, int]) -> list[float]:
     """Mean of the map over each cell, or the map interpolated where it is coarser."""
-    return [float(value) for value in on_grid(values, grid).flatten()]
+    return [float(value) for value in on_grid(values, grid, rounded=False).flatten()]
 
 
 def logit(trace: Trace, image: Array, i: int) -> float:

@@ -32,7 +32,7 @@ from xattn.models import create_model
 from xattn.spec import ModelSpec
 from xattn.trace import record
 
-CONTROLS = ("random", "center", "edges")
+CONTROLS = ("random", "center", "edges", "pooled-gradient")
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,6 +35,7 @@ EPILOG = "\n\n".join(
 
 _METHODS = ("brnpa", "gradcam", "layercam", "saliency")
 _CONTROLS = ("random", "center", "edges")
+_WITH_GRADIENT = "pooled-gradient"
 
 
 def compare(
@@ -50,7 +51,8 @@ def compare(
         ),
     ] = None,
     controls: Annotated[
-        bool, typer.Option(help=f"Also the maps that know nothing of the model: {', '.join(_CONTROLS)}.")
+        bool,
+        typer.Option(help=f"Also maps that know nothing: {', '.join(_CONTROLS)}; beside gradients, {_WITH_GRADIENT}."),
     ] = True,
     model: options.Models = None,
     weights: options.ManyWeights = None,
@@ -213,5 +215,7 @@ def with_controls(texts: Sequence[str]) -> list[str]:
     """Methods of the command line and the controls that are not among them."""
     from xattn.explainers import resolve
 
-    given = {method.name for method in resolve(list(texts))}
-    return [*texts, *(name for name in _CONTROLS if name not in given)]
+    methods = resolve(list(texts))
+    given = {method.name for method in methods}
+    controls = (*_CONTROLS, _WITH_GRADIENT) if any(method.grad for method in methods) else _CONTROLS
+    return [*texts, *(name for name in controls if name not in given)]

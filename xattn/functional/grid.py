@@ -85,9 +85,6 @@ def resample(maps: Tensor, cells: tuple[int, int]) -> Tensor:
     The mean over a cell does not depend on the way to it: a map of 64 cells a side and its copies that were averaged
     to 32 or 16 are the same on a grid of 8.
 
-    It runs in float64 and is rounded to float32: cells that are equal on paper are then equal, a tie, and not ordered
-    by the last digit.
-
     >>> resample(torch.tensor([[[[1.0, 3.0, -2.0, 2.0]]]]), (1, 2))
     tensor([[[[2., 0.]]]])
 
@@ -96,7 +93,7 @@ def resample(maps: Tensor, cells: tuple[int, int]) -> Tensor:
         cells: rows and columns of the new grid.
 
     Returns:
-        (M, P, rows, columns), float32; maps that are on the grid already stay as they are.
+        (M, P, rows, columns), float32 (float64 is kept); maps that are on the grid already stay as they are.
     """
     if maps.ndim != 4 or min(cells) < 1:
         raise ShapeError(f"resample: expected maps (M, P, h, w) and a grid but got {tuple(maps.shape)} and {cells}.")
@@ -104,12 +101,18 @@ def resample(maps: Tensor, cells: tuple[int, int]) -> Tensor:
     if own == cells:
         return maps
     rows, columns = (axis_weights(old, new).to(maps.device) for old, new in zip(own, cells, strict=True))
-    return (rows @ maps.double() @ columns.T).float()
+    return (rows @ maps.double() @ columns.T).to(torch.promote_types(maps.dtype, torch.float32))
 
 
 def to_grid(maps: Tensor, size: tuple[int, int], grid: Grid) -> Tensor:
-    """Maps (M, P, h, w) on the grid whose cells are ranked, for images of `size` pixels."""
-    return resample(maps, grid_cells(grid, size, (maps.shape[-2], maps.shape[-1])))
+    """Maps (M, P, h, w) on the grid whose cells are ranked, for images of `size` pixels.
+
+    What is averaged or interpolated is rounded to float32: cells that are equal on paper are then equal, a tie, and not
+    ordered by the last digit.
+    """
+    own = (maps.shape[-2], maps.shape[-1])
+    cells = grid_cells(grid, size, own)
+    return maps if own == cells else resample(maps, cells).float()
 
 
 def cell_of_pixel(grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
