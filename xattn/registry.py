@@ -128,6 +128,11 @@ class Registry(Generic[T]):
         self._discover()
         return sorted(self._display.values())
 
+    def aliases(self, name: str) -> list[str]:
+        """Other names of an entry, as they are compared."""
+        factory = self.get(name)
+        return [key for key, value in self._factories.items() if value is factory and key != canonical(name)]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def states(report: dict[str, Any], what: str) -> dict[str, str]:
 
 
 def test_good_network(run: Run) -> None:
-    status, found = report(run, "cnn")
+    status, found = report(run, "cnn", "--full")
     assert status == 0
     assert set(states(found, "checks").values()) == {"ok"}
     by_name = states(found, "methods")
@@ -54,7 +55,7 @@ def test_good_network(run: Run) -> None:
         ("probabilities", "outputs", "warn", "look like probabilities"),
         ("coupled", "batch independence", "fail", "explain images one by one"),
         ("failing", "forward pass", "fail", "the forward pass is broken"),
-        ("dead", "gradient", "fail", "all zero at 'features' for 3 of 3 images"),
+        ("dead", "gradient", "fail", "all zero at 'features' for 2 of 2 images"),
         ("dead", "outputs", "fail", "different images give the same logits"),
         ("gelu", "ReLUs guided", "warn", "0 of 3 activations"),
         ("nan", "outputs", "fail", "NaN"),
@@ -84,6 +85,23 @@ def test_methods_say_why_they_are_not_valid(run: Run) -> None:
     assert "not a linear function" in reasons["cam"]
 
 
+def test_methods_of_many_passes_are_tried_with_full_alone(run: Run) -> None:
+    _, found = report(run, "cnn")
+    untried = {name for name, state in states(found, "methods").items() if state == "untried"}
+    assert {"rise", "integrated-gradients", "ablationcam", "smoothgradcam++", "occlusion"} <= untried
+    assert {"gradcam", "lrp", "saliency", "finercam", "bcnn"}.isdisjoint(untried)
+    assert untried.isdisjoint(found["valid"])
+
+
+def test_the_default_network_is_answered_on_photographs_in_seconds(run: Run) -> None:
+    start = time.process_time()
+    result = run("doctor")
+    assert time.process_time() - start < 15
+    assert result.exit_code == 0
+    assert "model efficientnet_lite0" in result.stdout
+    assert "2 images of 224x224 give 1000 logits" in " ".join(result.stdout.split())
+
+
 def test_images_of_ones_own(run: Run, photo: Path) -> None:
     _, found = report(run, "cnn", photo)
     assert next(c for c in found["checks"] if c["name"] == "forward pass")["text"].startswith("1 images")
@@ -92,7 +110,9 @@ def test_images_of_ones_own(run: Run, photo: Path) -> None:
 def test_table_for_people(run: Run) -> None:
     result = run("doctor", "--model", "tests.cli.models:cnn")
     assert result.exit_code == 0
-    assert "valid on this model: ablationcam, activation, attnlrp, blur-ig, brnpa" in " ".join(result.stdout.split())
+    text = " ".join(result.stdout.split())
+    assert "valid on this model: activation, attnlrp, brnpa" in text
+    assert "not tried, with many passes each (--full): ablationcam, blur-ig, deeplift-shap" in text
     failed = run("doctor", "--model", "tests.cli.models:failing")
     assert failed.exit_code == 2
     assert "no method is valid" in failed.stdout

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,13 +28,17 @@ EPILOG = "\n\n".join(
         "xattn doctor --model resnet50 --weights DEFAULT",
         "xattn doctor --model mypackage.nets:build --weights mine.safetensors photos/*.jpg",
         "xattn doctor --model squeezenet1_0 --json",
-        "Without images it uses seeded smooth noise: enough to prove the path, not to judge the weights.",
+        "xattn doctor --full",
+        "Methods of many passes are only asked whether they fit; --full tries them too, which takes minutes.",
+        "Without images it takes the two of examples/, where the repository is, else seeded smooth noise.",
         "Exit status: 0 unless the model cannot be explained at all, then 2.",
     )
 )
 
-OK, WARN, FAIL = "ok", "warn", "fail"
+OK, WARN, FAIL, UNTRIED = "ok", "warn", "fail", "untried"
 _IMAGES = 3
+_MANY = 5  # passes of a method that is tried with --full alone
+_EXAMPLES = Path(__file__).parents[2] / "examples"
 _TOLERANCE = 1e-3  # between an image alone and in a batch, relative to the largest value
 
 
@@ -42,7 +48,7 @@ class Finding:
 
     Args:
         name: of the check or the method.
-        state: `ok`, `warn` or `fail`.
+        state: `ok`, `warn` or `fail`; `untried` for a method that fits but was not run.
         text: what was seen, and what to do about it.
         facts: numbers for machines.
     """
@@ -55,11 +61,9 @@ class Finding:
 
 def doctor(
     paths: Annotated[
-        list[str] | None, typer.Argument(help="Images to check with; seeded noise if there are none.")
+        list[str] | None, typer.Argument(help="Images to check with, three at most.", show_default="examples/")
     ] = None,
-    model: Annotated[
-        str, typer.Option(metavar="NAME|PACKAGE.MODULE:FACTORY|FILE", help="The model to check.")
-    ] = "tiny-brnpa",
+    model: options.Model = None,
     weights: options.Weights = None,
     head: options.Head = None,
     resolution: options.Resolution = None,
@@ -67,19 +71,31 @@ def doctor(
     std: options.Std = None,
     classes: options.Classes = None,
     size: options.Size = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also try the methods of many passes, which takes minutes.")
+    ] = False,
     device: options.Device = "auto",
     as_json: options.AsJson = False,
 ) -> None:
     """Check a model before you believe a picture: does its path work, and which methods are valid on it?"""
+    from xattn.cli.choosing import default_model
     from xattn.cli.loading import load
     from xattn.device import find_device
 
     given = options.given(mean, std, classes, size)
-    loaded = load(model, weights=weights, head=head, resolution=resolution, device=find_device(device), given=given)
+    loaded = load(
+        model or default_model(),
+        weights=weights,
+        head=head,
+        resolution=resolution,
+        device=find_device(device),
+        given=given,
+    )
     x = images_for(loaded, paths)
-    checks = check_model(loaded, x)
-    runs = not any(c.name == "forward pass" and c.state == FAIL for c in checks)
-    methods = check_methods(loaded, x) if runs else []
+    with console.working("checking the model", shown=not as_json) as tell:
+        checks = check_model(loaded, x)
+        runs = not any(c.name == "forward pass" and c.state == FAIL for c in checks)
+        methods = check_methods(loaded, x, full=full, tell=tell) if runs else []
     valid = [m.name for m in methods if m.state == OK and m.facts["family"] != "control"]
     if as_json:
         report = {
@@ -99,7 +115,7 @@ def doctor(
 
 
 def images_for(loaded: Network, paths: list[str] | None) -> Tensor:
-    """A batch (N, C, H, W): the given images, three at most, or smooth noise."""
+    """A batch (N, C, H, W): the given images, three at most, the example photographs, or smooth noise."""
     from xattn.data.finding import find_images
     from xattn.data.preprocessing import to_batch
     from xattn.trace import place_of
@@ -110,6 +126,9 @@ def images_for(loaded: Network, paths: list[str] | None) -> Tensor:
         if real := [p for p in problems if not p.note]:
             raise ParameterError(str(real[0]))
         return to_batch(files[:_IMAGES], loaded.spec).to(device)
+    examples = sorted(_EXAMPLES.glob("*.jpg"))
+    if examples and loaded.spec.channels in (None, 1, 3):
+        return to_batch(examples[:_IMAGES], loaded.spec).to(device)
     return noise(loaded.model, loaded.spec).to(device)
 
 
@@ -319,9 +338,18 @@ class Snapshot:
 # --------------------------------------------------------------------------------------------------- the methods
 
 
-def check_methods(loaded: Network, x: Tensor) -> list[Finding]:
-    """Which methods are valid on the model, and why not the rest."""
-    from xattn.explainers import explainers
+def check_methods(
+    loaded: Network, x: Tensor, *, full: bool = True, tell: Callable[[str], None] = lambda text: None
+) -> list[Finding]:
+    """Which methods are valid on the model, and why not the rest.
+
+    Args:
+        loaded: the model.
+        x: images (N, C, H, W).
+        full: also run the methods of many passes, which else are only asked whether they fit.
+        tell: is told which method is on.
+    """
+    from xattn.explainers import applicable, explainers
     from xattn.trace import record
 
     traces: dict[Any, Trace] = {}  # methods that read the same layers share a pass
@@ -333,7 +361,25 @@ def check_methods(loaded: Network, x: Tensor) -> list[Finding]:
             traces[key] = record(loaded.model, x[:count], spec=loaded.spec, layers=layers, grad=method.grad)
         return traces[key]
 
-    return [_method(_brief(explainers.create(name)), loaded, trace_of, len(x)) for name in explainers.names()]
+    found = []
+    for name in explainers.names():
+        method = explainers.create(name)
+        tell(f"trying {name}")
+        if not full and _is_long(method.passes) and applicable(method, loaded.spec) is None:
+            text = f"fits; --full tries it ({method.passes})"
+            found.append(Finding(name, UNTRIED, text, {"family": method.family.value}))
+        else:
+            found.append(_method(_brief(method), loaded, trace_of, len(x)))
+    return found
+
+
+def _is_long(passes: str) -> bool:
+    """Whether a method takes many passes, by what it says of them.
+
+    >>> _is_long("1 forward, 2 backward to the layer"), _is_long("1 forward per channel"), _is_long("169 forward")
+    (False, True, True)
+    """
+    return " per " in passes or any(int(n) > _MANY for n in re.findall(r"(\d+) (?:forward|backward)", passes))
 
 
 def _brief(method: Explainer) -> Explainer:
@@ -374,7 +420,7 @@ def _method(method: Explainer, loaded: Network, trace_of: Callable[[Explainer, i
 
 def print_report(loaded: Network, checks: list[Finding], methods: list[Finding], valid: list[str]) -> None:
     """Tables for people."""
-    styles = {OK: "green", WARN: "yellow", FAIL: "red"}
+    styles = {OK: "green", WARN: "yellow", FAIL: "red", UNTRIED: "dim"}
     for title, findings in ((f"model {loaded.name}", checks), ("methods", methods)):
         if not findings:
             continue
@@ -389,5 +435,7 @@ def print_report(loaded: Network, checks: list[Finding], methods: list[Finding],
         console.say(f"valid on this model: {', '.join(valid)}", limit=4000)
     else:
         console.say("no method is valid on this model.")
+    if untried := [m.name for m in methods if m.state == UNTRIED]:
+        console.say(f"not tried, with many passes each (--full): {', '.join(untried)}", limit=4000)
     if failures:
         console.say(f"mend first: {', '.join(failures)}")

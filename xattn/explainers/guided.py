@@ -204,7 +204,11 @@ class Deconvolution(GuidedBackprop):
 
 @dataclass(frozen=True)
 class _GuidedCAM(LayerExplainer):
-    """A class activation map on the grid of the image, times guided backpropagation."""
+    """A class activation map on the grid of the image, times guided backpropagation.
+
+    Args:
+        reduce: over the channels: `"max"` of the absolute values, `"sum"` with signs, `"mean_abs"` or `"norm"`.
+    """
 
     family: ClassVar[Family] = Family.PROPAGATION
     opposes: ClassVar[bool] = True
