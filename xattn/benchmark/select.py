@@ -56,9 +56,9 @@ ON_OBJECT = Question("energy_pointing_game", "energy", "on the object", "object"
 FULL = ("deletion", "insertion", "curves", "sparsity", "class_sensitivity", "parameter_randomization:stages=3")
 """What the full benchmark asks besides."""
 
-_UNSOUND = 0.1  # share of maps that are constant, undefined or do not add up, from which a method is out
+UNSOUND = 0.1  # share of maps that are constant, undefined or do not add up, from which a method is out
 _SETTLED = 16  # images after which unsound maps count
-_DEAR = 6.0  # forward and backward passes for a map from which a method starts late
+DEAR = 6.0  # forward and backward passes for a map from which a method starts late
 _SHOWN = 4  # images, and methods, in the picture
 
 
@@ -238,7 +238,7 @@ class _Runner:
             [question.what for question in questions],
             deciding=[question.deciding for question in questions],
             cost=dear,
-            late=[passes > _DEAR for passes in dear],
+            late=[passes > DEAR for passes in dear],
             rules=rules,
         )
         self.seen = dict.fromkeys(cell.methods, 0)
@@ -265,7 +265,7 @@ class _Runner:
                 self._check(row)
 
     def _check(self, row: Row) -> None:
-        """Take a method out that refuses the images, or whose maps are unsound on more than `_UNSOUND` of them."""
+        """Take a method out that refuses the images, or whose maps are unsound on more than `UNSOUND` of them."""
         name = row.method
         j = self.race.names.index(name)
         if name in self.left_out or self.race.controls[j]:
@@ -276,7 +276,7 @@ class _Runner:
         if row.note.startswith(REFUSED):
             self.left_out[name] = row.note.removeprefix(REFUSED)
             self.race.drop(j)
-        elif self.seen[name] >= _SETTLED and share > _UNSOUND:
+        elif self.seen[name] >= _SETTLED and share > UNSOUND:
             self.left_out[name] = f"its maps are not fine on {share:.0%} of {self.seen[name]} images"
             self.race.drop(j)
 
