@@ -76,7 +76,9 @@ def test_everything_imported_is_declared(config: configparser.ConfigParser) -> N
     extras = config["options.extras_require"]
     required = named(config["options"]["install_requires"])
     optional = {
-        name for extra in ("cli", "data", "metrics", "bench", "hf", "train", "docs") for name in named(extras[extra])
+        name
+        for extra in ("cli", "data", "metrics", "bench", "hf", "peers", "train", "docs")
+        for name in named(extras[extra])
     }
     assert third_party(ROOT / "xattn") <= required | optional
     assert third_party(ROOT / "tests") <= required | optional | named(extras["test"])

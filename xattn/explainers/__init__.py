@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from xattn.errors import NotApplicableError, ParameterError
@@ -12,7 +12,20 @@ if TYPE_CHECKING:
     from xattn.explainer import Explainer
     from xattn.spec import ModelSpec
 
-explainers: Registry[Explainer] = Registry("method", "xattn.explainers", "xattn.explainers", named=True)
+
+class _Explainers(Registry["Explainer"]):
+    """The registered methods, and those of other libraries by `library/Class`."""
+
+    def get(self, name: str) -> Callable[..., Explainer]:
+        """The factory called `name`."""
+        if "/" not in name:
+            return super().get(name)
+        from xattn.explainers.peers import peer
+
+        return peer(name)
+
+
+explainers: Registry[Explainer] = _Explainers("method", "xattn.explainers", "xattn.explainers", named=True)
 
 
 def resolve(methods: str | Explainer | Iterable[str | Explainer]) -> list[Explainer]:
@@ -23,8 +36,9 @@ def resolve(methods: str | Explainer | Iterable[str | Explainer]) -> list[Explai
 suppress='similarity', refine=True)]
 
     Args:
-        methods: names with their parameters (`"brnpa:parts=4,saliency=mean"`), `Explainer` objects, or `"all"`, which
-            stands for every registered method with its default parameters; `applicable` tells which fit a model.
+        methods: names with their parameters (`"brnpa:parts=4,saliency=mean"`), those of other libraries among them
+            (`"captum/IntegratedGradients:n_steps=20"`), `Explainer` objects, or `"all"`, which stands for every
+            registered method with its default parameters; `applicable` tells which fit a model.
 
     Raises:
         UnknownNameError: for a method or a parameter that does not exist, with the nearest name.
