@@ -192,18 +192,44 @@ class Attends(nn.Module):
 
 
 class Latents(nn.Module):
-    """A few learned vectors that read the normed tokens of the image as keys and as values."""
+    """A few learned vectors that read the normed tokens of the image, as keys and values of one layer or of two."""
 
-    def __init__(self) -> None:
+    def __init__(self, one: bool = False) -> None:
         super().__init__()
+        self.both = nn.Linear(16, 32) if one else None
         self.stem, self.inputs = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16)
         self.latents = nn.Parameter(torch.randn(1, 4, 16))
         self.key, self.value, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.inputs(self.stem(x).flatten(2).transpose(1, 2))
-        k, v = self.key(tokens), self.value(tokens)
+        k, v = (self.key(tokens), self.value(tokens)) if self.both is None else self.both(tokens).chunk(2, dim=-1)
         return self.out(F.scaled_dot_product_attention(self.latents.expand(len(x), -1, -1), k, v).mean(1))
+
+
+class Mixes(nn.Module):
+    """Blocks that mix all tokens so strongly that no cell stands out in the last ones."""
+
+    def __init__(self, depth: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 4, 4)
+        self.blocks = nn.Sequential(*(MixesTokens(64, 16) for _ in range(depth)))
+        self.norm, self.out = nn.LayerNorm(16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.blocks(self.stem(x).flatten(2).transpose(1, 2))).mean(1))
+
+
+class MixesTokens(nn.Module):
+    """Each token with a weighted sum of all."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.norm1, self.mix = nn.LayerNorm(width), nn.Linear(tokens, tokens)
+        nn.init.normal_(self.mix.weight, std=0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(self.norm1(x).transpose(1, 2)).transpose(1, 2)
 
 
 class Several(nn.Module):

@@ -64,6 +64,7 @@ CASES: list[tuple[str, Callable[[], nn.Module], Tensor, str, str, dict[str, Any]
     ("columns", lambda: nets.made(nets.Columns), images(2, 1, 24, 72), "features", "features", {}),
     ("several", lambda: nets.made(nets.Several), images(2, 3, 32, 32), "body.layers", "body.layers", {}),
     ("keys", lambda: nets.made(nets.Latents), images(2, 3, 32, 32), "inputs", "inputs", {"fold": rows}),
+    ("values", lambda: nets.made(nets.Latents, True), images(2, 3, 32, 32), "inputs", "inputs", {"fold": rows}),
     (
         "reduced", lambda: nets.made(nets.Reduced), images(2, 3, 32, 32), "blocks.1.before", "blocks.1.before",
         {"fold": prefix},
@@ -96,6 +97,15 @@ def test_the_classifier_is_what_the_scores_are_made_of(make: Callable[[], nn.Mod
         warnings.simplefilter("ignore", XattnWarning)
         x = images(1, 1, 24, 72) if make is nets.Columns else images(1, 3, 32, 32)
         assert infer_spec(nets.made(make), x).classifier == name
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_last_of_blocks_that_mix_all_tokens_is_read_as_those_before(seed: int) -> None:
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", XattnWarning)  # said where it is assumed
+        spec = infer_spec(nets.Mixes().eval(), images(1, 3, 32, 32))
+    assert (spec.feature_layer, spec.tokens) == ("blocks.9.norm1", TokenGrid(patch=(4, 4)))
 
 
 def test_attention_over_a_part_of_the_way_is_not_read() -> None:

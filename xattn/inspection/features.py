@@ -126,13 +126,15 @@ def find_feature_layer(facts: Findings, named: str | None, model: str) -> tuple[
             "ModelSpec.feature_layer: "
             f"{', '.join(vectors) or 'none'}. Methods that need the input alone still work."
         )
+    if chosen.output.ndim == 3 and isinstance(chosen.module, nn.Linear):  # such as keys and values of a pooling head
+        chosen = _joint(facts, calls, [chosen]) or chosen
     layout = facts.layout(chosen)
     if layout is not None and layout.tokens is not None and chosen.output.ndim == 3:
         chosen = _first_norm(facts, chosen, calls) or chosen
         layout = facts.layout(chosen) or layout
     if layout is not None and layout.proved:
         facts.evidence["layout"] = Evidence(PROVED, str(layout))
-    elif layout is not None and layout.blank:
+    elif layout is not None and (layout.blank or layout.tokens is not None):
         h, w = layout.grid
         why = f"its {h}x{w} cells do not answer more where the image was changed"
         facts.warnings.append(
@@ -155,7 +157,7 @@ def _on_the_way(facts: Findings, calls: Sequence[Call]) -> Call | None:
         met, around = frontier(first.raw.grad_fn, stops)
         # What gives the same whatever the image shows is no way from the image.
         met = [call for call in met if facts.sees(call)] or met
-        unproved = [call for call in met if (found := facts.layout(call)) is None or not (found.proved or found.blank)]
+        unproved = [call for call in met if not _believed(facts, call, calls)]
         if not unproved:
             break
         stops = {node: call for node, call in stops.items() if call not in unproved}
@@ -190,14 +192,26 @@ def _on_the_way(facts: Findings, calls: Sequence[Call]) -> Call | None:
     return ends[best]
 
 
+def _believed(facts: Findings, call: Call, calls: Sequence[Call]) -> bool:
+    """Whether the layout of a layer is proved, cannot be told, or is that of a layer of its shape before, less clearly.
+
+    Where every block mixes all tokens, as in ResMLP, the place that was changed stands out less from block to block.
+    """
+    layout = facts.layout(call)
+    if layout is None or layout.proved or layout.blank:
+        return layout is not None
+    before = (c for c in calls if c.output.shape == call.output.shape and c.ended < call.ended)
+    same = (found for c in before if (found := facts.proved(c)) is not None)
+    return layout.answer >= 0.5 and any((found.grid, found.tokens) == (layout.grid, layout.tokens) for found in same)
+
+
 def _joint(facts: Findings, calls: Sequence[Call], ends: Sequence[Call]) -> Call | None:
     """The last layer of the same grid before several branches, such as keys and values, that all of them come from."""
-    found = [facts.layout(call) for call in ends]
-    grids = {(layout.grid, layout.tokens) for layout in found if layout is not None}
+    grids = {layout.grid for call in ends if (layout := facts.layout(call)) is not None}
     before = [c for c in calls if c.plain and c.node is not None and c.ended < min(end.started for end in ends)]
     for call in reversed(before[-_NEAR:]):
         layout = facts.proved(call)
-        if layout is not None and grids == {(layout.grid, layout.tokens)}:
+        if layout is not None and grids == {layout.grid}:
             met, around = frontier(facts.first.raw.grad_fn, {call.node: call})
             if met and not around:
                 return call
@@ -236,8 +250,10 @@ def _first_norm(facts: Findings, last: Call, calls: Sequence[Call]) -> Call | No
     whole = facts.layout(last)  # a norm behind the attention, as in Swin v2, gives a mixture of tokens and not these
 
     def agrees(norm: Call) -> bool:
-        layout = facts.proved(norm)
-        return layout is not None and whole is not None and (layout.grid, layout.tokens) == (whole.grid, whole.tokens)
+        layout = facts.layout(norm)
+        if layout is None or whole is None or not (layout.proved or not whole.proved):
+            return False
+        return _believed(facts, norm, calls) and (layout.grid, layout.tokens) == (whole.grid, whole.tokens)
 
     named = (c for c in reversed(same) if c.name.rpartition(".")[2] in _FIRST_NORMS)
     if (norm := next((c for c in named if agrees(c)), None)) is not None:
