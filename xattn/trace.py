@@ -66,6 +66,8 @@ class Trace:
         calls: how often the layers that were tapped ran.
         uncut: gradients go through the `no_grad`, `inference_mode` or `detach()` inside the model that cut them off.
         scoring: a cheaper form of the model that `predict` and `score` run in its place; None is the model itself.
+        scorer: a copy of the model that was fine-tuned to images that lack cells, for metrics that score with it; set
+            by whoever measures.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Trace:
         self.scoring = scoring
         self.goal = goal
         self.which = which
+        self.scorer: nn.Module | None = None
         self.uncut = False
         self.training = False
         self.calls: dict[str, int] = {}

@@ -91,6 +91,8 @@ class ModelEntry(_Section):
         head: name of a registered head: `linear`, `bcnn`, `brnpa`.
         resolution: `low` or `high`.
         methods: methods for this model; empty takes those of the run.
+        scorer: weights file of a copy of this model that was fine-tuned to images that lack cells (`xattn train
+            --augment removal`). Every metric that scores changed images is measured with it too.
         label: name in tables; empty takes the name.
     """
 
@@ -99,6 +101,7 @@ class ModelEntry(_Section):
     head: Text | None = None
     resolution: Literal["low", "high"] = "low"
     methods: Texts = ()
+    scorer: Text | None = None
     label: Text = ""
 
     @field_validator("head")

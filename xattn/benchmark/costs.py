@@ -72,7 +72,7 @@ def estimate(cell: Cell, config: Config, images: int = 2) -> dict[str, Cost]:
         seconds = (time.perf_counter() - start) / len(batch)
         costs[label] = Cost(cell.counts[label], seconds, (passes - before) / len(batch))
 
-    networks = [loaded.model] if loaded.scoring is None else [loaded.model, loaded.scoring]
+    networks = [n for n in (loaded.model, loaded.scoring, loaded.scorer) if n is not None]
     handles = [network.register_forward_pre_hook(count) for network in networks]
     try:
         start = time.perf_counter()

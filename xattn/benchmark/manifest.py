@@ -34,8 +34,16 @@ def identity_of(config: Config, cells: Sequence[Cell], known: Identity | None = 
     return Identity(
         run=RunIdentity(**{name: getattr(config.run, name) for name in RunIdentity.model_fields}),
         data={name: _data_identity(*entry, before.get(name)) for name, entry in opened.items()},
-        models={c.model.title: ModelIdentity(weights=c.digest) for c in cells},
+        models={c.model.title: _model_identity(c, known) for c in cells},
     )
+
+
+def _model_identity(cell: Cell, known: Identity | None) -> ModelIdentity:
+    """A scorer may come later, and stay away for a while; scores that were made with it still depend on it."""
+    before = known.models.get(cell.model.title) if known is not None else None
+    if not cell.scorer_digest and before is not None:
+        return ModelIdentity(weights=cell.digest, scorer=before.scorer, scorer_file=before.scorer_file)
+    return ModelIdentity(weights=cell.digest, scorer=cell.scorer_digest, scorer_file=dict(cell.scorer_file))
 
 
 def _data_identity(entry: DataEntry, dataset: Dataset, before: DataIdentity | None) -> DataIdentity:
@@ -97,7 +105,7 @@ def _differences(old: Identity, new: Identity) -> list[str]:
                 if name == "content"
                 else f"{name} of {title} was {was} and is {now}"
                 for name, was, now in differs
-                if was != now and name != "files" and (name != "content" or was)
+                if was != now and name not in ("files", "scorer_file") and (name not in ("content", "scorer") or was)
             ]
     return changed
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from xattn.benchmark.config import Config, DataEntry, MetricEntry, ModelEntry, collect, expand
-from xattn.benchmark.store import PREDICTION, STATUS, Pair
+from xattn.benchmark.store import PREDICTION, SCORER, STATUS, Pair
 from xattn.data.dataset import Dataset
 from xattn.data.mosaic import Mosaic, mosaic_spec
 from xattn.data.opening import NoPartError, open_dataset
@@ -28,8 +28,11 @@ from xattn.inspection import infer_spec
 from xattn.labels import label_of
 from xattn.metric import Metric
 from xattn.metrics import metrics as known_metrics
+from xattn.metrics.perturbation import PerturbationMetric
 from xattn.models import create_model
+from xattn.models.header import read_header
 from xattn.spec import ModelSpec
+from xattn.targets import logits_of
 from xattn.trace import record
 
 CONTROLS = ("random", "center", "edges", "pooled-gradient")
@@ -53,6 +56,8 @@ class Cell:
         digest: of the weights of the model.
         objects: the images have masks or boxes.
         built: the model, on its device, with the facts about it, where it is at hand rather than made by its name.
+        scorer_digest: of the weights of its scorer; empty without one.
+        scorer_file: what the file of the scorer says of it.
     """
 
     data: DataEntry
@@ -68,6 +73,8 @@ class Cell:
     digest: str
     objects: bool
     built: tuple[nn.Module, ModelSpec] | None = None
+    scorer_digest: str = ""
+    scorer_file: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,7 +89,7 @@ class Cell:
             for label, method in self.methods.items()
             if self.without.get(metric, frozenset()).isdisjoint((label, method.name))
         ]
-        return [("", PREDICTION), *scored]
+        return [("", PREDICTION), *([("", SCORER)] if self.scorer_digest else []), *scored]
 
     def count(self, pair: Pair) -> int:
         """Images that a method is to be scored on by a metric."""
@@ -93,6 +100,10 @@ class Cell:
         """The model on a device with the facts about it."""
         model, spec = build_model(self.model, device) if self.built is None else self.built
         return model, mosaic_spec(spec, self.data.mosaic) if self.data.mosaic else spec
+
+    def load_scorer(self, device: torch.device | str) -> nn.Module | None:
+        """The scorer on a device, where there is one."""
+        return build_scorer(self.model, device)[0] if self.model.scorer else None
 
 
 def build_model(entry: ModelEntry, device: torch.device | str = "cpu") -> tuple[nn.Module, ModelSpec]:
@@ -105,6 +116,55 @@ def build_model(entry: ModelEntry, device: torch.device | str = "cpu") -> tuple[
     if not isinstance(spec, ModelSpec):
         spec = infer_spec(model, name=entry.title)
     return model.eval().to(device), spec
+
+
+def build_scorer(entry: ModelEntry, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, str]]:
+    """The scorer of an entry on a device, in evaluation mode, with what its file says of it."""
+    path = expand(entry.scorer or "")
+    header = read_header(path)
+    model = create_model(path) if header.architecture else create_model(expand(entry.name), weights=path)
+    held = header.extra.get("held_out", {})
+    cells = header.extra.get("recipe", {}).get("augment", {})
+    facts = {**{k: v for k, v in held.items() if k == "held_out_accuracy"}}
+    facts |= {key: value for key, value in cells.items() if key.startswith("removal")}
+    return model.eval().to(device), {key: str(value) for key, value in facts.items()}
+
+
+def misfit_of(scorer: nn.Module, model: nn.Module, spec: ModelSpec, entry: ModelEntry) -> str | None:
+    """Why a network is no copy of a model that could judge its images; None if it may be one."""
+    theirs = getattr(scorer, "spec", None)
+    who = f"the scorer '{entry.scorer}' of {entry.title}"
+    if isinstance(theirs, ModelSpec):
+        for name in ("input_size", "mean", "std"):
+            if getattr(theirs, name) != getattr(spec, name):
+                return f"{who} has {name} {getattr(theirs, name)} but the model has {getattr(spec, name)}"
+    pixels = torch.zeros(1, len(spec.mean or (0, 0, 0)), *spec.input_size)
+    with torch.no_grad():
+        shapes = [tuple(logits_of(network(pixels), network, 1).shape) for network in (scorer, model)]
+    return None if shapes[0] == shapes[1] else f"{who} has {shapes[0][1]} classes but the model has {shapes[1][1]}"
+
+
+def twins(metrics: Mapping[str, tuple[Metric, MetricEntry]]) -> dict[str, tuple[Metric, MetricEntry]]:
+    """Metrics by their label, and beside each that scores changed images the same one with the scorer."""
+    both: dict[str, tuple[Metric, MetricEntry]] = {}
+    for label, (metric, entry) in metrics.items():
+        both[label] = (metric, entry)
+        if isinstance(metric, PerturbationMetric):
+            try:
+                twin = dataclasses.replace(metric, scorer="in-domain")
+            except ParameterError:  # a preset of a paper
+                continue
+            both.setdefault(label_of(twin), (twin, entry))
+    return both
+
+
+def own_metrics(
+    metrics: Mapping[str, tuple[Metric, MetricEntry]], entry: ModelEntry
+) -> dict[str, tuple[Metric, MetricEntry]]:
+    """The metrics that a model can have: those with a scorer only where it has one, and then all of them."""
+    if entry.scorer:
+        return twins(metrics)
+    return {label: both for label, both in metrics.items() if getattr(both[0], "scorer", "model") == "model"}
 
 
 def digest_of(model: nn.Module) -> str:
@@ -128,6 +188,11 @@ def plan(config: Config, built: Mapping[str, tuple[nn.Module, ModelSpec]] | None
     """
     faults: list[str] = []
     collect(faults, lambda: find_device(config.run.device, "run.device"))
+    for name in [m.name for m in (*config.metrics, *(m for d in config.data for m in d.metrics))]:
+        if "scorer=in-domain" in name and not any(entry.scorer for entry in config.models):
+            faults.append(
+                f"metric '{name}' needs a scorer and no model has one; set models.0.scorer to its weights file"
+            )
     names = [*config.methods, *(CONTROLS if config.run.controls else ())]
     methods = collect(faults, lambda: resolve(names)) or []
     opened = {data.name: collect(faults, lambda data=data: _open(data)) for data in config.data}
@@ -142,6 +207,11 @@ def plan(config: Config, built: Mapping[str, tuple[nn.Module, ModelSpec]] | None
             continue
         model, spec = made
         digest = digest_of(model)
+        scorer, about = (
+            collect(faults, lambda entry=entry: build_scorer(entry)) or (None, {}) if entry.scorer else (None, {})
+        )
+        if scorer is not None and (misfit := misfit_of(scorer, model, spec, entry)):
+            faults.append(misfit)
         reasons = {label_of(m): applicable(m, spec) for m in own}
         for data in config.data:
             dataset = opened[data.name]
@@ -152,8 +222,8 @@ def plan(config: Config, built: Mapping[str, tuple[nn.Module, ModelSpec]] | None
                 if dataset is None:
                     continue
             indices = sample_of(len(dataset), data.limit, config.run.seed)
-            entries = chosen[data.name]
-            counts = {STATUS: len(indices), PREDICTION: len(indices)}
+            entries = own_metrics(chosen[data.name], entry)
+            counts = {STATUS: len(indices), PREDICTION: len(indices), SCORER: len(indices)}
             counts |= {label: min(entry.limit or len(indices), len(indices)) for label, (_, entry) in entries.items()}
             cell = Cell(
                 data=data,
@@ -171,6 +241,8 @@ def plan(config: Config, built: Mapping[str, tuple[nn.Module, ModelSpec]] | None
                 },
                 without={label: frozenset(_names(entry.without, faults)) for label, (_, entry) in entries.items()},
                 digest=digest,
+                scorer_digest="" if scorer is None else digest_of(scorer),
+                scorer_file=about,
                 objects=bool(data.mosaic) or bool(_known(opened[data.name])),
                 built=there,
             )

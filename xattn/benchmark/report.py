@@ -73,6 +73,8 @@ def _about(scores: Scores) -> list[str]:
         versions = ", ".join(f"{name} {v}" for name, v in where.versions.items() if v)
         commit = f", commit {where.commit}" if where.commit else ""
         lines += ["", in_markdown(f"Made with {versions}{commit} on {where.device} ({where.threads} threads).")]
+    judged = [scores.scorer(dataset, model) for dataset in scores.datasets for model in scores.models(dataset)]
+    lines += [line for text in judged if text for line in ("", in_markdown(f"{text}."))]
     bad = scores.unreadable()
     if bad:
         lines += ["", f"{len(bad)} images could not be read:", ""]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from xattn.benchmark.config import Config
 from xattn.benchmark.manifest import check_manifest
 from xattn.benchmark.plan import Cell, by_label, plan, read_batch
-from xattn.benchmark.store import PREDICTION, READING, REFUSED, STATUS, Pair, Row, Store, missing
+from xattn.benchmark.store import PREDICTION, READING, REFUSED, SCORER, STATUS, Pair, Row, Store, missing
 from xattn.data.sample import Batch
 from xattn.device import at_precision, find_device
 from xattn.errors import XattnError
@@ -24,6 +24,7 @@ from xattn.explainer import Explainer
 from xattn.explaining import record_for
 from xattn.explanation import OK, Explanation
 from xattn.metric import Metric
+from xattn.metrics.perturbation import in_domain
 from xattn.models.fast import fast_copy
 from xattn.spec import ModelSpec
 from xattn.trace import Trace, place_of
@@ -130,18 +131,23 @@ class Loaded:
         model: the network.
         spec: facts about it.
         scoring: a cheaper copy that scores perturbed images, or None.
+        scorer: a copy that was fine-tuned to images that lack cells, or None.
     """
 
     cell: Cell
     model: nn.Module
     spec: ModelSpec
     scoring: nn.Module | None
+    scorer: nn.Module | None = None
 
     @classmethod
     def load(cls, cell: Cell, device: torch.device, *, fast: bool) -> Loaded:
         """Build the model."""
         model, spec = cell.load(device)
-        return cls(cell, model, spec, fast_copy(model, spec) if fast else None)
+        scorer = cell.load_scorer(device)
+        if fast and scorer is not None:
+            scorer = fast_copy(scorer, spec)
+        return cls(cell, model, spec, fast_copy(model, spec) if fast else None, scorer)
 
 
 def _score_block(
@@ -199,6 +205,12 @@ def score_batch(
 
         if ("", PREDICTION) in wanted:
             _add_prediction(add, trace, batch, cell)
+        if ("", SCORER) in wanted:
+            judged, own = (t.probabilities for t in (in_domain(trace, SCORER), trace))
+            known = own.shape[1] == len(cell.dataset.classes)
+            judged, own = judged.argmax(1), own.argmax(1)
+            add("", SCORER, "correct", (judged == batch.target).double() if known else judged * float("nan"))
+            add("", SCORER, "agrees", (judged == own).double())
         for name in methods:
             if (name, STATUS) not in wanted:
                 continue
@@ -230,6 +242,7 @@ def explain_batch(
         seeds=[seed_of(config.run.seed, image) for image in batch.ids],
         scoring=loaded.scoring,
     )
+    trace.scorer = loaded.scorer
     explanations: dict[Key, Explanation] = {}
     refused: dict[Key, str] = {}
     for key, method in methods.items():

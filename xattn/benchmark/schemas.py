@@ -120,9 +120,18 @@ class DataIdentity(Record):
 
 
 class ModelIdentity(Record):
-    """What scores depend on in a model: a digest of its weights."""
+    """What scores depend on in a model: digests of its weights and of those of its scorer.
+
+    Args:
+        weights: of the model.
+        scorer: of its copy that was fine-tuned to images that lack cells; empty without one.
+        scorer_file: what that copy's file says of it: its accuracy on whole images held out of its training, and which
+            cells went.
+    """
 
     weights: Hex
+    scorer: Hex | Literal[""] = ""
+    scorer_file: Annotated[dict[Name, Name], Field(max_length=20)] = {}
 
 
 class Identity(Record):

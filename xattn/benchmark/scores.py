@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn.benchmark.schemas import Manifest
-from xattn.benchmark.store import PREDICTION, READING, REFUSED, STATUS, Store
+from xattn.benchmark.store import PREDICTION, READING, REFUSED, SCORER, STATUS, Store
 from xattn.errors import DataError, XattnError
 from xattn.explainer import Family
 from xattn.explainers import explainers
-from xattn.functional.statistics import Array
+from xattn.functional.statistics import LEVEL, Array, bootstrap_means
 from xattn.labels import Label
 from xattn.metric import HIGHER, LOWER, NEITHER, Direction
 from xattn.metrics import metrics as known_metrics
@@ -179,7 +179,7 @@ class Scores:
 
     def entries(self, dataset: str, model: str) -> list[Entry]:
         """Methods with at least one score on a model."""
-        own = (STATUS, PREDICTION, READING)
+        own = (STATUS, PREDICTION, READING, SCORER)
         methods = dict.fromkeys(k[2] for k in self._runs if k[:2] == (dataset, model) and k[3] not in own)
         return [Entry(model, method) for method in methods]
 
@@ -209,6 +209,25 @@ class Scores:
         """A fact about each image, by the image's number: `correct`, `probability` or `object_share`."""
         run = self._runs.get((dataset, model, "", PREDICTION, column))
         return {} if run is None else dict(zip(run[0].tolist(), run[1].tolist(), strict=True))
+
+    def scorer(self, dataset: str, model: str) -> str:
+        """In a sentence what the scorer of a model loses on whole images; empty without one."""
+        own, judged = (self._runs.get((dataset, model, "", kind, "correct")) for kind in (PREDICTION, SCORER))
+        alike = self._runs.get((dataset, model, "", SCORER, "agrees"))
+        if alike is None or not len(alike[1]):
+            return ""
+        count = len(alike[1])
+        text = f"The scorer of {model} predicts the same class on {alike[1].mean():.1%} of {count:,} whole images"
+        if own is None or judged is None:
+            return text
+        _, first, second = np.intersect1d(own[0], judged[0], return_indices=True)
+        was, now = own[1][first], judged[1][second]
+        if not len(was) or np.isnan([*was, *now]).any():
+            return text
+        loss = bootstrap_means((was - now)[:, None], 1000)[:, 0]
+        low, high = np.quantile(loss, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        lost = f"loses {100 * (was.mean() - now.mean()):.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{text} and {lost} of an accuracy of {was.mean():.1%}"
 
     def costs(self, dataset: str, model: str) -> dict[str, Cost]:
         """What methods cost alone, where it was measured."""

@@ -31,7 +31,7 @@ KEYS = ("dataset", "model", "method", "metric", "column", "image")
 SCHEMA = pa.schema(
     [(name, pa.float64() if name == "value" else pa.int64() if name == "target" else pa.string()) for name in COLUMNS]
 )
-STATUS, PREDICTION, READING = "status", "prediction", "reading"
+STATUS, PREDICTION, READING, SCORER = "status", "prediction", "reading", "scorer"
 """Reserved names among the metrics: whether a map is fine, what the model predicts, and images that cannot be read."""
 REFUSED = "refused: "
 """How the note of a row begins whose method or metric refused the image."""

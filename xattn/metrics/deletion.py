@@ -173,8 +173,11 @@ class _Preset(PerturbationMetric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.score != "prob":
-            raise ParameterError(f"{self.name}: a preset cannot be changed; set score on 'deletion' or 'insertion'.")
+        for key, usual in (("score", "prob"), ("scorer", "model")):
+            if getattr(self, key) != usual:
+                raise ParameterError(
+                    f"{self.name}: a preset cannot be changed; set {key} on 'deletion' or 'insertion'."
+                )
 
     def _curves(self, explanations: Sequence[Explanation], trace: Trace, order: Order) -> list[Curve]:
         return draw_curves(

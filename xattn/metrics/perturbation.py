@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from xattn.errors import ShapeError
+from xattn.errors import NotApplicableError, ShapeError
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline, baselines
 from xattn.functional.curves import step_counts, step_means
@@ -19,7 +19,7 @@ from xattn.functional.perturb import ImageScore, Order, curve_scores, ranks, rep
 from xattn.metric import Metric
 from xattn.schema import Range
 from xattn.score import SCORES, apply_score, find_score
-from xattn.trace import Trace
+from xattn.trace import Trace, record
 
 _PIXELS = 16 * 224 * 224  # in a batch on a CPU
 _CELLS = 1 << 26  # ranks held at a time: 256 MiB of them
@@ -33,12 +33,15 @@ class PerturbationMetric(Metric):
 
     Args:
         score: what is measured: `"prob"`, `"logit"`, `"sigmoid"` or `"margin"` of the explained class.
+        scorer: which network scores changed images: the `"model"` that is explained, or `"in-domain"`, its copy that
+            was fine-tuned to images that lack cells, which a benchmark's configuration names as `scorer` of a model.
         chunk: images a batch; no part of the result. None is 16 of 224 pixels on a CPU, and 256 on a GPU.
     """
 
     family: ClassVar[str] = "perturbation"
 
     score: Annotated[str, find_score] = field(default="prob", kw_only=True)
+    scorer: Literal["model", "in-domain"] = field(default="model", kw_only=True)
     chunk: Annotated[int | None, Range(1, 100_000)] = field(default=None, kw_only=True, repr=False, compare=False)
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
@@ -56,7 +59,7 @@ class PerturbationMetric(Metric):
         if not explanations:
             return []
         with torch.inference_mode(False), torch.no_grad():
-            return self._measure(explanations, trace)
+            return self._measure(explanations, trace if self.scorer == "model" else in_domain(trace, self.name))
 
     @abstractmethod
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
@@ -70,6 +73,37 @@ class PerturbationMetric(Metric):
             return 256
         # Larger batches do not fit the caches, and the C library gives their memory back after each of them.
         return max(4, min(64, _PIXELS // (trace.input_size[0] * trace.input_size[1])))
+
+
+def in_domain(trace: Trace, metric: str) -> Trace:
+    """The pass of the same images and targets through the scorer; made once for all metrics.
+
+    Raises:
+        NotApplicableError: if the trace has no scorer.
+    """
+    network = trace.scorer
+    if network is None:
+        raise NotApplicableError(
+            f"{metric}: scorer=in-domain needs a copy of the model that was fine-tuned to images that lack cells "
+            "(xattn train --augment removal); name its file as scorer of the model in the configuration."
+        )
+
+    def make() -> Trace:
+        seeds = [trace.seed(i) for i in range(len(trace.x))]
+        return record(
+            network,
+            trace.x,
+            trace.target,
+            spec=trace.spec,
+            grad=False,
+            score=trace.score_fn,
+            seeds=seeds,
+            output=trace.which,
+            goal=trace.goal,
+            inputs=trace.inputs,
+        )
+
+    return trace.once("in-domain", make)
 
 
 def scorer(trace: Trace, score: str) -> ImageScore:

@@ -338,7 +338,11 @@ def _details(scores: Scores, resamples: int, seed: int) -> list[tuple[str, list[
         details.append((f"Data {data.name}", facts))
     for model in config.models if config else ():
         weights = identity.models.get(model.title) if identity else None
-        details.append((f"Model {model.title}", [model.name, *([f"weights {weights.weights}"] if weights else [])]))
+        facts = [model.name, *([f"weights {weights.weights}"] if weights else [])]
+        if weights and weights.scorer:
+            facts += [f"scorer {weights.scorer}", *(f"{k} {v}" for k, v in weights.scorer_file.items())]
+            facts += filter(None, (scores.scorer(dataset, model.title) for dataset in scores.datasets))
+        details.append((f"Model {model.title}", facts))
     details.append(
         (
             "Statistics",
