@@ -150,6 +150,7 @@ class Config(_Section):
     """A whole run.
 
     `limits` gives methods of many passes fewer images: their name or label, and how many of the first to score.
+    `ladder` names methods whose maps are scored in five degrees of degradation too: an order that metrics should find.
 
     >>> config = Config.build({"data": [{"source": "d"}], "models": [{"name": "m"}], "methods": ["gradcam"],
     ...                        "metrics": ["sparsity"]})
@@ -162,6 +163,7 @@ class Config(_Section):
     methods: Texts = Field(min_length=1)
     metrics: Metrics = Field(min_length=1)
     limits: Annotated[dict[Text, Count], Field(max_length=1000)] = {}
+    ladder: Texts = ()
     run: RunSection = RunSection()
 
     @classmethod

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from xattn.benchmark.config import Config
+from xattn.benchmark.ladder import Rung
 from xattn.benchmark.manifest import device_name
 from xattn.benchmark.plan import Cell, read_batch
 from xattn.benchmark.run import Loaded, score_batch
@@ -90,7 +91,7 @@ def write_costs(store: Store, cells: Sequence[Cell], device: torch.device) -> No
     """Measure what the methods of each cell cost alone, and write it beside the scores; what is there stays."""
     for cell in cells:
         kept = store.read_costs(cell.data.name, cell.model.title).methods
-        lacking = {name: method for name, method in cell.methods.items() if name not in kept}
+        lacking = {n: method for n, method in cell.methods.items() if n not in kept and not isinstance(method, Rung)}
         if not lacking:
             continue
         measured = measure_costs(dataclasses.replace(cell, methods=lacking), device)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from xattn.benchmark.config import Config, DataEntry, MetricEntry, ModelEntry, collect, expand
+from xattn.benchmark.ladder import Rung, rungs
 from xattn.benchmark.store import PREDICTION, SCORER, STATUS, Pair
 from xattn.data.dataset import Dataset
 from xattn.data.mosaic import Mosaic, mosaic_spec
@@ -36,6 +37,7 @@ from xattn.targets import logits_of
 from xattn.trace import record
 
 CONTROLS = ("random", "center", "edges", "pooled-gradient")
+_EXPLAIN_AGAIN = ("robustness", "sanity")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,8 @@ class Cell:
             for metric in (STATUS, *self.metrics)
             for label, method in self.methods.items()
             if self.without.get(metric, frozenset()).isdisjoint((label, method.name))
+            # Of a degraded map nothing is known that a metric could find which explains again.
+            and not (isinstance(method, Rung) and metric != STATUS and self.metrics[metric].family in _EXPLAIN_AGAIN)
         ]
         return [("", PREDICTION), *([("", SCORER)] if self.scorer_digest else []), *scored]
 
@@ -195,6 +199,7 @@ def plan(config: Config, built: Mapping[str, tuple[nn.Module, ModelSpec]] | None
             )
     names = [*config.methods, *(CONTROLS if config.run.controls else ())]
     methods = collect(faults, lambda: resolve(names)) or []
+    ladder = collect(faults, lambda: rungs(config.ladder)) or []
     opened = {data.name: collect(faults, lambda data=data: _open(data)) for data in config.data}
     method_limits = {name: limit for text, limit in config.limits.items() for name in _names([text], faults)}
     chosen = {data.name: _chosen_metrics(data, config, opened[data.name], faults) for data in config.data}
@@ -203,6 +208,7 @@ def plan(config: Config, built: Mapping[str, tuple[nn.Module, ModelSpec]] | None
         there = (built or {}).get(entry.title)
         made = there or collect(faults, lambda entry=entry: build_model(entry))
         own = collect(faults, lambda entry=entry: resolve(_with_controls(entry, config))) if entry.methods else methods
+        own = None if own is None else [*own, *ladder]
         if made is None or own is None:
             continue
         model, spec = made

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from xattn.benchmark import figures, tables, verdict
+from xattn.benchmark.ladder import recoveries
+from xattn.benchmark.ladder import table as known_orders
 from xattn.benchmark.panels import Panel, agreement, protocols
 from xattn.benchmark.scores import Scores
 from xattn.benchmark.tables import Table, in_markdown
@@ -61,10 +63,23 @@ def write_report(
         if progress is not None:
             progress(panel.name)
         lines += _section(panel, scores, own_folder(home / name))
+    lines += _known_orders(scores, home)
     path = home / "report.md"
     with whole_file(path) as temporary:
         temporary.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return path
+
+
+def _known_orders(scores: Scores, home: Path) -> list[str]:
+    """How well each metric finds the order of the degraded maps, for each model that has them."""
+    lines: list[str] = []
+    for dataset in scores.datasets:
+        for model in scores.models(dataset):
+            if found := recoveries(scores, dataset, model):
+                table = known_orders(found, f"Known orders: {dataset}, {model}")
+                table.write(own_folder(home / slug(f"{dataset}-{model}-known-orders")), "known_orders")
+                lines += [f"## {in_markdown(table.title)}", "", table.markdown(), ""]
+    return lines
 
 
 def _about(scores: Scores) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn.benchmark.schemas import Manifest
-from xattn.benchmark.store import PREDICTION, READING, REFUSED, SCORER, STATUS, Store
+from xattn.benchmark.store import LADDER, PREDICTION, READING, REFUSED, SCORER, STATUS, Store
 from xattn.errors import DataError, XattnError
 from xattn.explainer import Family
 from xattn.explainers import explainers
@@ -181,6 +181,11 @@ class Scores:
         """Methods with at least one score on a model."""
         own = (STATUS, PREDICTION, READING, SCORER)
         methods = dict.fromkeys(k[2] for k in self._runs if k[:2] == (dataset, model) and k[3] not in own)
+        return [Entry(model, method) for method in methods if not _is_rung(method)]
+
+    def rungs(self, dataset: str, model: str) -> list[Entry]:
+        """Degraded maps with at least one score, as the configuration's `ladder` asks for them."""
+        methods = dict.fromkeys(k[2] for k in self._runs if k[:2] == (dataset, model) and _is_rung(k[2]))
         return [Entry(model, method) for method in methods]
 
     def columns(self, dataset: str, entries: Sequence[Entry]) -> list[Column]:
@@ -245,6 +250,10 @@ class Scores:
     def unreadable(self) -> dict[tuple[str, str], str]:
         """Reason for each (data set, image) that could not be read."""
         return {(row.dataset, row.image): row.note for row in self.store.notes(READING)}
+
+
+def _is_rung(method: str) -> bool:
+    return Label.parse(method).name == LADDER
 
 
 def _indices(array: Any) -> NDArray[np.int64]:
