@@ -159,11 +159,11 @@ class Running(nn.Module):
 class Reduced(nn.Module):
     """Blocks whose keys are fewer than their queries, then one with all; a class token; norms of unusual names."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: str = "before") -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 4, 4)
         self.token = nn.Parameter(torch.randn(1, 1, 16))
-        self.blocks = nn.Sequential(Attends(16, reduce=4), Attends(16, reduce=1))
+        self.blocks = nn.Sequential(Attends(16, first, reduce=4), Attends(16, "before", reduce=1))
         self.out = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,16 +174,16 @@ class Reduced(nn.Module):
 class Attends(nn.Module):
     """Tokens and what they take from every `reduce`-th token by attention."""
 
-    def __init__(self, width: int, reduce: int) -> None:
+    def __init__(self, width: int, norm: str, reduce: int) -> None:
         super().__init__()
-        self.reduce = reduce
-        self.before = nn.LayerNorm(width)
+        self.norm, self.reduce = norm, reduce
+        self.add_module(norm, nn.LayerNorm(width))
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.behind = nn.LayerNorm(width)
         self.mlp = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        y = self.before(tokens)
+        y = self.get_submodule(self.norm)(tokens)
         few = y[:, :: self.reduce]
         q, k, v = (f(t).unflatten(2, (2, -1)).transpose(1, 2) for f, t in
                    ((self.query, y), (self.key, few), (self.value, few)))  # fmt: skip

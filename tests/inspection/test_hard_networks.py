@@ -69,6 +69,10 @@ CASES: list[tuple[str, Callable[[], nn.Module], Tensor, str, str, dict[str, Any]
         "reduced", lambda: nets.made(nets.Reduced), images(2, 3, 32, 32), "blocks.1.before", "blocks.1.before",
         {"fold": prefix},
     ),
+    (
+        "two kinds", lambda: nets.made(nets.Reduced, "norm1"), images(2, 3, 32, 32), "blocks.1.before",
+        "blocks.1.before", {"fold": prefix},
+    ),
     ("angles", lambda: nets.made(nets.Angles), images(2, 3, 32, 32), "features", "features", {}),
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -256,13 +257,18 @@ def _first_norm(facts: Findings, last: Call, calls: Sequence[Call]) -> Call | No
         return _believed(facts, norm, calls) and (layout.grid, layout.tokens) == (whole.grid, whole.tokens)
 
     named = (c for c in reversed(same) if c.name.rpartition(".")[2] in _FIRST_NORMS)
+    late = [c for c in reversed(same[-40:]) if _normalizes(c.module) and agrees(c)]
     if (norm := next((c for c in named if agrees(c)), None)) is not None:
-        return norm
+        block = norm.name.rpartition(".")[0]
+        others = (c for c in late if c.ended > norm.ended and not c.name.startswith(f"{block}."))
+        # Numbered blocks of another kind behind it, whose norms have other names (the parallel blocks of CoaT).
+        later = next((c for c in others if re.search(r"\.\d+\.", c.name) and _reaches(facts, c)), None)
+        return norm if later is None else later
     if facts.first.raw.grad_fn is None or _reaches(facts, last):
         return last
-    # No such name: the last norm of that shape whose cells the score depends on, else the last layer.
-    late = [c for c in reversed(same[-40:]) if _reaches(facts, c)]
-    return next((c for c in late if _normalizes(c.module) and agrees(c)), late[0] if late else None)
+    # No such name: the last norm of that shape whose cells the score depends on, else the last such layer.
+    reached = (c for c in (*late, *reversed(same[-40:])) if _reaches(facts, c))
+    return next(reached, None)
 
 
 def _normalizes(module: nn.Module) -> bool:
