@@ -5,7 +5,7 @@ and home-made kinds. Weights are random; what starts as zero is made nonzero, so
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 CLASSES = 7
 SIDES = (128, 96, 112, 192, 224)  # pixels, tried in this order: the first at which the network runs
+LARGER = (256, 224, 288, 240, 192)  # likewise, where the cells of a small image see all of it
 
 # One to three small members of each module of timm; what follows a colon shrinks the network, and
 # what follows @ is the side of its image.
 TIMM = """
 beit_base_patch16_224:depth=4 beitv2_base_patch16_224:depth=3
-botnet26t_256 halonet_h1 lambda_resnet26t eca_botnext26ts_256 sehalonet33ts
+botnet26t_256 halonet26t lambda_resnet26t eca_botnext26ts_256 sehalonet33ts
 gernet_s mobileone_s0 repvgg_a0 regnetz_b16 gcresnext26ts resnet50_clip_gap bat_resnext26ts
 cait_xxs24_224:depth=6 coat_lite_tiny coat_tiny convit_tiny:depth=6 convmixer_768_32
 convnext_atto convnextv2_atto convnext_zepto_rms convnext_tiny_hnf:depths=[1,1,2,1]
@@ -55,7 +56,7 @@ vit_dwee_patch16_reg1_gap_256:depth=4 vit_pwee_patch16_reg1_gap_256:depth=4 vit_
 aimv2_large_patch14_224:depth=2 vit_small_r26_s32_224:depth=3 vit_tiny_r_s16_p8_224:depth=4
 vit_small_resnet26d_224:depth=3 test_vit_relpos vit_relpos_small_patch16_224:depth=4
 vit_srelpos_small_patch16_224:depth=4 samvit_base_patch16_224:depth=3
-vitamin_small_224 volo_d1_224:layers=[1,1,2,1] vovnet39a ese_vovnet19b_slim
+vitamin_small_224 volo_d1_224 vovnet39a ese_vovnet19b_slim
 legacy_xception xception41 xcit_nano_12_p16_224 xcit_tiny_12_p8_224:depth=4
 """
 
@@ -72,7 +73,9 @@ _FOUR = {"hidden_sizes": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}
 _SWIN = {"embed_dim": 16, "depths": [2, 2, 2], "num_heads": [2, 4, 8], "window_size": 4, "image_size": 64,
          "patch_size": 4}  # fmt: skip
 
-# Configuration class of transformers, its small arguments, and the tokens before the grid where it has tokens.
+# Configuration class of transformers, its small arguments, and the tokens before the grid where it has tokens. Without
+# ImageGPT and SigLIP 2, which take colours by number and patches instead of images, and DiNAT, which needs a library of
+# compiled kernels.
 HUGGING_FACE: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "beit": ("BeitConfig", {**_VIT, **_IMAGE, "use_mean_pooling": True}, 1),
     "beit-class-token": ("BeitConfig", {**_VIT, **_IMAGE, "use_mean_pooling": False}, 1),
@@ -85,7 +88,6 @@ HUGGING_FACE: dict[str, tuple[str, dict[str, Any], int | None]] = {
     ),
     "data2vec-vision": ("Data2VecVisionConfig", {**_VIT, **_IMAGE}, 1),
     "deit": ("DeiTConfig", {**_VIT, **_IMAGE}, 2),
-    "dinat": ("DinatConfig", {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "dilations": [[1], [1]]}, None),
     "dinov2": ("Dinov2Config", {**_VIT, "image_size": 70, "patch_size": 14}, 1),
     "dinov2-registers": (
         "Dinov2WithRegistersConfig", {**_VIT, "image_size": 70, "patch_size": 14, "num_register_tokens": 4}, 5,
@@ -94,14 +96,13 @@ HUGGING_FACE: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "efficientnet": (
         "EfficientNetConfig", {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640}, None,
     ),
-    "focalnet": ("FocalNetConfig", {"embed_dim": 16, "image_size": 64, "depths": [1, 1, 2, 1]}, None),
+    "focalnet": ("FocalNetConfig", {"embed_dim": 16, "image_size": 128, "depths": [1, 1, 2, 1]}, None),
     "hgnet-v2": ("HGNetV2Config", {}, None),
     "hiera": (
         "HieraConfig",
-        {"embed_dim": 16, "image_size": [64, 64], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}, None,
+        {"embed_dim": 16, "image_size": [128, 128], "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}, None,
     ),
     "ijepa": ("IJepaConfig", {**_VIT, **_IMAGE}, 0),
-    "imagegpt": ("ImageGPTConfig", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 9}, None),
     "levit": (
         "LevitConfig",
         {"image_size": 224, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 3, 4], "key_dim": [8, 8, 8],
@@ -111,10 +112,10 @@ HUGGING_FACE: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "mobilenet-v1": ("MobileNetV1Config", {"depth_multiplier": 0.25}, None),
     "mobilenet-v2": ("MobileNetV2Config", {"depth_multiplier": 0.35}, None),
     "mobilevit": (
-        "MobileViTConfig", {"image_size": 128, "hidden_sizes": [16, 24, 32],
+        "MobileViTConfig", {"image_size": 128, "initializer_range": 0.2, "hidden_sizes": [16, 24, 32],
                             "neck_hidden_sizes": [8, 8, 16, 16, 24, 32, 48]}, None,
     ),
-    "mobilevitv2": ("MobileViTV2Config", {"image_size": 128, "width_multiplier": 0.25}, None),
+    "mobilevitv2": ("MobileViTV2Config", {"image_size": 128, "width_multiplier": 0.25, "initializer_range": 0.2}, None),
     "perceiver": ("PerceiverConfig", {"num_latents": 8, "d_latents": 32, "image_size": 64}, None),
     "poolformer": ("PoolFormerConfig", _FOUR, None),
     "pp-lcnet": ("PPLCNetConfig", {"scale": 0.25}, None),
@@ -125,7 +126,6 @@ HUGGING_FACE: dict[str, tuple[str, dict[str, Any], int | None]] = {
     "resnet-basic": ("ResNetConfig", {**_FOUR, "embedding_size": 16, "layer_type": "basic"}, None),
     "segformer": ("SegformerConfig", {**_FOUR, "num_attention_heads": [1, 2, 4, 8]}, None),
     "siglip": ("SiglipConfig", _TOWER, 0),
-    "siglip2": ("Siglip2Config", {"vision_config": {**_VIT, "num_patches": 16, "patch_size": 16}}, 0),
     "swiftformer": ("SwiftFormerConfig", {"embed_dims": [16, 24, 32, 48], "depths": [1, 1, 2, 1]}, None),
     "swin": ("SwinConfig", _SWIN, None),
     "swinv2": ("Swinv2Config", _SWIN, None),
@@ -142,13 +142,13 @@ class Architecture:
 
     Args:
         name: in the table, `timm/resnet18`.
-        build: makes it, in evaluation mode, and the image size at which it runs.
+        build: makes it, in evaluation mode, and the image size at which it runs, of several sides the first.
         prefix: tokens before the grid, by the family's own description; None where there are none or it is unknown.
         channels: of its images.
     """
 
     name: str
-    build: Callable[[], tuple[nn.Module, tuple[int, int]]]
+    build: Callable[[Sequence[int]], tuple[nn.Module, tuple[int, int]]]
     prefix: int | None = None
     channels: int = 3
 
@@ -158,12 +158,14 @@ def architectures() -> Iterator[Architecture]:
     for text in TIMM.split():
         text, _, side = text.partition("@")
         name, _, options = text.partition(":")
-        build = lambda name=name, options=options, side=side: _timm(name, options, side)  # noqa: E731
+        build = lambda sides, name=name, options=options, side=side: _timm(name, options, side, sides)  # noqa: E731
         yield Architecture(f"timm/{name}", build)
     for name in TORCHVISION.split():
-        yield Architecture(f"torchvision/{name}", lambda name=name: _torchvision(name), 1 if "vit_" in name else None)
+        yield Architecture(
+            f"torchvision/{name}", lambda sides, name=name: _torchvision(name, sides), 1 if "vit_" in name else None
+        )
     for name, (config, arguments, prefix) in HUGGING_FACE.items():
-        build = lambda config=config, arguments=arguments: _hugging_face(config, arguments)  # noqa: E731
+        build = lambda sides, config=config, arguments=arguments: _hugging_face(config, arguments, sides)  # noqa: E731
         yield Architecture(f"hf/{name}", build, prefix)
     yield from _home_made()
 
@@ -171,7 +173,7 @@ def architectures() -> Iterator[Architecture]:
 # ------------------------------------------------------------------------------------------------------- builders
 
 
-def _timm(name: str, options: str, given: str) -> tuple[nn.Module, tuple[int, int]]:
+def _timm(name: str, options: str, given: str, sides: Sequence[int]) -> tuple[nn.Module, tuple[int, int]]:
     import timm
 
     arguments: dict[str, Any] = {"num_classes": CLASSES}
@@ -180,7 +182,7 @@ def _timm(name: str, options: str, given: str) -> tuple[nn.Module, tuple[int, in
         arguments[key] = [int(v) for v in value[1:-1].split(",")] if value.startswith("[") else int(value)
     config = timm.get_pretrained_cfg(name)
     own = config.input_size[-1] if config is not None else 224
-    sides = (int(given),) if given else SIDES
+    sides = (int(given), *sides) if given else sides
     failure: Exception | None = None
     if config is not None and config.fixed_input_size:
         patch = 14 if "patch14" in name else 16
@@ -191,12 +193,12 @@ def _timm(name: str, options: str, given: str) -> tuple[nn.Module, tuple[int, in
                 except (TypeError, ValueError, RuntimeError, AssertionError) as error:
                     failure = error
     try:
-        return _runs(prepared(timm.create_model(name, **arguments)), [*(s for s in sides if s <= own), own])
+        return _runs(prepared(timm.create_model(name, **arguments)), [*(s for s in sides if s <= max(own, 256)), own])
     except Exception as error:
         raise error from failure
 
 
-def _torchvision(name: str) -> tuple[nn.Module, tuple[int, int]]:
+def _torchvision(name: str, sides: Sequence[int]) -> tuple[nn.Module, tuple[int, int]]:
     from torchvision import models
 
     arguments: dict[str, Any] = {"weights": None, "num_classes": CLASSES}
@@ -207,19 +209,20 @@ def _torchvision(name: str) -> tuple[nn.Module, tuple[int, int]]:
     if name == "vit_b_32":
         arguments["image_size"] = 192
     model = models.get_model(name, **arguments)
-    return _runs(prepared(model), [getattr(model, "image_size", 128), 224])
+    fixed = getattr(model, "image_size", None)
+    return _runs(prepared(model), [*sides] if fixed is None else [fixed])
 
 
-def _hugging_face(config: str, arguments: dict[str, Any]) -> tuple[nn.Module, tuple[int, int]]:
+def _hugging_face(config: str, arguments: dict[str, Any], sides: Sequence[int]) -> tuple[nn.Module, tuple[int, int]]:
     import transformers
 
     settings = getattr(transformers, config)(num_labels=CLASSES, **arguments)
     torch.manual_seed(0)
     kind = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(settings)]
     model = (kind[0] if isinstance(kind, tuple) else kind)(settings)
-    side = arguments.get("image_size") or arguments.get("vision_config", {}).get("image_size") or 128
-    side = side[0] if isinstance(side, list) else side
-    return _runs(prepared(model), [side, 64, 224])
+    fixed = arguments.get("image_size") or arguments.get("vision_config", {}).get("image_size")
+    fixed = fixed[0] if isinstance(fixed, list) else fixed
+    return _runs(prepared(model), [fixed] if fixed else [*sides])
 
 
 def _runs(model: nn.Module, sides: list[int]) -> tuple[nn.Module, tuple[int, int]]:
@@ -255,6 +258,8 @@ def prepared(model: nn.Module) -> nn.Module:
             p.copy_(0.1 * noise)
         elif p.ndim >= 2 and p.shape[0] > 1 and p[0].numel() > 1:
             p.copy_(noise / p[0].numel() ** 0.5)
+        elif float(p.abs().max()) > 0:  # a scale of a residual branch, which stays below one in training
+            p.copy_(0.2 + 0.02 * noise)
         else:
             p.copy_(1 + 0.1 * noise)
     return model.eval()
@@ -294,12 +299,16 @@ def _home_made() -> Iterator[Architecture]:
         (nets.Blind, (), (32, 32)),
         (nets.Columns, (), (24, 72)),
         (nets.Angles, (), (32, 32)),
+        (nets.Reduced, (), (32, 32)),
+        (nets.Latents, (), (32, 32)),
+        (nets.Several, (), (32, 32)),
+        (nets.Steps, (), (16, 96)),
         (nets.Noisy, (), (32, 32)),
         (nets.Coupled, (), (32, 32)),
         (nets.Ends, (5, torch.sigmoid), (32, 32)),
         (nets.Ends, (5, lambda z: (z.softmax(1), z)), (32, 32)),
     ]
     for number, (kind, arguments, size) in enumerate(kinds, start=1):
-        build = lambda kind=kind, arguments=arguments, size=size: (nets.made(kind, *arguments), size)  # noqa: E731
+        build = lambda sides, kind=kind, arguments=arguments, size=size: (nets.made(kind, *arguments), size)  # noqa: E731
         channels = 1 if kind is nets.Columns else 3
         yield Architecture(f"home-made/{number:02d}-{kind.__name__}", build, channels=channels)
