@@ -23,20 +23,18 @@ _ALIKE = 1e-3  # difference of scores on an image that is none
 
 @dataclass(frozen=True)
 class Rules:
-    """When a pair is decided.
+    """When something is decided.
 
     Args:
         alpha: probability of any false decision in the whole race.
         clip: a difference of the scores of two methods on an image counts as this much at most, so that no image
             decides by itself, and that bets are on bounded numbers, whatever the scores are.
-        margin: methods whose scores differ by less on average are as good as each other.
         twins: methods that scored alike, to a thousandth, on so many images and all others, count as one.
         first: images on which only the methods that start at once are scored, by the first question alone.
     """
 
     alpha: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = ALPHA
-    clip: Annotated[float, Range(0, 1e6, open_low=True)] = 0.25
-    margin: Annotated[float, Range(0, 1e6, open_low=True)] = 0.02
+    clip: Annotated[float, Range(0, 1e6, open_low=True)] = 0.1
     twins: Annotated[int, Range(1, 1_000_000)] = 16
     first: Annotated[int, Range(0, 1_000_000)] = 16
 
@@ -47,13 +45,14 @@ class Rules:
 class Race:
     """What is known of some methods after some images.
 
-    A method is out when another, or a control, is shown to be better in a question that decides; of two that are as
-    good as each other in all of these, or scored alike on every image, the one that costs less goes on. A control stops
-    when all that are left have beaten it.
+    A method is out when it is shown, in a question that decides, that another or a control is better; of two that
+    scored alike on every image the one that costs less goes on. A control stops when all that are left have beaten it.
 
-    Hypotheses are tested by betting (`betting.log_growth`), all of them corrected together (`betting.adjusted`): for
-    each question and ordered pair that a is not better than b, and for two methods that a is better than b by the
-    margin. A pair is compared on the images where both have a score.
+    Hypotheses are tested by betting (`betting.log_growth`), all of them corrected together (`betting.adjusted`). For
+    each question and method these are two. That none is better than it: bets are on the rival that was furthest ahead
+    of it on the images before, and cannot win on average against the best. And that it is not better than every
+    control: of the bets against each control the least counts. So there is a hypothesis for each method, not for each
+    pair. Two are compared on the images where both have a score.
 
     Args:
         names: what is compared (K,).
@@ -62,7 +61,7 @@ class Race:
         deciding: (Q,), which of them decide who is out.
         cost: (K,), of a map, to choose between equals.
         late: (K,), methods that start after `rules.first` images.
-        rules: when a pair is decided.
+        rules: when something is decided.
     """
 
     def __init__(
@@ -84,22 +83,20 @@ class Race:
         self.late: Marks = np.zeros(k, np.bool_) if late is None else np.array(late, np.bool_)
         self.rules = rules or Rules()
         self.images = 0
-        self.better: Marks = np.zeros((q, k, k), np.bool_)
-        """(Q, K, K): the first is shown to be better than the second."""
-        self.near: Marks = np.zeros((q, k, k), np.bool_)
-        """(Q, K, K): the first is shown not to be better by the margin."""
+        self.beaten: Marks = np.zeros((q, k), np.bool_)
+        """(Q, K): another is shown to be better."""
+        self.above: Marks = np.zeros((q, k), np.bool_)
+        """(Q, K): it is shown to be better than every control."""
         self.same = np.arange(k)
         """(K,): the method that goes on in place of each, itself at first."""
         self.stopped = np.full(k, -1)
         """(K,): images after which each stopped, or -1."""
         self._scores: list[Array] = []
-        self._logs = np.zeros((2, q, k, k, len(STAKES)))
+        self._beaten = np.zeros((q, k, len(STAKES)))  # logarithms of wealth
+        self._above = np.zeros((q, k, k, len(STAKES)))
+        self._lead = np.zeros((q, k, k))  # sums of differences, as they are counted
         self._apart = np.zeros((q, k, k))  # largest difference on an image
         self._shared = np.zeros((q, k, k), np.int64)  # images with both scores
-        method = ~self.controls
-        either = (method[:, None] | method[None, :]) & ~np.eye(k, dtype=bool)
-        both = method[:, None] & method[None, :] & ~np.eye(k, dtype=bool)
-        self._tested = np.broadcast_to(np.stack([either, both])[:, None], (2, q, k, k))
 
     @property
     def scores(self) -> Array:
@@ -145,51 +142,60 @@ class Race:
         x[:, ~asked] = np.nan
         x[:, :, ~racing] = np.nan
         self._scores.append(x)
-        difference = x[..., :, None] - x[..., None, :]
+        difference = x[..., :, None] - x[..., None, :]  # (n, Q, K, K): how far the first is ahead
+        for one in difference:
+            y = np.clip(one / self.rules.clip, -1, 1)
+            # Whoever was furthest ahead before this image; a bet may depend on the past alone.
+            rival = np.where(np.isnan(y), -np.inf, self._lead).argmax(-2)
+            self._beaten += log_growth(np.take_along_axis(y, rival[:, None], axis=-2)[:, 0])
+            self._above += log_growth(y)
+            self._lead += np.nan_to_num(y)
         self._apart = np.maximum(self._apart, np.nan_to_num(np.abs(difference)).max(0, initial=0.0))
         self._shared += (~np.isnan(difference)).sum(0)
-        y = np.clip(difference / self.rules.clip, -1, 1)
-        m = min(self.rules.margin / self.rules.clip, 0.99)
-        self._logs[0] += log_growth(y).sum(0)
-        self._logs[1] += log_growth((m - y) / (1 - m)).sum(0)
         self.images += len(x)
-        shown = reached(adjusted(np.where(self._tested, wealth(self._logs), np.nan)), self.rules.alpha)
-        self.better |= shown[0]
-        self.near |= shown[1]
+        self._decide()
         self._stop()
+
+    def _decide(self) -> None:
+        """What is shown by now; what was shown before stays."""
+        against = wealth(self._above)[:, :, self.controls]
+        least = against.min(-1) if against.shape[-1] else np.full(self.beaten.shape, np.nan)
+        tested = np.stack([wealth(self._beaten), least])
+        tested[:, :, self.controls] = np.nan
+        shown = reached(adjusted(tested), self.rules.alpha)
+        self.beaten |= shown[0]
+        self.above |= shown[1]
 
     def drop(self, j: int) -> None:
         """Take a method out that cannot be scored."""
         self.stopped[j] = self.images if self.stopped[j] < 0 else self.stopped[j]
 
     def _stop(self) -> None:
-        """Stop what can no longer win, what is as good as another, and controls that all have beaten."""
+        """Stop what can no longer win, what scores like another, and controls that all have beaten for sure."""
         deciding = self.deciding
-        beaten = self.better[deciding].any(0).any(0) & ~self.controls
-        self._halt(beaten)
-        equal = (self.near & self.near.transpose(0, 2, 1))[deciding].all(0)
+        self._halt(self.beaten[deciding].any(0) & ~self.controls)
         alike = (self._apart <= _ALIKE) & ((self._shared >= self.rules.twins) | (self._shared == 0))
-        equal |= alike[deciding].all(0) & (self._shared[deciding] > 0).any(0)
+        twins = alike[deciding].all(0) & (self._shared[deciding] > 0).any(0)
         for a in sorted(np.flatnonzero(self.left), key=lambda j: (self.cost[j], j)):
-            twins = equal[a] & self.left
-            if self.stopped[a] < 0 and twins.any():
-                twins &= (self.cost > self.cost[a]) | ((self.cost == self.cost[a]) & (np.arange(len(twins)) > a))
-                self.same[twins] = a
-                self._halt(twins)
+            dearer = (self.cost > self.cost[a]) | ((self.cost == self.cost[a]) & (np.arange(len(self.names)) > a))
+            joining = twins[a] & self.left & dearer
+            if self.stopped[a] < 0 and joining.any():
+                self.same[joining] = a
+                self._halt(joining)
+        # So large that the correction leaves it large enough: the bets may end there.
+        enough = wealth(self._above) * self.rules.alpha >= 2 * len(self.questions) * (~self.controls).sum()
         left = self.left
-        won = self.better[deciding][:, left].all(0).all(0) if left.any() else np.ones(len(left), np.bool_)
-        self._halt(self.controls & won)
+        self._halt(self.controls & (enough[deciding][:, left].all(0).all(0) if left.any() else True))
 
     def _halt(self, some: Marks) -> None:
         self.stopped[some & (self.stopped < 0)] = self.images
 
     def beats_controls(self, question: int, j: int) -> bool:
         """Whether a method, or the one that goes on in its place, is shown to be better than every control."""
-        there = np.flatnonzero(self.controls)
-        return len(there) > 0 and bool(self.better[question, self.end(j), there].all())
+        return bool(self.above[question, self.end(j)])
 
     def behind(self, question: int, j: int, first: int) -> tuple[float, float, float]:
-        """How far a method is behind another: the mean of the clipped differences, and an interval for it.
+        """How far a method is behind another: the mean of the differences as they are counted, and an interval for it.
 
         Intervals of all pairs and questions hold at all times together.
         """

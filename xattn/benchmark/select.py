@@ -83,7 +83,7 @@ def select(
     """Find the method for a model, with as few images as it takes.
 
     Images are drawn in random order, in batches. A method that is shown to be worse than another, or than a control,
-    is not computed any more; nor is one that is as good as a cheaper one. All that is said is wrong with a probability
+    is not computed any more; nor is one that scores like a cheaper one. All that is said is wrong with a probability
     of `rules.alpha` at most, whenever the race stops (`benchmark.race`).
 
     Args:

@@ -98,7 +98,7 @@ class Selection:
 
     @property
     def group(self) -> list[str]:
-        """Methods that cannot be told from the best, itself first, those that are as good but cost more behind."""
+        """Methods that cannot be told from the best, itself first, those that scored the same behind each."""
         first = self.proven or self.winners
         order = [*first, *(j for j in self.winners if j not in first)]
         return [self.race.names[i] for j in order for i in (j, *self.race.joined(j))]
@@ -116,11 +116,13 @@ class Selection:
         best = self.proven[0]
         equal = [names[i] for i in race.joined(best)]
         others = [name for name in self.group if name not in (names[best], *equal)]
-        same = f"; {listing(equal, _NAMED)} {_is(equal)} as good and cost{'s' if len(equal) == 1 else ''} more"
+        same = f"; {listing(equal, _NAMED)} scored the same"
         if others:
             rest = f"{listing(others, _NAMED)} cannot be told from it yet"
-            return f"Use {names[best]}, better than every control on {images}; {rest}{same if equal else ''}."
-        return f"Use {names[best]}: better than every other method and control on {images}{same if equal else ''}."
+            return f"Use {names[best]}, above every control on {images}; {rest}{same if equal else ''}."
+        return (
+            f"Use {names[best]}: the best of all methods, and above every control, on {images}{same if equal else ''}."
+        )
 
     def _controls_ahead(self) -> list[str]:
         """Controls with a better mean than the best method in a question that decides."""
@@ -140,7 +142,9 @@ class Selection:
             unbeaten = [
                 race.names[j]
                 for j in range(len(race.names))
-                if race.counts()[q, j] and not race.better[q, :, j].any() and race.names[j] not in self.left_out
+                if race.counts()[q, j]
+                and not (race.beaten[q, j] or race.controls[j])
+                and race.names[j] not in self.left_out
             ]
             parts.append(f"{listing(unbeaten, 3) or 'none'} {self.questions[q].what}")
         return ", ".join(parts)
@@ -178,7 +182,7 @@ class Selection:
         if race.controls[j]:
             return "control" if race.stopped[j] < 0 else "control, beaten"
         if end != j:
-            return f"as good as {race.names[end]}"
+            return f"same as {race.names[end]}"
         if race.stopped[j] >= 0:
             return "out"
         if self.proven and j == self.proven[0]:
@@ -186,7 +190,7 @@ class Selection:
         return "not told apart" if j in self.proven else "not above controls"
 
     def order(self) -> list[int]:
-        """Places in the table: what is left, those as good, those that are out from the last to the first, controls."""
+        """Places in the table: what is left, those that are out from the last to the first, controls."""
         race = self.race
         first = [*self.proven, *(j for j in self.winners if j not in self.proven)]
         joined = [i for j in first for i in race.joined(j)]
@@ -247,10 +251,6 @@ class Selection:
 
 def _unfit(reason: str) -> bool:
     return not reason.startswith("its maps")
-
-
-def _is(things: list[str]) -> str:
-    return "is" if len(things) == 1 else "are"
 
 
 def _mean(values: Any) -> float:
