@@ -131,7 +131,7 @@ def run(plan: Plan) -> None:
         columns, speed = measure(model, test, ranks=ranks)
         values: dict[str, Any] = {
             "name": name,
-            "held_out_accuracy": done.accuracy,
+            "held_out_accuracy": done.value,
             "best_epoch": done.epoch,
             "images_per_second": speed,
             "seconds": time.perf_counter() - began,

@@ -43,7 +43,7 @@ def test_evaluate_gives_a_table_and_json(run: Path, colours: Path) -> None:
     table = xattn("evaluate", run / "best.safetensors", "--data", colours, "--device", "cpu")
     assert table.exit_code == 0, table.output
     assert all(word in table.stdout for word in ("top-1", "top-5", "sparsity 1/x", "parts 1+2", "images per second"))
-    assert "has no test part, so all of it is scored" in table.stderr
+    assert "the data have no test part, so all of them are scored" in table.stderr
     printed = xattn("evaluate", run / "best.safetensors", "--data", colours, "--device", "cpu", "--json")
     values = json.loads(printed.stdout)
     assert values["images"] == 42

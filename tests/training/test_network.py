@@ -96,7 +96,7 @@ def test_rank_heads_read_their_parts_and_only_those() -> None:
 
 def test_rank_heads_send_no_gradient_into_the_network(tmp_path: Path) -> None:
     trainee = built(tmp_path, model__ranks=True)
-    logits, ranks = trainee(torch.randn(2, 3, 32, 32))
+    logits, ranks, _ = trainee(torch.randn(2, 3, 32, 32))
     assert list(ranks) == list(RANK_SUBSETS)
     sum(z.sum() for z in ranks.values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is None for p in trainee.model.parameters())

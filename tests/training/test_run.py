@@ -24,6 +24,7 @@ from xattn.training.checkpoint import Progress, load_run
 from xattn.training.data import open_source
 from xattn.training.evaluation import evaluate, load_trained
 from xattn.training.recipe import Recipe
+from xattn.training.stopping import RunStoppedError
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,7 +133,7 @@ def test_ctrl_c_saves_in_the_middle_of_an_epoch_and_the_same_call_goes_on(
 ) -> None:
     recipe = tiny_recipe(colours, tmp_path / "stopped", run__epochs=4, model__dropout=0.1)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(loop.RunStoppedError, match=r"epoch 2 of 4; .* The same command goes on"):
+    with pytest.raises(RunStoppedError, match=r"epoch 2 of 4; .* The same command goes on"):
         loop.train(recipe, StopAt(2, 3))
     assert signal.getsignal(signal.SIGINT) is before
     progress = load_run(tmp_path / "stopped" / "last.safetensors").progress

@@ -13,7 +13,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -42,14 +42,15 @@ def show(
     kind: Annotated[
         str,
         typer.Argument(
-            metavar="WHAT", help="methods, models, scores, datasets, metrics, or peers: methods of other libraries."
+            metavar="WHAT",
+            help="methods, models, scores, datasets, metrics, tasks, or peers: methods of other libraries.",
         ),
     ] = "methods",
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, in full.")] = None,
     only: Annotated[str, typer.Option("--filter", "-f", help="Only names that contain this.", metavar="TEXT")] = "",
     as_json: options.AsJson = False,
 ) -> None:
-    """List what there is, a line each, or one thing in full: methods, models, scores, datasets, metrics."""
+    """List what there is, a line each, or one thing in full: methods, models, scores, datasets, metrics, tasks."""
     kind = kind.lower()
     if kind not in _ROWS:
         raise unknown("thing to list", kind, _ROWS)
@@ -307,6 +308,23 @@ def _metrics() -> list[Row]:
     return rows
 
 
+def _tasks() -> list[Row]:
+    from xattn.training.tasks import tasks
+
+    return [
+        {
+            "name": name,
+            "aliases": tasks.aliases(name),
+            "what": first_sentence(kind := cast(Any, tasks.get(name))),
+            "best epoch by": kind.measure,
+            "paper": paper_of(kind),
+            "parameters": _parameters(kind),
+            "text": _text(kind),
+        }
+        for name in tasks.names()
+    ]
+
+
 _ROWS: dict[str, Callable[[], list[Row]]] = {
     "methods": _methods,
     "models": _models,
@@ -314,4 +332,5 @@ _ROWS: dict[str, Callable[[], list[Row]]] = {
     "peers": _peers,
     "datasets": _datasets,
     "metrics": _metrics,
+    "tasks": _tasks,
 }

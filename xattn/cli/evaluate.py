@@ -1,9 +1,8 @@
-"""`xattn evaluate`: accuracy, sparsity, what each rank of parts knows, and speed of a trained network."""
+"""`xattn evaluate`: what a trained network is worth, by the measures of the task that it was trained for."""
 
 from __future__ import annotations
 
 import shlex
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +11,16 @@ import typer
 from xattn.cli import console, options
 
 if TYPE_CHECKING:
-    from xattn.training.evaluation import Evaluation
+    from xattn.training.data import Source
+    from xattn.training.tasks import Task
 
 EPILOG = "\n\n".join(
     (
         "[bold]Examples[/bold]",
         "xattn evaluate runs/high/best.safetensors --data birds/",
         "xattn evaluate tiny-brnpa --data tiny-imagenet:data/tiny-imagenet --json > result.json",
+        "xattn evaluate runs/cows/best.safetensors --data cows/        [dim]# query against gallery[/dim]",
+        "xattn evaluate runs/few/best.safetensors --data cifar-fs:data/cifar-fs --task fewshot:shot=5",
     )
 )
 
@@ -33,22 +35,37 @@ def evaluate(
     data: options.Data = None,
     split: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Part of the data set.", show_default="the test part, else all there is"),
+        typer.Option(
+            metavar="NAME", help="Part of the data set.", show_default="the test part, or query in gallery for reid"
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="classify|reid|fewshot",
+            help="What to judge by; with parameters, as in fewshot:shot=5.",
+            show_default="what it was trained for",
+        ),
+    ] = None,
+    class_list: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Only the classes that a file names, one a line.")
     ] = None,
     batch_size: options.BatchSize = 128,
     device: options.Device = "auto",
     workers: Annotated[int, typer.Option(metavar="N", help="Processes that decode large images.")] = 0,
     as_json: options.AsJson = False,
 ) -> None:
-    """Judge a trained network on labelled images: top-1, top-5, sparsity, accuracy by rank of the parts, speed."""
-    from xattn.data.opening import NoPartError
+    """Judge a trained network by the measures of its task.
+
+    Classes: top-1, top-5, sparsity, accuracy by rank of the parts, speed. Individuals: rank-1, rank-5, rank-10, mAP.
+    Few-shot: accuracy over episodes with its 95 % interval.
+    """
     from xattn.device import find_device
-    from xattn.errors import ParameterError, XattnWarning
+    from xattn.errors import ParameterError
     from xattn.models.embedded import FOLDER
     from xattn.models.factory import FactoryError
     from xattn.schema import Range, check
     from xattn.training.data import open_source
-    from xattn.training.evaluation import evaluate as measure
     from xattn.training.evaluation import load_trained
     from xattn.training.recipe import DataSection
 
@@ -66,49 +83,39 @@ def evaluate(
         command = shlex.join(["xattn", "evaluate", error.factory, "--weights", error.path, "--data", data])
         raise FactoryError(error.path, error.factory, command) from None
     check(batch_size, Annotated[int, Range(1, 65_536)], "--batch-size")
-    section = DataSection(source=data, workers=check(workers, Annotated[int, Range(0, 256)], "--workers"))
-    try:
-        source, used = open_source(section, split or "test"), split or "test"
-    except NoPartError:
-        if split is not None:
-            raise
-        source, used = open_source(section, None), "all"
-        warnings.warn(
-            f"'{data}' has no test part, so all of it is scored: if the network was trained on these images, new ones "
-            "will score lower.",
-            XattnWarning,
-            stacklevel=2,
-        )
-    known = len(source.classes)
-    if model.spec.classes and len(model.spec.classes) != known:
-        raise ParameterError(
-            f"evaluate: the network knows {len(model.spec.classes)} classes but the images have {known}; pass the data "
-            "set that it was trained on."
-        )
-    result = measure(model, source, ranks=ranks, batch_size=batch_size, device=find_device(device))
+    section = DataSection(
+        source=data,
+        workers=check(workers, Annotated[int, Range(0, 256)], "--workers"),
+        class_list=class_list or "",
+    )
+
+    def open_part(part: str | None) -> Source:
+        return open_source(section, part)
+
+    goal = _task_of(file, task)
+    facts, rows = goal.evaluate(model, open_part, split, ranks=ranks, batch_size=batch_size, device=find_device(device))
     if as_json:
-        about = {"checkpoint": checkpoint, "data": data, "split": used}
-        console.show_json({**about, **result.to_dict()})
+        console.show_json({"checkpoint": checkpoint, "data": data, "task": repr(goal), **facts})
         return
-    _show(result)
+    console.table(
+        [(row.name, row.value, row.note) for row in rows],
+        *({"style": "cyan", "no_wrap": True}, {"justify": "right", "no_wrap": True}, {}),
+        heads=False,
+    )
 
 
-def _show(result: Evaluation) -> None:
-    """The result as a table."""
-    maps = "of the attention maps" if result.maps == "attention" else "of the class activation map"
-    rows: list[tuple[str, str, str]] = [
-        ("images", f"{result.images:,}", ""),
-        ("top-1", f"{result.top1:.2%}", ""),
-        ("top-5", f"{result.top5:.2%}", ""),
-    ]
-    if result.density is not None and result.sparsity is not None:
-        rows += [
-            ("density x", f"{result.density:.4f}", f"mean brightness {maps}"),
-            ("sparsity 1/x", f"{result.sparsity:.2f}", "mean over images; high is sparse"),
-        ]
-    rows += [(f"parts {name}", f"{value:.2%}", f"top-1, {result.rank_heads}") for name, value in result.ranks.items()]
-    rows += [
-        ("images per second", f"{result.images_per_second:.0f}", "forward pass"),
-        ("parameters", f"{result.parameters:,}", ""),
-    ]
-    console.table(rows, {"style": "cyan", "no_wrap": True}, {"justify": "right", "no_wrap": True}, {}, heads=False)
+def _task_of(file: Path, text: str | None) -> Task:
+    """The task that a person names, else the one that a network was trained for."""
+    from xattn.errors import XattnError
+    from xattn.models.header import read_header
+    from xattn.training.tasks import tasks
+
+    if text is not None:
+        return tasks.parse(text)
+    recipe = read_header(file).extra.get("recipe")
+    run = recipe.get("run") if isinstance(recipe, dict) else None
+    trained = run.get("task") if isinstance(run, dict) else None
+    try:
+        return tasks.parse(trained) if isinstance(trained, str) else tasks.create("classify")
+    except XattnError:  # a task of another package that is not here
+        return tasks.create("classify")

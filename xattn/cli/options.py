@@ -111,19 +111,24 @@ def check_numbers(counts: Mapping[str, int | None], alpha: float | None = None) 
 
 def given(mean: str | None, std: str | None, classes: str | None, size: str | None) -> dict[str, Any]:
     """What a person says about a model, as arguments of `ModelSpec.given`; what is not said is left out."""
-    sides = None if size is None else numbers("--size", size.lower().replace("x", ","), int)
-    if sides is not None and len(sides) > 2:
-        raise ParameterError(f"--size: expected one side or HxW but is '{size}'.")
     values: dict[str, Any] = {
         "mean": None if mean is None else numbers("--mean", mean),
         "std": None if std is None else numbers("--std", std),
         "classes": None if classes is None else _names(classes),
-        "size": None if sides is None else sides[0] if len(sides) == 1 else sides,
+        "size": None if size is None else sides(size, "--size"),
     }
     for key in ("mean", "std"):
         if (value := values[key]) is not None and len(value) == 1:
             values[key] = value[0]
     return {key: value for key, value in values.items() if value is not None}
+
+
+def sides(text: str, option: str) -> Any:
+    """One side of a square, or height and width, of the text of an option."""
+    found = numbers(option, text.lower().replace("x", ","), int)
+    if len(found) > 2:
+        raise ParameterError(f"{option}: expected one side or HxW but is '{text}'.")
+    return found[0] if len(found) == 1 else found
 
 
 def numbers(option: str, text: str, kind: type[float] | type[int] = float) -> tuple[float, ...]:

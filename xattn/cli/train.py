@@ -1,4 +1,4 @@
-"""`xattn train`: train a classifier with attention on one's own images, or as a recipe says."""
+"""`xattn train`: train a network with attention on one's own images, or as a recipe says."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ EPILOG = "\n\n".join(
         "xattn train --data birds/ --backbone resnet18 --weights DEFAULT --out runs/low",
         "xattn train --data birds/ --backbone resnet18 --resolution high --teacher runs/low/best.safetensors "
         "--out runs/high",
+        "xattn train --data cows/ --task reid --backbone resnet18 --image-size 128x64 --out runs/cows",
         "xattn train recipe.toml --set epochs=5 --set optimizer.lr=0.02",
         "xattn train --data birds/ --augment removal --start runs/low/best.safetensors --out runs/scorer",
         "torchrun --nproc-per-node 2 -m xattn train recipe.toml   [dim]# two processes; or --devices 2[/dim]",
@@ -36,6 +37,13 @@ def train(
         Path | None, typer.Argument(help="A recipe (TOML); options override it.", metavar="RECIPE")
     ] = None,
     data: options.Data = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="classify|reid|fewshot",
+            help="What is learned; with parameters, as in reid:instances=8. See: xattn list tasks",
+        ),
+    ] = None,
     backbone: Annotated[str | None, typer.Option(metavar="NAME", help="A CNN by name, such as resnet50.")] = None,
     weights: Annotated[
         str | None, typer.Option(metavar="NAME", help="Pretrained weights of the backbone, such as DEFAULT.")
@@ -56,7 +64,9 @@ def train(
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the run.")] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the images.")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images in a step, of each process.")] = None,
-    image_size: Annotated[int | None, typer.Option(metavar="PX", help="Pixels of an image.")] = None,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="PIXELS|HxW", help="Size of an image, such as 224 or 256x128.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(metavar="RATE", help="Highest learning rate.")] = None,
     precision: Annotated[str | None, typer.Option(metavar="32-true|bf16-mixed", help="Arithmetic.")] = None,
     accelerator: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")] = None,
@@ -68,7 +78,10 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew even if the folder holds a run.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train or distil a CNN, B-CNN or BR-NPA; the best epoch on held-out training images is kept."""
+    """Train or distil a CNN, B-CNN or BR-NPA; the best epoch on held-out training images is kept.
+
+    Tasks: classify images, tell individuals apart (reid), or learn new classes from a few images (fewshot).
+    """
     from xattn.errors import ParameterError
     from xattn.schema import toml
     from xattn.training.recipe import Recipe
@@ -80,6 +93,7 @@ def train(
         start, usual = _scorer(augment, start, backbone, recipe)
     given: dict[str, object] = {
         "data.source": data,
+        "run.task": task,
         "model.backbone": backbone,
         "model.weights": weights,
         "model.head": head,
@@ -90,7 +104,7 @@ def train(
         "run.out": out,
         "run.epochs": epochs,
         "run.batch_size": batch_size,
-        "run.image_size": image_size,
+        "run.image_size": None if image_size is None else options.sides(image_size, "--image-size"),
         "optimizer.lr": lr,
         "run.precision": precision,
         "run.accelerator": accelerator,
@@ -156,7 +170,8 @@ def _run(plan: Recipe, *, fresh: bool, quiet: bool) -> int:
 
     import lightning.fabric  # noqa: F401
 
-    from xattn.training.loop import RunStoppedError, train
+    from xattn.training.loop import train
+    from xattn.training.stopping import RunStoppedError
 
     for name in ("lightning.fabric", "lightning.pytorch"):  # after the import, which sets another level
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -168,7 +183,8 @@ def _run(plan: Recipe, *, fresh: bool, quiet: bool) -> int:
         console.fail(str(stopped))
         return 128 + stopped.number  # 130 after Ctrl-C
     if monitor.begun:  # the first process alone
-        console.say(f"{result.best}: {result.accuracy:.2%} on held-out training images, epoch {result.epoch}")
+        where = f"the {plan.data.validation} part" if plan.data.validation else "held-out training images"
+        console.say(f"{result.best}: {result.measure} {result.value:.2%} on {where}, epoch {result.epoch}")
         backbone = plan.model.backbone
         names = [backbone, "--weights", str(result.best)] if ":" in backbone else [str(result.best)]
         console.say(f"next: xattn explain photo.jpg --model {shlex.join(names)}")
@@ -183,11 +199,12 @@ class Monitor:
         self.begun = False
         self.steps = 0
         self.epochs = 0
+        self.measure = ""
 
     def begin(self, recipe: Recipe, progress: Progress, steps_per_epoch: int, images: int, held_out: int) -> None:
         """Say what is trained, and from where it goes on."""
         self.begun = True
-        self.steps, self.epochs = steps_per_epoch, recipe.run.epochs
+        self.steps, self.epochs, self.measure = steps_per_epoch, recipe.run.epochs, recipe.task.measure
         model = recipe.model
         self.bar.say(
             f"{model.backbone}, {model.head} head, {model.resolution} resolution: {images:,} images, "
@@ -207,6 +224,6 @@ class Monitor:
     def epoch(self, row: dict[str, float], best: bool) -> None:
         """One line that stays."""
         self.bar.say(
-            f"epoch {row['epoch']:.0f}/{self.epochs}  loss {row['train_loss']:.3f}  held-out accuracy "
-            f"{row['held_out_accuracy']:.2%}{'  best so far' if best else ''}"
+            f"epoch {row['epoch']:.0f}/{self.epochs}  loss {row['train_loss']:.3f}  held-out {self.measure} "
+            f"{row[f'held_out_{self.measure}']:.2%}{'  best so far' if best else ''}"
         )

@@ -33,15 +33,20 @@ class Head(nn.Module, ABC):
         parts: number P of the attention maps; 1 for a head without any.
         dropout: probability before the classifier.
         bias: of the classifier.
+        neck: batch norm between the pooled features and a classifier without bias: features that are compared with
+            those of other images want it (Luo et al. 2019, arXiv:1903.07071, BNNeck).
 
     Attributes:
         name: of the head on the command line; registering sets it.
+        batch_norm: the neck; None without it.
         classifier: the linear layer from the embedding (P * C) to the logits (K).
     """
 
     name: ClassVar[str]
 
-    def __init__(self, channels: int, classes: int, parts: int, dropout: float, *, bias: bool) -> None:
+    def __init__(
+        self, channels: int, classes: int, parts: int, dropout: float, *, bias: bool, neck: bool = False
+    ) -> None:
         super().__init__()
         if parts < 1:
             raise ParameterError(f"{type(self).__name__}: expected at least one part but got parts={parts}.")
@@ -53,16 +58,28 @@ class Head(nn.Module, ABC):
         self.channels = channels
         self.parts = parts
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(parts * channels, classes, bias=bias)
+        self.batch_norm: nn.BatchNorm1d | None = None
+        if neck:
+            self.batch_norm = nn.BatchNorm1d(parts * channels)
+            self.batch_norm.bias.requires_grad_(False)
+        self.classifier = nn.Linear(parts * channels, classes, bias=bias and not neck)
 
     @abstractmethod
     def embed(self, features: Tensor) -> Tensor:
-        """Pool features (N, C, h, w) to what the classifier reads (N, P * C), parts first."""
+        """Pool features (N, C, h, w) to an embedding (N, P * C), parts first."""
+
+    def compared(self, embedding: Tensor) -> Tensor:
+        """What the classifier reads and images are compared by (N, P * C): the embedding, after the neck if any."""
+        return embedding if self.batch_norm is None else self.batch_norm(embedding)
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Logits (N, K) of an embedding (N, P * C)."""
+        logits: Tensor = self.classifier(self.dropout(self.compared(embedding)))
+        return logits
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (N, K) of features (N, C, h, w)."""
-        logits: Tensor = self.classifier(self.dropout(self.embed(features)))
-        return logits
+        return self.classify(self.embed(features))
 
 
 @heads.register("linear")
@@ -70,10 +87,15 @@ class LinearHead(Head):
     """Global average pooling and a linear layer, as in most CNNs (Lin et al. 2014, arXiv:1312.4400).
 
     There are no attention maps, whatever `parts`.
+
+    Args:
+        neck: batch norm between the features and the classifier.
     """
 
-    def __init__(self, channels: int, classes: int, parts: int = 1, dropout: float = 0.0) -> None:
-        super().__init__(channels, classes, 1, dropout, bias=True)
+    def __init__(
+        self, channels: int, classes: int, parts: int = 1, dropout: float = 0.0, *, neck: bool = False
+    ) -> None:
+        super().__init__(channels, classes, 1, dropout, bias=True, neck=neck)
 
     def embed(self, features: Tensor) -> Tensor:
         """Mean over the cells (N, C)."""
@@ -134,6 +156,7 @@ class BCNNHead(Head):
 
     Args:
         width: channels inside the attention block; None is `channels`, as published.
+        neck: batch norm between the part vectors and the classifier.
     """
 
     def __init__(
@@ -144,8 +167,9 @@ class BCNNHead(Head):
         dropout: float = 0.0,
         *,
         width: Annotated[int, Range(1, 8192)] | None = None,
+        neck: bool = False,
     ) -> None:
-        super().__init__(channels, classes, parts, dropout, bias=False)
+        super().__init__(channels, classes, parts, dropout, bias=False, neck=neck)
         self.attention = BCNNAttention(channels, parts, width)
 
     def embed(self, features: Tensor) -> Tensor:
@@ -202,6 +226,7 @@ class BRNPAHead(Head):
         seed: `"random"` for the ablation.
         activation: what ranks the cells.
         suppress: what suppresses the parts before.
+        neck: batch norm between the part vectors and the classifier.
     """
 
     def __init__(
@@ -211,12 +236,13 @@ class BRNPAHead(Head):
         parts: int = 3,
         dropout: float = 0.0,
         *,
+        neck: bool = False,
         refine: bool = True,
         seed: Seed = "activation",
         activation: Activation = "norm",
         suppress: Suppress = "similarity",
     ) -> None:
-        super().__init__(channels, classes, parts, dropout, bias=False)
+        super().__init__(channels, classes, parts, dropout, bias=False, neck=neck)
         self.attention = BRNPAAttention(parts, activation=activation, suppress=suppress, refine=refine, seed=seed)
 
     def embed(self, features: Tensor) -> Tensor:
@@ -288,7 +314,8 @@ class Classifier(nn.Module):
         facts = {} if spec is None else {**vars(spec)}
         facts.update(
             feature_layer="backbone",
-            classifier="head.classifier",
+            # Behind a neck the logits are not linear in the pooled features, as methods would take them to be.
+            classifier="head.classifier" if getattr(head, "batch_norm", None) is None else None,
             attention_layer="head.attention" if attentive else None,
             attention=getattr(head, "name", None) if attentive else None,
             probability_layers=(),

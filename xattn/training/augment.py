@@ -18,6 +18,8 @@ from xattn.training.recipe import AugmentSection
 from xattn.training.removal import remove_cells
 
 Draws = Mapping[str, Tensor]
+Size = int | tuple[int, int]
+"""Pixels of an image: one side of a square, or height and width."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -40,7 +42,7 @@ def draw(section: AugmentSection, n: int, generator: torch.Generator) -> dict[st
 
     Returns:
         Tensors (n,): `area` and `ratio` of a crop, its position `x` and `y` in [0, 1], `flip` (bool), factors
-        `brightness`, `contrast`, `saturation`, and `seed` for whatever else is random.
+        `brightness`, `contrast`, `saturation`, and `seed` for whatever else is random; `erase` (n, 5) in [0, 1].
     """
 
     def uniform(low: float, high: float) -> Tensor:
@@ -56,17 +58,24 @@ def draw(section: AugmentSection, n: int, generator: torch.Generator) -> dict[st
         "contrast": uniform(1 - section.contrast, 1 + section.contrast),
         "saturation": uniform(1 - section.saturation, 1 + section.saturation),
         "seed": torch.randint(2**62, (n,), generator=generator),
+        "erase": torch.rand(n, 5, generator=generator),
     }
 
 
-def crop_boxes(section: AugmentSection, draws: Draws | None, sizes: Tensor, size: int) -> Tensor:
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def crop_boxes(section: AugmentSection, draws: Draws | None, sizes: Tensor, size: Size) -> Tensor:
     """The part of each image that is cut out and resized.
 
     Args:
         section: kind of crop.
         draws: numbers of `draw`; None for the central crop of an evaluation.
         sizes: height and width of the images (n, 2).
-        size: pixels of the result; with `section.resize` it decides what share of the image is seen.
+        size: of the result: its shape is that of the box, and with `section.resize` its shorter side decides what share
+            of the image is seen.
 
     Returns:
         Left, top, right, bottom in pixels (n, 4), inside the image.
@@ -77,8 +86,10 @@ def crop_boxes(section: AugmentSection, draws: Draws | None, sizes: Tensor, size
         w = torch.minimum((area * draws["ratio"]).sqrt(), width)
         h = torch.minimum((area / draws["ratio"]).sqrt(), height)
     else:
-        share = min(1.0, size / section.resize) if section.resize else 1.0
-        w = h = torch.minimum(height, width) * share
+        high, wide = sides(size)
+        share = min(1.0, min(high, wide) / section.resize) if section.resize else 1.0
+        w = torch.minimum(width, height * (wide / high)) * share
+        h = torch.minimum(height, width * (high / wide)) * share
     if draws is not None and section.crop != "none":
         left, top = draws["x"] * (width - w), draws["y"] * (height - h)
     else:
@@ -86,26 +97,27 @@ def crop_boxes(section: AugmentSection, draws: Draws | None, sizes: Tensor, size
     return torch.stack((left, top, left + w, top + h), 1)
 
 
-def cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+def cut(images: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """Boxes of images of one size, bilinear, without a low-pass filter (for factors below two).
 
     Args:
         images: (n, 3, H, W), any dtype, values 0 to 255.
         boxes: left, top, right, bottom in pixels (n, 4).
-        size: pixels of the result.
+        size: of the result.
 
     Returns:
-        (n, 3, size, size) float32, values 0 to 255.
+        (n, 3, *size) float32, values 0 to 255.
     """
+    high, wide = sides(size)
     n, _, height, width = images.shape
     whole = torch.tensor([0.0, 0.0, width, height])
-    if height == width == size and bool((boxes == whole).all()):
+    if (height, width) == (high, wide) and bool((boxes == whole).all()):
         return images.float()
     left, top, right, bottom = boxes.unbind(1)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = (right - left) / width, (right + left) / width - 1
     theta[:, 1, 1], theta[:, 1, 2] = (bottom - top) / height, (bottom + top) / height - 1
-    grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False)
+    grid = F.affine_grid(theta, [n, 3, high, wide], align_corners=False)
     return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -135,9 +147,36 @@ def finish(images: Tensor, section: AugmentSection, draws: Draws | None, mean: T
         grey = x.mean(1, keepdim=True)
         x = (grey + (x - grey) * draws["saturation"].view(-1, 1, 1, 1)).clamp(0, 1)
     x = (x - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    if section.erase and draws is not None:
+        x = erase(x, section.erase, draws["erase"].to(x.device))
     if section.removal == "none" or draws is None:
         return x
     return remove_cells(x, section, draws["seed"], mean, std)
+
+
+def erase(x: Tensor, probability: float, numbers: Tensor) -> Tensor:
+    """Random erasing: a box of some images becomes their mean colour, zero (Zhong et al. 2017, arXiv:1708.04896).
+
+    The box covers 2 to 40 % of the image, its sides are in a ratio of 0.3 to 1 / 0.3; a side longer than the image is
+    cut to it, where the paper draws again.
+
+    Args:
+        x: normalized images (n, 3, H, W).
+        probability: of an image to lose a box.
+        numbers: in [0, 1] (n, 5): whether, area, ratio, and the place of the box.
+    """
+    height, width = x.shape[2:]
+    chosen, area, ratio, down, right = numbers.unbind(1)
+    area = (0.02 + 0.38 * area) * height * width
+    ratio = (math.log(0.3) * (1 - 2 * ratio)).exp()
+    high, wide = (area * ratio).sqrt().clamp(max=height), (area / ratio).sqrt().clamp(max=width)
+    top, left = down * (height - high), right * (width - wide)
+    y = torch.arange(height, device=x.device) + 0.5
+    across = torch.arange(width, device=x.device) + 0.5
+    rows = (y >= top[:, None]) & (y < (top + high)[:, None])
+    columns = (across >= left[:, None]) & (across < (left + wide)[:, None])
+    gone = rows[:, None, :, None] & columns[:, None, None, :] & (chosen < probability).view(-1, 1, 1, 1)
+    return x.masked_fill(gone, 0.0)
 
 
 def _rand_augment(images: Tensor, section: AugmentSection, seeds: Tensor) -> Tensor:

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xattn.errors import DataError
-from xattn.files import whole_file
-from xattn.training.augment import Draws, crop_boxes, cut
+from xattn.errors import DataError, reason_of, unknown
+from xattn.files import read_regular, whole_file
+from xattn.training.augment import Draws, Size, crop_boxes, cut, sides
 from xattn.training.recipe import AugmentSection, DataSection
 
 if TYPE_CHECKING:
     from xattn.data.dataset import Dataset
 
 SMALL_PIXELS = 96 * 96  # images up to this size are kept in memory
+_LIST_BYTES = 2**24
 _SAMPLE = 8  # images looked at to see whether all have one size
 
 
@@ -36,12 +37,14 @@ class Source(ABC):
 
     Attributes:
         fingerprint: a digest of what the images depend on, which differs once one of them is exchanged.
+        groups: camera or day of each image (n,), where it is known.
     """
 
     def __init__(self, labels: Tensor, classes: tuple[str, ...]) -> None:
         self.labels = labels
         self.classes = classes
         self.fingerprint = ""
+        self.groups: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -53,9 +56,9 @@ class Source(ABC):
 
     @abstractmethod
     def batches(
-        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: int
+        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: Size
     ) -> Iterator[Tensor]:
-        """Batches of images (n, 3, size, size), values 0 to 255, one for each tensor of indices."""
+        """Batches of images (n, 3, *size), values 0 to 255, one for each tensor of indices."""
 
 
 class MemorySource(Source):
@@ -72,7 +75,7 @@ class MemorySource(Source):
         self.pixels = pixels.permute(0, 3, 1, 2)
 
     def batches(
-        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: int
+        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: Size
     ) -> Iterator[Tensor]:
         """Batches cut on the tensor itself."""
         whole = torch.tensor(self.pixels.shape[2:])
@@ -84,7 +87,7 @@ class MemorySource(Source):
 class _Crops(torch.utils.data.Dataset[Tensor]):
     """One image of a data set, decoded, cut and resized, for the workers of a loader."""
 
-    def __init__(self, samples: Sequence[Any], section: AugmentSection, size: int) -> None:
+    def __init__(self, samples: Sequence[Any], section: AugmentSection, size: Size) -> None:
         self.samples = samples
         self.section = section
         self.size = size
@@ -97,7 +100,7 @@ class _Crops(torch.utils.data.Dataset[Tensor]):
         boxes = crop_boxes(self.section, drawn, torch.tensor([pixels.shape[:2]]), self.size)
         left, top, right, bottom = boxes[0].tolist()
         image = Image.fromarray(pixels).resize(
-            (self.size, self.size), Image.Resampling.BILINEAR, (left, top, right, bottom)
+            sides(self.size)[::-1], Image.Resampling.BILINEAR, (left, top, right, bottom)
         )
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
@@ -128,7 +131,7 @@ class LazySource(Source):
         return self.samples.order(indices.numpy(), generator)
 
     def batches(
-        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: int
+        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: Size
     ) -> Iterator[Tensor]:
         """Batches from the workers, in order."""
         plan = [
@@ -186,6 +189,7 @@ def open_source(section: DataSection, split: str | None) -> Source:
         else MemorySource(pixels, labels, dataset.classes)
     )
     source.fingerprint = fingerprint
+    source.groups = None if dataset.groups is None else torch.as_tensor(dataset.groups, dtype=torch.int64)
     return _subset(source, section)
 
 
@@ -248,23 +252,26 @@ def _save(dataset: Dataset, shape: tuple[int, ...], path: Path) -> None:
 class _Part(Source):
     """Some images of a source."""
 
-    def __init__(self, source: Source, chosen: Tensor, classes: int) -> None:
-        super().__init__(source.labels[chosen], source.classes[:classes])
+    def __init__(self, source: Source, chosen: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
+        super().__init__(labels[chosen], classes)
         self.source = source
         self.chosen = chosen
         self.fingerprint = source.fingerprint
+        self.groups = None if source.groups is None else source.groups[chosen]
 
     def order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         return self.source.order(self.chosen[indices], generator)
 
     def batches(
-        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: int
+        self, indices: Sequence[Tensor], draws: Sequence[Draws | None], section: AugmentSection, size: Size
     ) -> Iterator[Tensor]:
         return self.source.batches([self.chosen[i] for i in indices], draws, section, size)
 
 
 def _subset(source: Source, section: DataSection) -> Source:
-    """The first classes, and the first images of each, where the recipe asks for fewer."""
+    """The classes of a list, or the first ones, and the first images of each, where the recipe asks for fewer."""
+    if section.class_list:
+        source = _listed(source, section)
     if not section.classes and not section.per_class:
         return source
     if section.classes > len(source.classes):
@@ -275,7 +282,29 @@ def _subset(source: Source, section: DataSection) -> Source:
     if section.per_class:
         for label in range(classes):
             keep[torch.nonzero(source.labels == label).flatten()[section.per_class :]] = False
-    return _Part(source, torch.nonzero(keep).flatten(), classes)
+    return _Part(source, torch.nonzero(keep).flatten(), source.labels, source.classes[:classes])
+
+
+def _listed(source: Source, section: DataSection) -> Source:
+    """The images of the classes that a file names, numbered in its order."""
+    path = Path(os.path.expandvars(section.class_list)).expanduser()
+    try:
+        names = [line.strip() for line in read_regular(path, _LIST_BYTES).decode().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        raise DataError(f"data.class_list: '{path}' cannot be read ({reason_of(error)}).") from None
+    number = {name: i for i, name in enumerate(source.classes)}
+    for name in names:
+        if name not in number:
+            raise unknown(f"class of '{section.source}'", name, source.classes)
+    if len(set(names)) != len(names) or not names:
+        raise DataError(f"data.class_list: '{path}' must name some classes, one a line, each once.")
+    new = torch.full((len(source.classes),), -1)
+    new[[number[name] for name in names]] = torch.arange(len(names))
+    labels = new[source.labels]
+    chosen = torch.nonzero(labels >= 0).flatten()
+    if not len(chosen):
+        raise DataError(f"'{section.source}' has no image of the classes in '{path}'.")
+    return _Part(source, chosen, labels, tuple(names))
 
 
 def hold_out(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -108,19 +108,15 @@ def measure(
     head = cast("Head", model.head)
     ranks = None if ranks is None else ranks.to(device)
     attention = getattr(head, "attention", None)
-    size = model.spec.input_size[0]
-    section = AugmentSection(crop="none", resize=round(size / model.spec.crop))
-    mean, std = (torch.tensor(v) for v in (model.spec.mean or IMAGENET_MEAN, model.spec.std or IMAGENET_STD))
     indices = list(torch.arange(len(source)).split(batch_size))
     rows: dict[str, list[Tensor]] = {}
     seconds, timed, done = 0.0, 0, 0
-    for number, images in enumerate(source.batches(indices, [None] * len(indices), section, size)):
+    for number, x in enumerate(_prepared(model, source, indices, device)):
         target = source.labels[indices[number]].to(device)
-        x = finish(images, section, None, mean, std).to(device).contiguous(memory_format=torch.channels_last)
         began = time.perf_counter()
         features = model.backbone(x)
         embedding = head.embed(features)
-        logits = head.classifier(embedding)
+        logits = head.classify(embedding)
         if not number and not bool(logits.isfinite().all()):
             raise DataError("evaluate: the network answers NaN or infinity; its weights or its mean and std are wrong.")
         _wait(x)
@@ -170,6 +166,44 @@ def evaluate(
     )
 
 
+def _prepared(model: Classifier, source: Source, indices: list[Tensor], device: torch.device | str) -> Iterator[Tensor]:
+    """Normalized images (n, 3, H, W) on the device, as the network is evaluated on them."""
+    size = model.spec.input_size
+    section = AugmentSection(crop="none", resize=round(min(size) / model.spec.crop))
+    mean, std = (torch.tensor(v) for v in (model.spec.mean or IMAGENET_MEAN, model.spec.std or IMAGENET_STD))
+    for images in source.batches(indices, [None] * len(indices), section, size):
+        yield finish(images, section, None, mean, std).to(device).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def features_of(
+    model: Classifier,
+    source: Source,
+    *,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    watch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The features (n, P * C) of all images of a source by which they are compared; arguments as of `measure`.
+
+    Raises:
+        DataError: if the network gives NaN or infinity.
+    """
+    model = model.eval().to(device)
+    head = cast("Head", model.head)
+    indices = list(torch.arange(len(source)).split(batch_size))
+    found, done = [], 0
+    for x in _prepared(model, source, indices, device):
+        found.append(head.compared(head.embed(model.backbone(x))))
+        done += len(x)
+        if watch is not None:
+            watch(done)
+    features = torch.cat(found)
+    if not bool(features.isfinite().all()):
+        raise DataError("evaluate: the network answers NaN or infinity; its weights or its mean and std are wrong.")
+    return features
+
+
 def _wait(x: Tensor) -> None:
     """Let the device finish, so that the clock sees its work."""
     if x.is_cuda:
@@ -192,9 +226,9 @@ def _by_rank(
     head: Head, embedding: Tensor, attention: nn.Module | None, ranks: RankHeads | None
 ) -> Mapping[str, Tensor]:
     """Logits (N, K) by subset of three parts: of the trained heads, or of the own classifier with the rest at zero."""
-    if attention is None or head.parts != 3:
+    if attention is None or head.parts != 3 or head.batch_norm is not None:
         return {}
-    whole = head.classifier(embedding)
+    whole = head.classify(embedding)
     if ranks is not None:
         return {WHOLE: whole, **ranks(embedding)}
     parts = embedding.unflatten(1, (head.parts, head.channels))

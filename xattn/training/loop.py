@@ -7,11 +7,8 @@ import dataclasses
 import json
 import os
 import platform
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -19,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xattn.errors import CheckpointError, ParameterError, XattnError, reason_of
+from xattn.errors import CheckpointError, DataError, ParameterError, reason_of
 from xattn.models.checkpoint import save_weights
 from xattn.models.factory import FactoryError, load_model
-from xattn.training.augment import Draws, derive_seed, draw, finish
+from xattn.models.heads import Head
+from xattn.training.augment import Draws, derive_seed, draw, finish, sides
 from xattn.training.checkpoint import Progress, save_run
-from xattn.training.data import Source, hold_out, open_source
+from xattn.training.data import Source, open_source
 from xattn.training.folder import (
     BEST,
     LAST,
@@ -41,21 +39,9 @@ from xattn.training.losses import distillation_loss
 from xattn.training.network import Trainee, average, build, freeze_batchnorm, parameter_groups
 from xattn.training.recipe import Recipe
 from xattn.training.schedule import learning_rate
+from xattn.training.stopping import RunStoppedError, Stop, stop_signal
 
 _EVALUATION_BATCH = 250
-
-
-class RunStoppedError(XattnError):
-    """A run that was stopped from outside after its state was written.
-
-    Args:
-        message: what was kept.
-        number: of the signal.
-    """
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.number = number
 
 
 class Monitor(Protocol):
@@ -91,14 +77,16 @@ class Result:
     Args:
         out: its folder.
         best: weights of the best epoch.
-        accuracy: of these on the held-out images.
+        measure: of the task, by which it was chosen.
+        value: of this measure on the held-out images.
         epoch: which epoch, counted from 1.
         history: one row per epoch.
     """
 
     out: Path
     best: Path
-    accuracy: float
+    measure: str
+    value: float
     epoch: int
     history: list[dict[str, float]]
 
@@ -106,7 +94,8 @@ class Result:
 def train(recipe: Recipe, monitor: Monitor | None = None, *, fresh: bool = False) -> Result:
     """Train as a recipe says, or go on where an earlier call with the same recipe and folder stopped.
 
-    The best epoch is the one with the highest accuracy on images held out of the training set. On the same hardware
+    The best epoch is the one with the highest measure of the task, such as the accuracy, on images held out of the
+    training set or on a part of their own. On the same hardware
     and number of threads a run that was killed and continued has the same weights, bit by bit, as one that was not.
 
     Args:
@@ -140,17 +129,19 @@ class _Run:
     def __init__(self, fabric: Any, recipe: Recipe, monitor: Monitor, fresh: bool) -> None:
         self.fabric = fabric
         self.recipe = recipe
+        self.task = recipe.task
         self.monitor: Monitor = monitor if fabric.is_global_zero else Silent()
         self.out = Path(recipe.run.out)
         self.saved = None if fresh else find_run(self.out, recipe)
         self.source: Source = open_source(recipe.data, "train")
-        self.images = self.source.fingerprint
+        self.judged = self.source if not recipe.data.validation else open_source(recipe.data, recipe.data.validation)
+        self.images = self.source.fingerprint + (self.judged.fingerprint if recipe.data.validation else "")
         if self.saved is not None and self.saved.images not in ("", self.images):
             raise CheckpointError(
                 f"'{self.out}' holds a run on other images than '{recipe.data.source}' has now: a file differs in "
                 "name, size, time or content; put it back, choose another folder, or start anew with --fresh."
             )
-        self.chosen, self.held = hold_out(self.source.labels, recipe.data.held_out, recipe.run.seed)
+        self.chosen, self.held, self.labels, self.classes = self._divide()
         self.world, self.rank = fabric.world_size, fabric.global_rank
         self.batch = recipe.run.batch_size * self.world
         self.steps = len(self.chosen) // self.batch
@@ -158,8 +149,12 @@ class _Run:
             raise ParameterError(
                 f"training: {len(self.chosen)} training images make no batch of {self.batch}; lower run.batch_size."
             )
+        taken = None if self.judged.groups is None else self.judged.groups[self.held]
+        self.task.check(
+            self.labels[self.chosen], self.judged.labels[self.held], taken, recipe.run.batch_size, self.world
+        )
         torch.manual_seed(derive_seed(recipe.run.seed, "weights"))
-        self.raw = build(recipe, self.source.classes)
+        self.raw = build(recipe, self.classes)
         self._place(self.raw)
         self.teacher = self._load_teacher()
         section = recipe.optimizer
@@ -180,6 +175,28 @@ class _Run:
         spec = self.raw.model.spec
         self.statistics = (torch.tensor(spec.mean), torch.tensor(spec.std))
 
+    def _divide(self) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+        """Places of the images to train with and of those that judge, classes of all images, and their names.
+
+        A task that holds whole classes out has the others alone, numbered anew.
+        """
+        data, labels, names = self.recipe.data, self.source.labels, self.source.classes
+        if data.validation:
+            train, held = torch.arange(len(labels)), torch.arange(len(self.judged))
+            if not self.task.compares and self.judged.classes != names:
+                raise DataError(
+                    f"training: the {data.validation} part of '{data.source}' has other classes than the training "
+                    f"part, so that the task {self.task.name} cannot be judged on it."
+                )
+        else:
+            train, held = self.task.hold_out(labels, data.held_out, self.recipe.run.seed)
+        if not self.task.compares:
+            return train, held, labels, names
+        own = labels[train].unique(sorted=True)
+        new = torch.full((len(names),), -1)
+        new[own] = torch.arange(len(own))
+        return train, held, new[labels], tuple(names[i] for i in own.tolist())
+
     def _load_teacher(self) -> nn.Module | None:
         """The teacher, frozen."""
         if not self.recipe.distill.teacher:
@@ -190,7 +207,7 @@ class _Run:
         except FactoryError as error:
             raise FactoryError(error.path, error.factory, f"--set distill.factory={error.factory}") from None
         theirs = len(getattr(teacher, "spec", self.raw.model.spec).classes)
-        ours = len(self.source.classes)
+        ours = len(self.classes)
         if theirs not in (0, ours):
             raise CheckpointError(
                 f"'{self.recipe.distill.teacher}' knows {theirs} classes but the data set has {ours}."
@@ -213,7 +230,7 @@ class _Run:
             self._save()
         self.monitor.begin(recipe, progress, self.steps, len(self.chosen), len(self.held))
         board = self._board()
-        with _stop_signal() as stop:
+        with stop_signal() as stop:
             while progress.epoch < recipe.run.epochs:
                 self._epoch(stop)
                 row = self._close_epoch()
@@ -223,7 +240,9 @@ class _Run:
         if self.fabric.is_global_zero:
             write_text(self.out / RUN, json.dumps(self._facts(), indent=1) + "\n")
         self.fabric.barrier()
-        return Result(self.out, self.out / BEST, progress.best, progress.best_epoch, progress.history)
+        return Result(
+            self.out, self.out / BEST, self.task.measure, progress.best, progress.best_epoch, progress.history
+        )
 
     def _board(self) -> Any:
         """TensorBoard's writer, in the first process."""
@@ -234,8 +253,11 @@ class _Run:
         return TensorBoardLogger(self.out, name="tensorboard", version="")
 
     def _order(self, epoch: int) -> Tensor:
-        """All training images in the order of an epoch, the same in all processes."""
+        """Training images in the order of an epoch, the same in all processes."""
         generator = torch.Generator().manual_seed(derive_seed(self.recipe.run.seed, "order", epoch))
+        places = self.task.order(self.labels[self.chosen], self.batch, self.steps, generator)
+        if places is not None:
+            return self.chosen[places]
         return self.chosen[self.source.order(self.chosen, generator)]
 
     def _draws(self, step: int) -> Draws:
@@ -259,7 +281,7 @@ class _Run:
     def _loss(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of the network, that of its rank heads, and the logits (N, K)."""
         distill, smoothing = self.recipe.distill, self.recipe.optimizer.label_smoothing
-        logits, ranks = self.model(x)
+        logits, ranks, embedding = self.model(x)
         if self.teacher is None:
             loss = F.cross_entropy(logits, target, label_smoothing=smoothing)
         else:
@@ -277,9 +299,9 @@ class _Run:
         extra = loss.new_zeros(())
         for z in ranks.values():
             extra = extra + F.cross_entropy(z, target, label_smoothing=smoothing)
-        return loss, extra, logits
+        return self.task.loss(loss, embedding, target), extra, logits
 
-    def _epoch(self, stop: _Stop) -> None:
+    def _epoch(self, stop: Stop) -> None:
         """The steps that are left of the epoch under way."""
         recipe, progress = self.recipe, self.progress
         epoch = progress.epoch
@@ -319,7 +341,7 @@ class _Run:
         rate = learning_rate(recipe.optimizer, progress.step, self.steps, recipe.run.epochs)
         for group in self.raw_optimizer.param_groups:
             group["lr"] = rate
-        target = self.fabric.to_device(self.source.labels[chosen])
+        target = self.fabric.to_device(self.labels[chosen])
         loss, extra, logits = self._loss(self._prepare(images, draws), target)
         if not bool(torch.isfinite(loss)):
             raise ParameterError(
@@ -338,7 +360,7 @@ class _Run:
         sums["correct"] += float((logits.detach().argmax(1) == target).sum())
         sums["images"] += len(target)
 
-    def _stopped(self, stop: _Stop) -> bool:
+    def _stopped(self, stop: Stop) -> bool:
         """Whether any process was told to stop; all processes get the same answer."""
         if self.world == 1:
             return stop.number > 0
@@ -355,7 +377,7 @@ class _Run:
         seconds = sums["seconds"]
         row = {
             "epoch": float(progress.epoch + 1),
-            "image_size": float(self.recipe.size_at(progress.epoch)),
+            "image_size": float(sides(self.recipe.size_at(progress.epoch))[0]),  # the height
             "lr": self.raw_optimizer.param_groups[0]["lr"],
             "train_loss": loss / images,
             "train_accuracy": correct / images,
@@ -366,9 +388,10 @@ class _Run:
         progress.epoch += 1
         progress.sums = {}
         progress.history.append(row)
-        best = row["held_out_accuracy"] > progress.best
+        value = row[f"held_out_{self.task.measure}"]
+        best = value > progress.best
         if best:
-            progress.best, progress.best_epoch = row["held_out_accuracy"], progress.epoch
+            progress.best, progress.best_epoch = value, progress.epoch
         if self.fabric.is_global_zero:
             if best:
                 self._save_best(row)
@@ -379,28 +402,46 @@ class _Run:
 
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
-        """Accuracy and loss on the held-out images, shared out over the processes without doubling any."""
+        """Measures on the held-out images."""
         trainee = self.mean or self.raw
         trainee.eval()
-        mine = self.held[self.rank :: self.world]
-        indices = list(mine.split(_EVALUATION_BATCH))
+        row = self._compare(trainee) if self.task.compares else self._count(trainee)
+        trainee.train()
+        return {f"held_out_{name}": value for name, value in row.items()}
+
+    def _compare(self, trainee: Trainee) -> dict[str, float]:
+        """Measures of the features of all held-out images, the same in every process."""
+        found, head = [], cast("Head", trainee.model.head)
+        for _, x in self._batches(self.held, trainee):
+            with self.fabric.autocast():
+                found.append(head.compared(head.embed(trainee.model.backbone(x))).float())
+        groups = None if self.judged.groups is None else self.fabric.to_device(self.judged.groups[self.held])
+        return self.task.judge(torch.cat(found), self.fabric.to_device(self.judged.labels[self.held]), groups)
+
+    def _batches(self, places: Tensor, trainee: Trainee) -> Iterator[tuple[Tensor, Tensor]]:
+        """Places of held-out images and the images as a network that is judged reads them."""
+        indices = list(places.split(_EVALUATION_BATCH))
         size = self.recipe.run.image_size
+        dtype = next(trainee.parameters()).dtype
+        batches = self.judged.batches(indices, [None] * len(indices), self.recipe.augment, size)
+        for chosen, images in zip(indices, batches, strict=True):
+            yield chosen, self._prepare(images, None).to(dtype)
+
+    def _count(self, trainee: Trainee) -> dict[str, float]:
+        """Accuracy and loss, the images shared out over the processes without doubling any."""
         names = ["main", *(trainee.ranks.heads if trainee.ranks is not None else ())]
         sums = torch.zeros(2 + len(names), dtype=torch.float64)
-        for chosen, images in zip(
-            indices, self.source.batches(indices, [None] * len(indices), self.recipe.augment, size), strict=True
-        ):
-            target = self.fabric.to_device(self.source.labels[chosen])
+        for chosen, x in self._batches(self.held[self.rank :: self.world], trainee):
+            target = self.fabric.to_device(self.judged.labels[chosen])
             with self.fabric.autocast():
-                logits, ranks = trainee(self._prepare(images, None).to(next(trainee.parameters()).dtype))
+                logits, ranks, _ = trainee(x)
             sums[0] += len(target)
             sums[1] += float(F.cross_entropy(logits.float(), target, reduction="sum"))
             for i, z in enumerate((logits, *ranks.values())):
                 sums[2 + i] += float((z.argmax(1) == target).sum())
         n, loss, main, *others = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
-        trainee.train()
-        row = {"held_out_loss": loss / n, "held_out_accuracy": main / n}
-        row.update({f"held_out_accuracy_{name}": hits / n for name, hits in zip(names[1:], others, strict=True)})
+        row = {"loss": loss / n, "accuracy": main / n}
+        row.update({f"accuracy_{name}": hits / n for name, hits in zip(names[1:], others, strict=True)})
         return row
 
     def _save(self) -> None:
@@ -444,34 +485,5 @@ class _Run:
             "parameters": sum(p.numel() for p in self.raw.model.parameters()),
             "epochs_done": progress.epoch,
             "best_epoch": progress.best_epoch,
-            "best_held_out_accuracy": progress.best if progress.best_epoch else None,
+            f"best_held_out_{self.task.measure}": progress.best if progress.best_epoch else None,
         }
-
-
-@dataclasses.dataclass
-class _Stop:
-    """The signal that asked for an end, 0 before there was one."""
-
-    number: int = 0
-
-
-@contextmanager
-def _stop_signal() -> Iterator[_Stop]:
-    """What the first Ctrl-C or SIGTERM is noted in; the second one ends the process at once."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, frame: Any) -> None:
-        stop.number = number
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

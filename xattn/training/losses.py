@@ -1,9 +1,10 @@
-"""Losses: cross-entropy, and distillation from a teacher."""
+"""Losses: distillation from a teacher, and triplets of images that are compared."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,3 +69,36 @@ def distillation_loss(
     log_s, log_t = (student / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
     divergence = F.kl_div(log_s, log_t, reduction="batchmean", log_target=True)
     return (1 - weight) * entropy + weight * temperature**2 * divergence
+
+
+def triplet_loss(embedding: Tensor, target: Tensor, margin: float = 0.3) -> Tensor:
+    """Batch-hard triplet loss (Hermans et al. 2017, arXiv:1703.07737, eq. 5), Euclidean.
+
+    Each image is an anchor: its farthest image of the same identity should be nearer than its nearest of another one.
+    The mean over anchors that have both of max(0, margin + d_positive - d_negative).
+
+    Args:
+        embedding: (N, D), with gradient.
+        target: identities (N,).
+        margin: 0 is the soft form, log(1 + exp(d_positive - d_negative)).
+
+    Returns:
+        Scalar; zero where no image has both.
+
+    >>> float(triplet_loss(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([0, 0, 1]), 2.5))
+    1.0
+    """
+    dtype = torch.promote_types(embedding.dtype, torch.float32)
+    points = embedding.to(dtype)
+    square = (points**2).sum(1)
+    away = square[:, None] + square - 2 * points @ points.T
+    away = away.clamp(min=1e-12).sqrt()  # no root of zero, whose gradient is infinite
+    same = target[:, None] == target
+    itself = torch.eye(len(target), dtype=torch.bool, device=target.device)
+    positive = away.masked_fill(~same | itself, -torch.inf).amax(1)
+    negative = away.masked_fill(same, torch.inf).amin(1)
+    both = positive.isfinite() & negative.isfinite()
+    difference = positive[both] - negative[both]
+    if not len(difference):
+        return embedding.sum() * 0
+    return F.relu(difference + margin).mean() if margin else F.softplus(difference).mean()

@@ -15,6 +15,7 @@ from xattn.models.checkpoint import RANKS, read_state
 from xattn.models.factory import create_model
 from xattn.models.header import read_header
 from xattn.models.heads import Classifier, Head
+from xattn.training.augment import sides
 from xattn.training.recipe import ModelSection, Recipe
 
 RANK_SUBSETS: Mapping[str, tuple[int, ...]] = {"1+2": (0, 1), "2+3": (1, 2), "1": (0,), "2": (1,), "3": (2,)}
@@ -56,13 +57,11 @@ class Trainee(nn.Module):
         self.model = model
         self.ranks = ranks
 
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits (N, K) of images (N, 3, H, W), and those of the rank heads by name."""
-        if self.ranks is None:
-            return self.model(x), {}
+    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Logits (N, K) of images (N, 3, H, W), those of the rank heads by name, and the embedding (N, P * C)."""
         head = cast("Head", self.model.head)
         embedding = head.embed(self.model.backbone(x))
-        return head.classifier(head.dropout(embedding)), self.ranks(embedding)
+        return head.classify(embedding), {} if self.ranks is None else self.ranks(embedding), embedding
 
     def weights(self) -> dict[str, Tensor]:
         """The network's tensors, and those of the rank heads under their prefix, as `best.safetensors` has them."""
@@ -72,13 +71,14 @@ class Trainee(nn.Module):
         return tensors
 
 
-def _options_of(section: ModelSection) -> dict[str, Any]:
+def _options_of(section: ModelSection, *, neck: bool) -> dict[str, Any]:
     """Options of the head that differ from the default."""
+    options: dict[str, Any] = {"neck": True} if neck else {}
     if section.head == "brnpa" and (not section.refine or section.seed != "activation"):
-        return {"refine": section.refine, "seed": section.seed}
+        options.update(refine=section.refine, seed=section.seed)
     if section.head == "bcnn" and section.attention_width:
-        return {"width": section.attention_width}
-    return {}
+        options["width"] = section.attention_width
+    return options
 
 
 def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
@@ -99,19 +99,18 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
             resolution=section.resolution,
             circular=section.circular,
             num_classes=len(classes),
-            options=_options_of(section),
+            options=_options_of(section, neck=recipe.task.neck),
         ),
     )
     head = cast("Head", model.head)
     head.dropout.p = section.dropout
-    size = recipe.run.image_size
     model.spec = dataclasses.replace(
         model.spec,
-        input_size=(size, size),
+        input_size=sides(recipe.run.image_size),
         mean=model.spec.mean or IMAGENET_MEAN,
         std=model.spec.std or IMAGENET_STD,
         classes=tuple(classes),
-        crop=size / recipe.augment.resize if recipe.augment.resize else 1.0,
+        crop=recipe.shorter / recipe.augment.resize if recipe.augment.resize else 1.0,
         name=f"{section.backbone} {section.head}",
     )
     start = section.start

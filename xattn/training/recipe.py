@@ -6,7 +6,7 @@ import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,9 +17,13 @@ from xattn.models.header import MOST_PARTS, SMALLEST_SIDE
 from xattn.schema import read_toml, toml
 from xattn.spec import LARGEST_SIDE, MOST_CLASSES
 
+if TYPE_CHECKING:
+    from xattn.training.tasks import Task
+
 _MOST_EPOCHS = 50_000
 _RECIPE_BYTES = 2**20
 _Pixels = Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE)]
+_Size = _Pixels | tuple[_Pixels, _Pixels]
 
 
 class _Section(BaseModel):
@@ -37,6 +41,9 @@ class DataSection(_Section):
         held_out: share of the training images of each class that is kept out to choose the best epoch.
         classes: use the first so many classes only; 0 for all.
         per_class: use so many images of each class at most; 0 for all.
+        class_list: file with the names of the classes to use, one a line, for data whose classes are divided; empty for
+            all.
+        validation: part that chooses the best epoch, such as `"val"`, in place of held-out images; empty for none.
         workers: processes that decode images; small data sets are kept in memory instead and need none.
     """
 
@@ -44,6 +51,8 @@ class DataSection(_Section):
     held_out: float = Field(default=0.1, gt=0, lt=1)
     classes: int = Field(default=0, ge=0, le=MOST_CLASSES)
     per_class: int = Field(default=0, ge=0, le=10**9)
+    class_list: str = ""
+    validation: str = ""
     workers: int = Field(default=0, ge=0, le=256)
 
 
@@ -148,6 +157,7 @@ class AugmentSection(_Section):
         saturation: largest relative change.
         randaugment: operations of RandAugment per image (Cubuk et al. 2020, arXiv:1909.13719); 0 for none.
         magnitude: strength of RandAugment, of 30.
+        erase: share of the images that lose a box (random erasing, Zhong et al. 2017, arXiv:1708.04896).
         removal: cells that go, for a network that is to score images without them: `"single"` (half of the images lack
             one), `"share"` (each goes with a random probability), `"mixed"` (both), or `"none"`.
         removal_grid: cells on each side where one of them goes, as `grid` of the metric `idsds`.
@@ -165,6 +175,7 @@ class AugmentSection(_Section):
     saturation: float = Field(default=0.2, ge=0, le=10)
     randaugment: int = Field(default=0, ge=0, le=14)
     magnitude: int = Field(default=9, ge=0, le=30)
+    erase: float = Field(default=0.0, ge=0, le=1)
     removal: Literal["none", "single", "share", "mixed"] = "none"
     removal_grid: int = Field(default=4, ge=2, le=64)
     removal_cells: int = Field(default=8, ge=2, le=64)
@@ -186,10 +197,11 @@ class RunSection(_Section):
     """Length, precision, seed and output.
 
     Args:
+        task: what is learned, with its parameters: `"classify"`, `"reid"`, `"reid:instances=8,margin=0"`, `"fewshot"`.
         out: folder of the run.
         epochs: passes over the training images.
         batch_size: images per process and step.
-        image_size: pixels, also of an evaluation.
+        image_size: pixels, also of an evaluation: one side of a square, or `[height, width]`.
         sizes: progressive training: pairs (first epoch, pixels); empty for `image_size` throughout.
         seed: of the split, the initial weights, the order and the augmentation.
         precision: of Lightning Fabric: `"32-true"`, `"bf16-mixed"` or `"64-true"`.
@@ -200,11 +212,12 @@ class RunSection(_Section):
         tensorboard: write events for TensorBoard beside the CSV file.
     """
 
+    task: str = "classify"
     out: str = "runs/train"
     epochs: int = Field(default=10, ge=1, le=_MOST_EPOCHS)
     batch_size: int = Field(default=64, ge=1, le=65_536)
-    image_size: _Pixels = 224
-    sizes: tuple[tuple[Annotated[int, Field(ge=0, le=_MOST_EPOCHS)], _Pixels], ...] = Field(default=(), max_length=1000)
+    image_size: _Size = 224
+    sizes: tuple[tuple[Annotated[int, Field(ge=0, le=_MOST_EPOCHS)], _Size], ...] = Field(default=(), max_length=1000)
     seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps", "tpu"] = "auto"
@@ -238,9 +251,15 @@ class Recipe(_Section):
             raise ValueError("model.ranks needs a head with parts, brnpa or bcnn")
         if self.model.ranks and self.model.parts != 3:
             raise ValueError(f"model.ranks is defined for 3 parts but model.parts is {self.model.parts}")
+        try:
+            task = self.task
+        except XattnError as error:
+            raise ValueError(f"run.task: {error}".rstrip(".")) from None
+        if self.distill.teacher and not task.distils:
+            raise ValueError(f"run.task {self.run.task} has no class scores that a teacher could teach by")
         if [first for first, _ in self.run.sizes] != sorted({first for first, _ in self.run.sizes}):
             raise ValueError("run.sizes must be pairs [first epoch, pixels] in order of the epoch")
-        resize, size = self.augment.resize, self.run.image_size
+        resize, size = self.augment.resize, self.shorter
         if resize and not size <= resize <= 10 * size:
             raise ValueError(
                 f"augment.resize must be 0 or from run.image_size ({size}) to ten times that, not {resize}"
@@ -250,7 +269,20 @@ class Recipe(_Section):
             raise ValueError(f"augment.scale must be two shares in (0, 1] in order but is {[low, high]}")
         return self
 
-    def size_at(self, epoch: int) -> int:
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        from xattn.training.tasks import tasks
+
+        return tasks.parse(self.run.task)
+
+    @property
+    def shorter(self) -> int:
+        """Pixels of the shorter side of an image."""
+        size = self.run.image_size
+        return size if isinstance(size, int) else min(size)
+
+    def size_at(self, epoch: int) -> int | tuple[int, int]:
         """Pixels of a training image in an epoch, counted from 0."""
         size = self.run.image_size
         for first, pixels in self.run.sizes:

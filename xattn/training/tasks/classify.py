@@ -1,0 +1,75 @@
+"""Classification: images of known classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from xattn.data.opening import NoPartError
+from xattn.errors import ParameterError, XattnWarning
+from xattn.models.heads import Classifier
+from xattn.training.data import Source, hold_out
+from xattn.training.evaluation import evaluate
+from xattn.training.tasks import tasks
+from xattn.training.tasks.task import Row, Task
+
+
+@tasks.register("classify")
+@dataclass(frozen=True)
+class Classify(Task):
+    """Classification: the cross-entropy of the classes, judged by accuracy on images held out of each class."""
+
+    compares: ClassVar[bool] = False
+
+    def hold_out(self, labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+        return hold_out(labels, share, seed)
+
+    def order(self, labels: Tensor, batch: int, steps: int, generator: torch.Generator) -> Tensor | None:
+        return None
+
+    def evaluate(
+        self, model: Classifier, open_part: Callable[[str | None], Source], split: str | None, **options: Any
+    ) -> tuple[dict[str, Any], list[Row]]:
+        """Top-1, top-5, sparsity of the maps, accuracy by rank of the parts, speed."""
+        try:
+            source, used = open_part(split or "test"), split or "test"
+        except NoPartError:
+            if split is not None:
+                raise
+            source, used = open_part(None), "all"
+            warnings.warn(
+                "the data have no test part, so all of them are scored: if the network was trained on these images, "
+                "new ones will score lower.",
+                XattnWarning,
+                stacklevel=2,
+            )
+        known = len(source.classes)
+        if model.spec.classes and len(model.spec.classes) != known:
+            raise ParameterError(
+                f"evaluate: the network knows {len(model.spec.classes)} classes but the images have {known}; pass the "
+                "data set that it was trained on."
+            )
+        result = evaluate(model, source, **options)
+        maps = "of the attention maps" if result.maps == "attention" else "of the class activation map"
+        rows = [
+            Row("images", f"{result.images:,}"),
+            Row("top-1", f"{result.top1:.2%}"),
+            Row("top-5", f"{result.top5:.2%}"),
+        ]
+        if result.density is not None and result.sparsity is not None:
+            rows += [
+                Row("density x", f"{result.density:.4f}", f"mean brightness {maps}"),
+                Row("sparsity 1/x", f"{result.sparsity:.2f}", "mean over images; high is sparse"),
+            ]
+        rows += [Row(f"parts {k}", f"{v:.2%}", f"top-1, {result.rank_heads}") for k, v in result.ranks.items()]
+        rows += [
+            Row("images per second", f"{result.images_per_second:.0f}", "forward pass"),
+            Row("parameters", f"{result.parameters:,}"),
+        ]
+        return {"split": used, **dataclasses.asdict(result)}, rows
