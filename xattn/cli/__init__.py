@@ -31,6 +31,7 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]
 COMMANDS = {
     "explain": ("explain", "explain"),
     "compare": ("compare", "compare"),
+    "match": ("match", "match"),
     "list": ("catalog", "show"),
     "doctor": ("doctor", "doctor"),
     "train": ("train", "train"),
@@ -46,6 +47,7 @@ EPILOG = "\n\n".join(
         "xattn explain photo.jpg        [dim]# BR-NPA, with a network inside the package[/dim]",
         "xattn explain -m gradcam -m saliency photos/ --model resnet50 --weights DEFAULT",
         "xattn compare photos/ --out page.html  [dim]# methods side by side, on one page to share[/dim]",
+        "xattn match cow.jpg herd/ --model runs/cows/best.safetensors  [dim]# the same one? what says so?[/dim]",
         "xattn list methods             [dim]# what there is, what it costs, which paper[/dim]",
         "xattn doctor --model resnet50  [dim]# which methods to believe on this model[/dim]",
         "xattn select resnet50 --weights DEFAULT --data photos/  [dim]# which method to use, within minutes[/dim]",
