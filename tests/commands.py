@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from tests.data.copies import tiny_imagenet
 from tests.training.colours import write_images
+from tests.training.individuals import write_few_shot, write_individuals
 from xattn.cli import app
 from xattn.data import datasets
 from xattn.explainers import explainers
@@ -36,6 +37,7 @@ _STANDINS: tuple[tuple[str, str], ...] = (
     (r" --weights DEFAULT\b", ""),
     (r"\bmine\.nets:build\b", "tests.cli.models:cnn"),
     (r" --backbone resnet18\b", " --backbone tiny-cnn"),
+    (r" --task reid\b", " --task reid:instances=2"),
     (r"^(xattn train .*)$", rf"\1 {_QUICK} --set held_out=0.2"),
     (r"^(xattn report .*)$", r"\1 --resamples 50 --panels 1"),
     (r"^xattn select \S+", "xattn select tests.cli.models:cnn --images 8"),
@@ -127,6 +129,8 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(ROOT / "benchmarks" / "configs", tmp_path / "benchmarks" / "configs")
     shutil.copy(ROOT / "examples" / "chelsea.jpg", tmp_path / "photo.jpg")
     write_images(tmp_path / "photos", 5, 32, seed=0)
+    write_individuals(tmp_path / "people")
+    write_few_shot(tmp_path / "data" / "cifar-fs")
     write_hugging_face(tmp_path / "my-vit")
     tiny_imagenet(tmp_path / "data" / "tiny-imagenet")
     monkeypatch.setenv("XATTN_DATA", str(tmp_path / "data"))

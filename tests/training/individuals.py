@@ -28,7 +28,7 @@ def write_individuals(root: Path) -> Path:
     return root
 
 
-def write_few_shot(root: Path, classes: int = 6, images: int = 17) -> Path:
+def write_few_shot(root: Path, classes: int = 6, images: int = 20) -> Path:
     """CIFAR-FS in its own layout, with as many classes in each part."""
     rng = np.random.default_rng(0)
     (root / "splits" / "bertinetto").mkdir(parents=True)
