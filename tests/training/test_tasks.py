@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from tests.training.colours import tiny_recipe
 from tests.training.individuals import write_individuals
 from xattn.cli import app
-from xattn.errors import DataError, ParameterError
+from xattn.errors import DataError, ParameterError, XattnWarning
 from xattn.models import create_model, load_model
 from xattn.models.checkpoint import read_state
 from xattn.training import loop
@@ -308,6 +308,17 @@ def test_what_does_not_suit_is_one_line_before_training(
         loop.train(reid_recipe(individuals, tmp_path / "run", run__task=task, **changes))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_some_that_do_not_suit_are_a_warning() -> None:
+    task = tasks.parse("reid:instances=2")
+    labels, held = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 1])
+    with pytest.warns(XattnWarning, match="1 of 3 classes to train on have fewer than 2 images"):
+        task.check(labels, held, None, 4, 1)
+    with pytest.warns(XattnWarning, match=r"1 of 2 individuals that are held out have no second image"):
+        task.check(labels[:4], held, torch.tensor([1, 2, 3, 3]), 4, 1)
+    with pytest.raises(DataError, match="no held-out image has another one of its identity"):
+        task.check(labels[:4], held, torch.tensor([1, 1, 3, 3]), 4, 1)
 
 
 def test_a_gallery_without_a_match_is_told(run: Path, individuals: Path, tmp_path: Path) -> None:

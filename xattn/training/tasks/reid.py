@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xattn.data.opening import NoPartError
-from xattn.errors import DataError, UnknownNameError
+from xattn.errors import DataError, UnknownNameError, XattnWarning
 from xattn.functional.retrieval import Distance, retrieval_ranks
 from xattn.models.heads import Classifier
 from xattn.schema import Range, check_fields
@@ -53,10 +54,18 @@ class Reid(Task):
         check_groups(self.name, labels, batch, world, self.instances, "the parameter instances")
         if bool((torch.bincount(labels) == 1).all()):
             raise DataError("reid: no identity to train on has two images, so that nothing can be learned to match.")
-        if not _has_match(held, groups):
+        alone = [i for i in held.unique().tolist() if not _has_match(held, groups, only=i)]
+        if len(alone) == len(held.unique()):
             raise DataError(
                 "reid: no held-out image has another one of its identity from another camera or day, so that no epoch "
                 "can be judged; raise data.held_out, or name a part for it (data.validation)."
+            )
+        if alone:
+            warnings.warn(
+                f"reid: {len(alone)} of {len(held.unique())} individuals that are held out have no second image from "
+                "another camera or day, so that they are searched for in vain and only distract.",
+                XattnWarning,
+                stacklevel=2,
             )
 
     def order(self, labels: Tensor, batch: int, steps: int, generator: torch.Generator) -> Tensor:
@@ -136,10 +145,11 @@ def _has_match(
     others: Tensor | None = None,
     *,
     own: bool = True,
+    only: int | None = None,
 ) -> bool:
-    """Whether an identity of the query has an image in the gallery that counts as a match of one of its images."""
+    """Whether an identity of the query, or this one, has an image in the gallery that matches one of its images."""
     gallery, others = (query, groups) if gallery is None else (gallery, others)
-    for identity in query.unique().tolist():
+    for identity in query.unique().tolist() if only is None else [only]:
         mine, theirs = query == identity, gallery == identity
         if groups is None or others is None:
             if int(theirs.sum()) > int(own):

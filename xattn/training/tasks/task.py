@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from xattn.errors import DataError, ParameterError
+from xattn.errors import DataError, ParameterError, XattnWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,4 +194,12 @@ def check_groups(task: str, labels: Tensor, batch: int, world: int, each: int, k
             f"{task}: a batch of {batch * world} images needs {batch * world // each} classes of {each} images but "
             f"there are {classes} classes to train on; lower run.batch_size to {classes // world * each} at most, or "
             f"raise {key}."
+        )
+    small = int((labels.unique(return_counts=True)[1] < each).sum())
+    if small:
+        warnings.warn(
+            f"{task}: {small} of {classes} classes to train on have fewer than {each} images, some of which come twice "
+            "in a batch.",
+            XattnWarning,
+            stacklevel=2,
         )
