@@ -46,7 +46,7 @@ def test_a_pipe_gets_a_line_a_name_with_tabs(run: Run) -> None:
     assert [line[0] for line in lines] == explainers.names()
 
 
-@pytest.mark.parametrize("kind", ["methods", "metrics", "models", "datasets", "scores"])
+@pytest.mark.parametrize("kind", ["methods", "metrics", "models", "datasets", "scores", "tasks"])
 def test_a_terminal_gets_lines_that_fit_it(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
