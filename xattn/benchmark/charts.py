@@ -289,5 +289,39 @@ def curve_points(panel: Panel) -> dict[str, list[tuple[float, Summary]]]:
         kind, at, percent = name.partition("_at_")
         label = Label.parse(metric)
         if label.name == "curves" and at and percent.isdecimal():
-            curves.setdefault(f"{kind} {label.settings}".strip(), []).append((int(percent) / 100, s))
+            curves.setdefault(f"{kind} {s.column.label.settings}".strip(), []).append((int(percent) / 100, s))
     return {title: sorted(points, key=lambda point: point[0]) for title, points in curves.items()}
+
+
+def over_grids(panel: Panel) -> dict[str, list[tuple[str, Summary]]]:
+    """Grids, the finest first, with the scores there, of each column that was measured on three or more of them."""
+    found: dict[str, list[tuple[str, Summary]]] = {}
+    for s in panel.directed:
+        if s.column.name == s.column.base and s.column.grid not in ("", "map") and len(s.values):
+            label = s.column.label
+            settings = ",".join(part for part in label.settings.split(",") if part and not part.startswith("grid="))
+            found.setdefault(f"{label.name} {settings}".strip(), []).append((s.column.grid, s))
+
+    def coarseness(point: tuple[str, Summary]) -> float:
+        return {"pixels": -math.inf, "common": 0}.get(point[0], -float(point[0]) if point[0].isdecimal() else 0)
+
+    return {title: sorted(points, key=coarseness) for title, points in found.items() if len(points) > 2}
+
+
+def by_grid(axis: Axes, panel: Panel, title: str, points: Sequence[tuple[str, Summary]], shown: Looks) -> Tips:
+    """Scores of the same maps ranked on ever coarser grids, with bands."""
+    tips = {}
+    places = np.arange(len(points))
+    for j, (colour, line, marker) in shown.items():
+        mean, low, high = (np.array([getattr(s.spread, end)[j] for _, s in points]) for end in ("mean", "low", "high"))
+        drawn = axis.plot(places, mean, color=colour, linestyle=line, marker=marker, markersize=3, linewidth=1.2)
+        band = axis.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
+        hook([*drawn, band], f"series-{j}")
+        each = ", ".join(f"{grid}: {text_of(float(m))}" for (grid, _), m in zip(points, mean, strict=True))
+        tips[f"series-{j}"] = f"{panel.labels[j]}\n{each}"
+    axis.set_xticks(places, [grid for grid, _ in points])
+    axis.set_title(f"{title} {points[0][1].column.arrow[-1]}")
+    axis.set_xlabel("cells a side of the grid that is ranked")
+    axis.set_ylabel("score")
+    axis.grid(color="#e5e5e5")
+    return tips

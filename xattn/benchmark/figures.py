@@ -70,6 +70,11 @@ def draw_all(panel: Panel, scores: Scores) -> dict[str, tuple[str, Figure]]:
             f"back (insertion, high is better), with {INTERVAL} bootstrap bands: the best methods and the controls.",
             lambda: curves(panel),
         ),
+        "grids": (
+            f"Score of the same maps, ranked on ever coarser grids, with {INTERVAL} bootstrap bands: how fine a map is "
+            "moves its score, so methods and controls are compared on one grid.",
+            lambda: grids(panel),
+        ),
         "ranks": (
             "Rank of each method in each column by its mean, 1 is best; controls are in italics.",
             lambda: ranks(panel),
@@ -328,6 +333,19 @@ def _legend_of_few(figure: Figure, panel: Panel, lines: charts.Looks, plots: int
         for j, (c, line, marker) in lines.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4 if plots > 1 else 2, fontsize=8)
+
+
+def grids(panel: Panel) -> Figure | None:
+    """Scores of the best methods and of the controls against the grid on which maps are ranked."""
+    kinds = charts.over_grids(panel)
+    if not kinds:
+        return None
+    figure, axes = _grid(len(kinds), 3.4, 2.8, sharex=False)
+    lines = charts.few(panel)
+    for axis, (title, points) in zip(axes, kinds.items(), strict=True):
+        charts.by_grid(axis, panel, title, points, lines)
+    _legend_of_few(figure, panel, lines, len(kinds))
+    return figure
 
 
 def curves(panel: Panel) -> Figure | None:

@@ -56,7 +56,7 @@ class Summary:
         best: tests against the best entry; None where there is no direction.
         friedman: ranks in each image; None where there is no direction.
         unproven: (M,), methods that are not better than the best control (paired Wilcoxon, Holm); no control is one,
-            and nothing where there is no direction or no control.
+            and nothing where there is no direction or no control, or methods were not ranked on one grid.
         reliability: agreement of images on the order; None where there is no direction.
     """
 
@@ -109,8 +109,12 @@ class Panel:
 
     def headline(self, count: int, *, directed: bool = False) -> list[Summary]:
         """The columns that matter most, at most `count`."""
+
         # Of several protocols of a metric the one with the fewest parameters stands for it.
-        there = sorted(self.summaries.values(), key=lambda s: (s.column.metric.count("="), s.column.metric))
+        def plain(s: Summary) -> tuple[bool, int, str]:
+            return not s.column.matched, s.column.metric.count("="), s.column.metric
+
+        there = sorted(self.summaries.values(), key=plain)
         chosen = [s for key in HEADLINE for s in there if _key(s) == key]
         chosen = [s for i, s in enumerate(chosen) if _key(s) not in {_key(t) for t in chosen[:i]}]
         for s in self.directed:  # then the first column of each other metric
@@ -207,11 +211,18 @@ def summarize(
         images,
         spread,
         rank_of(spread.mean, higher),
-        _unproven(values, spread.mean * column.sign, [e.control for e in entries]),
+        # Where maps were ranked on grids of their own, a finer control is no measure of a coarse method.
+        _unproven(values, spread.mean * column.sign, [column.matched and _held(column, e) for e in entries])
+        & ~np.array([e.control for e in entries]),
         best=against_best(values, higher=higher, resamples=resamples, seed=seed),
         friedman=friedman(_compared(values), higher=higher),
         reliability=reliability(_compared(values) * column.sign, resamples=min(resamples, 200), seed=seed),
     )
+
+
+def _held(column: Column, entry: Entry) -> bool:
+    """Whether methods are held against an entry: of a map that ignores the model, sanity checks are to tell them."""
+    return entry.blind if column.family == "sanity" else entry.control
 
 
 def _compared(values: Array) -> Array:

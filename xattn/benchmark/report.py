@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from xattn.benchmark import figures, tables, verdict
+from xattn.benchmark import answers, figures, tables, verdict
 from xattn.benchmark.ladder import recoveries
 from xattn.benchmark.ladder import table as known_orders
 from xattn.benchmark.panels import Panel, agreement, protocols
@@ -121,9 +121,17 @@ def _section(panel: Panel, scores: Scores, folder: Path) -> list[str]:
 
 
 def _answer(panel: Panel) -> list[str]:
-    """The answer in bold, then what else there is to say."""
-    first, *others = verdict.summary(panel)
-    return [in_markdown(f"**{first}** {' '.join(others)}", 10_000)]
+    """The answer in bold, then one to each question, then what else there is to say."""
+    given = answers.answers(panel)
+    judged = verdict.judge(panel)
+    first = verdict.headline(judged) if judged.mixed else answers.headline(panel, given)
+    lines = [in_markdown(f"**{first}**", 10_000), ""]
+    for answer in given:
+        best = answers.names(panel, answer.best) if answer.proven is not False else "none"
+        said = " ".join(answers.sentences(panel, answer))
+        lines.append(in_markdown(f"- *{answer.question.text}* **{best or 'none'}.** {said}", 10_000))
+    _, *others = verdict.summary(panel)
+    return [*lines, "", in_markdown(" ".join(others), 10_000)]
 
 
 def _picture(folder: str, key: str, caption: str) -> list[str]:

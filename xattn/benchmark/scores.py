@@ -47,8 +47,13 @@ class Entry:
 
     @property
     def control(self) -> bool:
-        """It knows nothing of the model."""
+        """What any method has to beat."""
         return self.family is Family.CONTROL
+
+    @property
+    def blind(self) -> bool:
+        """A control that knows nothing of the model."""
+        return self.control and not explainers.parse(self.method).grad
 
 
 @dataclass(frozen=True)

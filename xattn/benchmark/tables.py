@@ -138,12 +138,27 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(c, c) for c in shortened(text, 1000))
 
 
+def rounded(mean: float, low: float, high: float, value: float | None = None) -> str:
+    """A mean, or an end of its interval, to the digit of half the interval's width: the others mean nothing.
+
+    >>> rounded(0.23144, 0.2112, 0.2501), rounded(12.3456, 11.9, 12.8), rounded(0.5, 0.5, 0.5)
+    ('0.23', '12.3', '0.500')
+    """
+    half = (high - low) / 2
+    if math.isnan(mean):
+        return ""
+    if not 1e-6 < half < 1e6:
+        return text_of(mean if value is None else value)
+    return f"{mean if value is None else value:.{min(max(-math.floor(math.log10(half)), 0), 6)}f}"
+
+
 def interval_text(summary: Summary, j: int) -> str:
     """Mean with its interval and the mark, as `0.512 [0.490, 0.533]†`; empty where there is no value."""
     spread = summary.spread
     if math.isnan(spread.mean[j]):
         return ""
-    inside = f"{text_of(float(spread.mean[j]))} [{text_of(float(spread.low[j]))}, {text_of(float(spread.high[j]))}]"
+    ends = float(spread.mean[j]), float(spread.low[j]), float(spread.high[j])
+    inside = "{} [{}, {}]".format(*(rounded(*ends, end) for end in ends))
     return inside + (MARK if summary.marked(j) else "")
 
 
@@ -210,6 +225,8 @@ def full_table(panel: Panel) -> Table:
 def _above_controls(panel: Panel, s: Summary, j: int) -> str | None:
     if s.best is None or panel.entries[j].control or not panel.controls or math.isnan(s.spread.mean[j]):
         return None
+    if not s.column.matched:  # they are not held against controls of another grid
+        return None
     return "no" if s.unproven[j] else "yes"
 
 
@@ -232,7 +249,7 @@ def column_table(panel: Panel) -> Table:
         controls = [j for j in panel.controls if not math.isnan(turned[j])]
         methods = [j for j, e in enumerate(panel.entries) if not e.control and not math.isnan(turned[j])]
         best = int(np.nanargmax(turned))
-        tested = controls and s.best is not None
+        tested = controls and s.best is not None and s.column.matched
         above = f"{sum(not s.unproven[j] for j in methods)} of {len(methods)}" if tested else None
         rows.append(
             (

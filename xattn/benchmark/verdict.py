@@ -110,7 +110,7 @@ def judge(panel: Panel) -> Verdict:
         turned = np.where([e.control for e in panel.entries], s.spread.mean * s.column.sign, np.nan)
         controls.append(None if np.isnan(turned).all() else int(np.nanargmax(turned)))
         known = ~np.isnan(s.spread.mean) & ~np.array([e.control for e in panel.entries])
-        won += (known & ~s.unproven & (controls[-1] is not None)).astype(np.int64)
+        won += (known & ~s.unproven & (controls[-1] is not None and s.column.matched)).astype(np.int64)
         raw[q] = pairwise(s.values, correct=False).p
     upper = np.triu_indices(entries, 1)
     apart = np.zeros((entries, entries), np.bool_)
@@ -127,6 +127,7 @@ def judge(panel: Panel) -> Verdict:
 def _questions(panel: Panel) -> list[Summary]:
     asked = [s for s in panel.headline(len(panel.summaries), directed=True) if len(s.values)]
     faithful = [s for s in asked if s.column.family == "perturbation"]
+    faithful = [s for s in faithful if s.column.matched] or faithful
     pair = [s for s in faithful if s.column.name in ("insertion", "deletion")]
     return (pair or faithful or asked)[:_QUESTIONS]
 
@@ -282,7 +283,12 @@ def cautions(verdict: Verdict) -> list[str]:
     if bad:
         shares = listing([f"{100 * (1 - panel.coverage[j]):.2g} % of {panel.labels[j]}" for j in bad], most=3)
         lines.append(f"Some maps are constant, undefined or do not add up: {shares}.")
-    if verdict.tested and not verdict.trusted and verdict.images:
+    if any(not s.column.matched for s in verdict.questions):
+        lines.append(
+            "Maps were ranked on pixels, or each on its own grid, where a finer one scores otherwise whatever it says: "
+            "nothing is held against the controls. Run again for scores on one grid."
+        )
+    elif verdict.tested and not verdict.trusted and verdict.images:
         lines.append(
             f"{verdict.images:,} images may be too few: that no difference is shown does not show that there is none."
         )

@@ -83,6 +83,10 @@ def of_panel(panel: Panel, scores: Scores, order: list[int]) -> dict[str, list[C
             chart(title, (5.0, 3.2), partial(charts.curve, panel=panel, title=title, points=points, shown=lines))
             for title, points in charts.curve_points(panel).items()
         ],
+        "grids": [
+            chart(title, (5.0, 3.2), partial(charts.by_grid, panel=panel, title=title, points=points, shown=lines))
+            for title, points in charts.over_grids(panel).items()
+        ],
         "sizes": [
             chart(s.column.arrow, (6.0, 3.2), partial(charts.by_sizes, panel=panel, s=s, sizes=means, shown=lines))
             for s, means in sizes

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn.benchmark import tables, verdict
+from xattn.benchmark import answers, tables, verdict
 from xattn.benchmark.charts import family_of
 from xattn.benchmark.config import Config
 from xattn.benchmark.panels import Panel, Summary, panels, protocols
 from xattn.benchmark.report import PICTURES, folder_names, own_folder, write_report
 from xattn.benchmark.scores import ARROWS, Scores, shortened
-from xattn.benchmark.tables import Table, text_of
+from xattn.benchmark.tables import MARK, Table, interval_text, rounded, text_of
 from xattn.benchmark.verdict import Verdict, duration
 from xattn.errors import ParameterError
 from xattn.functional.statistics import ALPHA, INTERVAL
-from xattn.labels import counted
+from xattn.labels import counted, listing
 from xattn.looks import FAMILIES
 from xattn.metric import NEITHER
 from xattn.pages import charts, pictures
@@ -111,15 +111,15 @@ def _view(
     panel: Panel, judged: Verdict, scores: Scores, folder: Path, shown: Sequence[pictures.Picture], notes: Sequence[str]
 ) -> dict[str, Any]:
     """What the template shows of a panel."""
-    asked = protocols(panel)
+    asked, given = protocols(panel), answers.answers(panel)
     columns = [s for s in panel.headline(_COMPARED, directed=True) if not np.isnan(s.spread.mean).all()]
     order = [j for j in _order(panel, judged) if not math.isnan(judged.mean_rank[j])]
     lines = charts.line_looks(panel, order)
     return {
         "id": folder.name,
         "name": panel.name,
-        "headline": verdict.headline(judged),
-        "cards": _cards(panel, judged),
+        "headline": verdict.headline(judged) if judged.mixed else answers.headline(panel, given),
+        "cards": _cards(panel, judged, given),
         "cautions": verdict.cautions(judged),
         "entries": _entries(panel),
         "board": _board(panel, judged),
@@ -154,34 +154,32 @@ def _view(
 # The answer
 
 
-def _cards(panel: Panel, judged: Verdict) -> list[dict[str, Any]]:
-    """Four answers: title, how it is meant, methods each with a word, sentences."""
-    top, seconds = judged.top, {j: panel.costs[j].get("seconds") for j in judged.order}
+def _cards(panel: Panel, judged: Verdict, given: Sequence[answers.Answer]) -> list[dict[str, Any]]:
+    """A card for each question: the best methods, those of equal scores together, and what there is to say."""
+    seconds = {j: panel.costs[j].get("seconds") for j in judged.order}
     cheap = sorted((j for j in judged.order if seconds[j]), key=lambda j: seconds[j] or 0)[:_CHEAPEST]
-    first = verdict.ties(judged)
-    if len(top) > 1:  # the others are shown, so need not be named again
-        first[0] = f"{panel.labels[top[0]]} comes first; on {judged.any_asked} the others cannot be told from it."
-    cards = [
-        ("Beat the controls", "good" if judged.trusted else "plain", judged.trusted, verdict.trust(judged)),
-        ("First, and not told from it", "plain", top, first),
-        (
-            "Not shown to beat the controls",
-            "bad" if judged.unproven else "plain",
-            judged.unproven,
-            verdict.unproven(judged),
-        ),
-        ("Cheapest", "plain", cheap, verdict.costs(judged)[1:]),
-    ]
-    return [
+    cards: list[dict[str, Any]] = [
         {
-            "title": title,
-            "kind": kind,
-            "methods": [(j, duration(seconds[j] or 0) if methods is cheap else "") for j in methods],
-            "sentences": sentences,
+            "title": answer.question.text,
+            "kind": "plain" if answer.proven is None else "good" if answer.proven else "bad",
+            "methods": [
+                (first, f"= {listing([panel.labels[j] for j in others])}" if others else "")
+                for first, *others in (answer.best if answer.proven is not False else ())
+            ],
+            "sentences": answers.sentences(panel, answer),
         }
-        for title, kind, methods, sentences in cards
-        if sentences or methods
+        for answer in given
     ]
+    if cheap:
+        cards.append(
+            {
+                "title": "What does it cost?",
+                "kind": "plain",
+                "methods": [(j, duration(seconds[j] or 0)) for j in cheap],
+                "sentences": verdict.costs(judged)[1:],
+            }
+        )
+    return cards
 
 
 def _entries(panel: Panel) -> list[dict[str, Any]]:
@@ -262,7 +260,7 @@ def _cell(s: Summary, j: int, scale: tuple[float, float], *, bar: bool) -> dict[
     best = s.best is not None and s.best.best == j
     close = s.best is not None and not best and not s.best.adjusted[j] < ALPHA
     weak = s.marked(j)
-    tip = [f"{s.column.arrow}: {text_of(mean)} [{text_of(low)}, {text_of(high)}]", f"{int(s.spread.n[j]):,} images"]
+    tip = [f"{s.column.arrow}: {interval_text(s, j).rstrip(MARK)}", f"{int(s.spread.n[j]):,} images"]
     if s.spread.missing[j]:
         tip[-1] += f", {int(s.spread.missing[j]):,} without a value"
     if best:
@@ -273,7 +271,7 @@ def _cell(s: Summary, j: int, scale: tuple[float, float], *, bar: bool) -> dict[
         tip.append("not shown to beat the best control")
     cell: dict[str, Any] = {
         "value": mean,
-        "text": text_of(mean),
+        "text": rounded(mean, low, high),
         "marks": ("best " if best else "close " if close else "") + ("weak" if weak else ""),
         "tip": "\n".join(tip),
     }
@@ -281,7 +279,7 @@ def _cell(s: Summary, j: int, scale: tuple[float, float], *, bar: bool) -> dict[
         cell |= {
             name: round(100 * (v - scale[0]) / scale[1], 1) for name, v in zip("mlh", (mean, low, high), strict=True)
         }
-        cell["interval"] = f"{text_of(low)} to {text_of(high)}"
+        cell["interval"] = f"{rounded(mean, low, high, low)} to {rounded(mean, low, high, high)}"
     return cell
 
 

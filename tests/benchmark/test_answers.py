@@ -1,0 +1,196 @@
+"""The statistics of equivalence against loops and SciPy, and what a panel answers where the answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from xattn.benchmark import answers
+from xattn.benchmark.answers import MARGIN, Answer
+from xattn.benchmark.equivalence import beats, compare, duplicates, exceeds
+from xattn.benchmark.panels import Panel, summarize
+from xattn.benchmark.scores import Column, Entry
+from xattn.benchmark.tables import rounded
+from xattn.metric import HIGHER, LOWER, Direction
+
+METHODS = ("gradcam", "xgradcam", "brnpa", "saliency", "eigencam", "random", "center", "pooled-gradient")
+
+
+def test_one_sided_test_is_that_of_scipy_and_of_the_formula() -> None:
+    d = np.random.default_rng(0).normal(0.02, 0.1, (40, 3))
+    d[:5, 1] = np.nan
+    d[:, 2] = 0.03
+    found = exceeds(d, 0.01)
+    for t in range(2):
+        own = d[~np.isnan(d[:, t]), t]
+        assert found[t] == pytest.approx(stats.ttest_1samp(own, 0.01, alternative="greater").pvalue, rel=1e-12)
+        mean = sum(own) / len(own)
+        spread = math.sqrt(sum((v - mean) ** 2 for v in own) / (len(own) - 1) / len(own))
+        assert found[t] == pytest.approx(stats.t.sf((mean - 0.01) / spread, len(own) - 1), rel=1e-9)
+    assert found[2] == 0
+    assert exceeds(d, 0.04)[2] == 1
+    assert np.isnan(exceeds(d[:1], 0)).all()
+
+
+def naive_holm(p: list[float]) -> list[float]:
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    out, running = [0.0] * len(p), 0.0
+    for k, i in enumerate(order):
+        running = max(running, min(1.0, p[i] * (len(p) - k)))
+        out[i] = running
+    return out
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), methods=st.integers(2, 5), columns=st.integers(1, 3))
+def test_pairs_are_those_of_a_loop(seed: int, methods: int, columns: int) -> None:
+    rng = np.random.default_rng(seed)
+    tables = [rng.normal(rng.normal(0, 0.06, methods), 0.05, (30, methods)) for _ in range(columns)]
+    places = [(c, a, b) for c in range(columns) for a in range(methods) for b in range(methods) if a != b]
+
+    def p(c: int, a: int, b: int, shift: float) -> float:
+        return float(stats.ttest_1samp(tables[c][:, a] - tables[c][:, b], shift, alternative="greater").pvalue)
+
+    above = dict(zip(places, naive_holm([p(*where, 0.03) for where in places]), strict=True))
+    below = dict(zip(places, naive_holm([p(*where, -0.03) for where in places]), strict=True))
+    found = compare(tables, 0.03)
+    for a in range(methods):
+        for b in range(methods):
+            if a != b:
+                assert found.worse[b, a] == any(above[c, a, b] < 0.05 for c in range(columns))
+                both = [below[c, x, y] < 0.05 for c in range(columns) for x, y in ((a, b), (b, a))]
+                assert found.same[a, b] == all(both)
+    assert not (found.worse & found.same).any()
+    assert not found.worse.diagonal().any()
+
+
+def test_false_statements_are_bounded() -> None:
+    """Eight equal methods in two columns: of 200 tables in no more than one in twenty is any pair told apart."""
+    rng = np.random.default_rng(1)
+    wrong = sum(compare([rng.normal(0, 1, (40, 8)) for _ in range(2)], 0.0).worse.any() for _ in range(200))
+    assert wrong <= stats.binom.ppf(0.999, 200, 0.05)
+
+
+def test_a_method_has_to_beat_each_control() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.02, (60, 4))
+    table = np.array([0.5, 0.3, 0.2, 0.4]) + noise  # two methods, then two controls
+    better = beats([table, table[:, [1, 0, 2, 3]]], [2, 3])
+    assert better.tolist() == [[True, False, False, False], [False, True, False, False]]
+    assert not beats([np.full((60, 4), np.nan)], [2, 3]).any()
+
+
+def test_duplicates_are_one_group() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(0.5, 0.1, 50)
+    table = np.stack([a, a + rng.normal(0, 1e-3, 50), a + 0.1, rng.normal(0.5, 0.1, 50)], 1)
+    assert duplicates([table], 0.01) == [[0, 1], [2], [3]]
+    assert duplicates([table, table[:, [0, 3, 2, 1]]], 0.01) == [[0], [1], [2], [3]]
+
+
+def panel(images: int = 150, grid: str = "common", coverage: float = 1.0) -> Panel:
+    """Grad-CAM and its copy, BR-NPA as good as they are, one good in one column alone, one that fails."""
+    rng = np.random.default_rng(0)
+    entries = [Entry("net", method) for method in METHODS]
+    image = rng.normal(0, 0.1, (images, 1))
+    means = {
+        "insertion": [0.6, 0.6, 0.601, 0.6, 0.25, 0.3, 0.2, 0.35],
+        "deletion": [0.1, 0.1, 0.1, 0.42, 0.5, 0.4, 0.5, 0.3],
+    }
+    summaries = {}
+    for metric, name, direction in (
+        (f"insertion:grid={grid}", "insertion", HIGHER), (f"deletion:grid={grid}", "deletion", LOWER),
+    ):  # fmt: skip
+        values = image + np.array(means[name]) + rng.normal(0, 0.01, (images, len(METHODS)))
+        values[:, 1] = values[:, 0]
+        column = Column(metric, name, direction, "perturbation", only=True, grid=grid)
+        summaries[metric, name] = summarize(column, values, list(range(images)), entries, resamples=50)
+    known = np.ones(len(METHODS))
+    known[2] = coverage
+    return Panel("d, net", "d", entries, list(METHODS), summaries, known, [{} for _ in METHODS])
+
+
+def groups(found: Panel, some: list[list[int]]) -> set[tuple[str, ...]]:
+    return {tuple(found.labels[j] for j in group) for group in some}
+
+
+def only(found: Panel) -> Answer:
+    (answer,) = answers.answers(found)
+    return answer
+
+
+def test_the_best_cannot_be_told_apart_and_copies_are_one() -> None:
+    found = panel()
+    answer = only(found)
+    assert groups(found, answer.best) == {("gradcam", "xgradcam"), ("brnpa",)}
+    assert (answer.proven, answer.shown) == (True, True)
+    assert groups(found, answer.some) == {("saliency",)}
+    assert groups(found, answer.failed) == {("eigencam",)}
+    said = answers.headline(found, [answer])
+    assert said.startswith("Use any of ")
+    assert "gradcam = xgradcam" in said
+    assert "beats every control on insertion and deletion (baseline blur)" in said
+    sentences = " ".join(answers.sentences(found, answer))
+    assert f"All are shown to lie within {MARGIN} of each other." in sentences
+    assert "Failed (not shown to beat every control in any column): eigencam." in sentences
+
+
+def test_few_images_leave_it_open() -> None:
+    found = panel(images=4)
+    answer = only(found)
+    assert not answer.shown
+    assert not any("All are shown" in text for text in answers.sentences(found, answer))
+
+
+def test_unsound_maps_are_ranked_apart() -> None:
+    found = panel(coverage=0.85)
+    answer = only(found)
+    assert groups(found, answer.best) == {("gradcam", "xgradcam")}
+    assert [found.labels[j] for j in answer.unsound] == ["brnpa"]
+    assert "more than a tenth of their maps are unsound: brnpa" in " ".join(answers.sentences(found, answer))
+    assert "Use gradcam = xgradcam: alone it is shown to beat every control" in answers.headline(found, [answer])
+
+
+@pytest.mark.parametrize("grid", ["pixels", "map"])
+def test_grids_that_differ_answer_nothing(grid: str) -> None:
+    """The confound is gone from the verdict: what was ranked on a grid of its own is held against nothing."""
+    found = panel(grid=grid)
+    assert answers.answers(found) == []
+    assert not any(s.unproven.any() for s in found.summaries.values())
+    assert "No method was scored on one grid for all" in answers.headline(found, [])
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "direction", "values", "proven"),
+    [
+        ("parameter_randomization", "spearman", LOWER, [0.1, 0.1, 0.1, 0.2, 1.0, 1.0, 1.0, 0.0], True),
+        ("class_sensitivity", "spearman", LOWER, [1.0] * 8, False),
+        ("max_sensitivity", "max_sensitivity", LOWER, [0.1, 0.1, 0.5, 0.2, 1.0, 0.0, 0.0, 0.6], None),
+    ],
+)
+def test_questions_hold_methods_against_what_they_have_to_beat(
+    metric: str, name: str, direction: Direction, values: list[float], proven: bool | None
+) -> None:
+    """Blind controls for the sanity checks, where the pooled gradient is as good as any; none for stability."""
+    found = panel()
+    drawn = np.array(values) + np.random.default_rng(0).normal(0, 0.001, (50, len(METHODS)))
+    family = "robustness" if proven is None else "sanity"
+    column = Column(metric, name, direction, family)
+    summary = summarize(column, drawn, list(range(50)), found.entries, resamples=20)
+    answer = only(Panel("d", "d", found.entries, found.labels, {(metric, name): summary}, found.coverage, found.costs))
+    assert answer.proven is proven
+    if proven:
+        assert ("eigencam",) in groups(found, answer.failed)
+
+
+def test_digits_are_those_that_the_interval_allows() -> None:
+    assert rounded(0.4567, 0.4, 0.5) == "0.46"
+    assert rounded(0.4567, 0.4560, 0.4570) == "0.4567"
+    assert rounded(23.4, 11, 41) == "23"
+    assert rounded(math.nan, 0, 1) == ""
+    assert rounded(0.4567, 0.4, 0.5, 0.4) == "0.40"
