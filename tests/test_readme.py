@@ -148,24 +148,21 @@ def test_tables_are_what_the_program_and_the_results_say(path: Path, part: Calla
     assert page[begin:end] == part(), "write it anew with `python -m tests.test_readme`"
 
 
-def test_sentences_about_the_published_runs_are_those_of_their_reports() -> None:
+def test_sentences_about_the_grid_are_those_of_the_scores() -> None:
     text = " ".join(README.read_text(encoding="utf-8").split())
-    published = ROOT / "benchmarks" / "results"
-    table = (published / "embedded" / "tiny-imagenet-tiny-cnn" / "leaderboard.csv").read_text(encoding="utf-8")
-    labels = [line.split(",")[0].strip('"') for line in table.splitlines()[1:]]
-    methods = [label for label in labels if "(control)" not in label]
-    assert f"{len(methods)} methods and the three controls on `tiny-cnn`" in text
-    assert len(labels) - len(methods) == 3
-    sentences = {
-        ("embedded", "tiny-imagenet, tiny-cnn"): "{} beat the controls on both insertion and deletion on `tiny-cnn`",
-        ("embedded", "tiny-imagenet, tiny-vit"): "{} on the transformer `tiny-vit`",
-        ("squeezenet", "photos, squeezenet1_0"): "{} on a trained SqueezeNet",
+    found = json.loads((ROOT / "benchmarks" / "confound" / "confound.json").read_text(encoding="utf-8"))[
+        "confound-tiny"
+    ]
+    means = {
+        (row["method"], row["grid"]): row["mean"]
+        for row in found["rows"]
+        if row["metric"].startswith("insertion:steps=")
     }
-    for (run, panel), sentence in sentences.items():
-        report = (published / run / "report.md").read_text(encoding="utf-8").partition(f"\n## {panel}\n")[2]
-        found = re.search(r"(\d+ of \d+ methods) beats? the best control on both insertion and deletion", report)
-        assert found is not None, panel
-        assert sentence.format(found[1]) in text
+    assert f"insertion against a blur, {means['input-x-gradient', 'pixels']:.2f};" in text
+    assert f"averaged to 8 x 8 cells has {means['input-x-gradient', '8']:.2f}," in text
+    assert f"Grad-CAM ({means['gradcam', '8']:.2f}), BR-NPA ({means['brnpa', '8']:.2f})" in text
+    assert f"edges of the image ({means['edges', '8']:.2f})" in text
+    assert f"`tiny-cnn`, {found['rows'][0]['images']} images" in text
 
 
 def test_every_picture_and_link_is_there() -> None:
