@@ -38,7 +38,7 @@ _FAMILIES = {
         "Perturbation",
         "They change the image where the map says that it matters and look at the score. What replaces the pixels "
         "decides a good part of the answer, so read a pair of them, and the "
-        "[protocols](../choosing.md#how-far-the-answer-depends-on-the-protocol) of a report.",
+        "[protocols](../measured.md#how-far-the-answer-depends-on-the-protocol) of a report.",
     ),
     "localization": (
         "Localisation",
