@@ -104,10 +104,8 @@ class AttentionTaps(Calls):
         return call.run() if call.kwargs.get("enable_gqa") else self._scaled_dot_product(*call.args, **call.kwargs)[0]
 
     def _module(self, call: Call) -> Any:
-        given = _MULTI_HEAD.bind(*call.args, **call.kwargs)
-        given.apply_defaults()
-        unusual = any(given.arguments[name] is not None and given.arguments[name] is not False for name in _UNUSUAL)
-        return call.run() if unusual or given.arguments["query"].ndim != 3 else self._multi_head(given.arguments)
+        plain = _plain_multi_head(call)
+        return call.run() if plain is None else self._multi_head(plain)
 
     def _scaled_dot_product(
         self,
@@ -160,3 +158,45 @@ _RUN: dict[str, Callable[[AttentionTaps, Call], Any]] = {
     "scaled_dot_product_attention": AttentionTaps._fused,
     "multi_head_attention_forward": AttentionTaps._module,
 }
+
+
+class AttentionShapes(AttentionTaps):
+    """Tells the shapes of the probabilities of attention, which runs as it is.
+
+    Args:
+        modules: as in `AttentionTaps`.
+        note: called with the name of the module and the shape (N, heads, T, T).
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], note: Callable[[str, torch.Size], None]) -> None:
+        super().__init__(modules, lambda name, kind, tensor: tensor)
+        self.note = note
+
+    def handle(self, call: Call) -> Any:
+        """Any call as it is."""
+        shape = _shape(call)
+        if shape is not None:
+            self.note(self._inside[-1], shape)
+        return call.run()
+
+
+def _shape(call: Call) -> torch.Size | None:
+    """The shape of the probabilities of a call that is attention; None for others."""
+    if call.name == "softmax":
+        scores = call.args[0]
+        return scores.shape if call.arguments.get("dim") in (-1, scores.ndim - 1) else None
+    if call.name == "scaled_dot_product_attention" and not call.kwargs.get("enable_gqa"):
+        given = dict(zip(("query", "key"), call.args, strict=False)) | call.kwargs
+        return torch.Size((*given["query"].shape[:-1], given["key"].shape[-2]))
+    if call.name == "multi_head_attention_forward" and (plain := _plain_multi_head(call)) is not None:
+        tokens, images, _ = plain["query"].shape
+        return torch.Size((images, plain["num_heads"], tokens, len(plain["key"])))
+    return None
+
+
+def _plain_multi_head(call: Call) -> Mapping[str, Any] | None:
+    """The arguments of a call of `nn.MultiheadAttention` on a batch; None where it has keys that are no tokens."""
+    given = _MULTI_HEAD.bind(*call.args, **call.kwargs)
+    given.apply_defaults()
+    unusual = any(given.arguments[name] is not None and given.arguments[name] is not False for name in _UNUSUAL)
+    return None if unusual or given.arguments["query"].ndim != 3 else given.arguments

@@ -198,15 +198,19 @@ def test_cam_says_why_a_network_has_no_weights_of_channels() -> None:
     assert xattn.explain(model, x, "hirescam").status == ("ok",)
 
 
-@pytest.mark.parametrize("make", [lambda: nets.made(nets.Ends, 5, lambda z: z), lambda: nets.made(nets.TwoWays)])
-def test_the_model_runs_on_three_images_and_once_for_each_object(make: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize(
+    ("make", "cost"),
+    [(lambda: nets.made(nets.Ends, 5, lambda z: z), 3), (lambda: nets.made(nets.TwoWays), 4)],
+    ids=["one way", "two ways, whose shares take a gradient"],
+)
+def test_the_model_runs_on_three_images_and_once_for_each_object(make: Callable[[], nn.Module], cost: int) -> None:
     model, x = make(), images(4, 3, 32, 32)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda m, inputs: seen.append(len(inputs[0])))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XattnWarning)  # of several ways one is shown, and said
         xattn.explain(model, x, "gradcam")
-    assert sum(seen) - len(x) == 3
+    assert sum(seen) - len(x) == cost
     seen.clear()
     xattn.explain(model, x, "gradcam")
     assert seen == [len(x)]

@@ -24,7 +24,7 @@ def find_classifier(model: nn.Module, first: Probe, evidence: dict[str, Evidence
         )  # fmt: skip
         if not (linear or pointwise):
             continue
-        if _gives(call.output, values):
+        if not call.output.is_meta and _gives(call.output, values):
             evidence["classifier"] = Evidence(PROVED, "the class scores are its output")
             return call
         if _alone(model, first, call):

@@ -21,16 +21,21 @@ _FIRST_NORMS = (
     "norm1", "ln_1", "layernorm_before", "norm_1", "ln1", "layer_norm1", "layer_norm_1", "attn_norm", "norm_attn",
 )  # fmt: skip
 _NEAR = 8  # calls before several branches among which the one that they come from is looked for
+_LATE = 16  # last layers whose answers are recorded at once
 _BRANCH = 0.05  # share of the score of a branch that is told
 
 
-def _spatial(calls: Sequence[Call], limit: float, batch: int) -> list[Call]:
-    """Calls before the classifier that may give maps."""
-    return [
-        c for c in calls
-        if c.ended < limit and len(c.output) == batch and c.output.ndim in (3, 4) and not c.passes_on
-        and c.output.is_floating_point() and c.output[0].numel() > max(c.output.shape[1:])
-    ]  # fmt: skip
+def _spatial(probe: Probe, classifier: Call | None) -> list[Call]:
+    """Calls for one image before the classifier that may give maps."""
+    limit = _limit(classifier)
+    return [c for c in probe.calls if c.ended < limit and _may_be_a_map(c)]
+
+
+def _may_be_a_map(call: Call) -> bool:
+    shape = call.output.shape
+    if len(shape) not in (3, 4) or shape[0] != 1:
+        return False
+    return call.output.numel() > max(shape[1:]) and call.output.is_floating_point() and not call.passes_on
 
 
 def _limit(classifier: Call | None) -> float:
@@ -59,7 +64,7 @@ def likely_layer(first: Probe, classifier: Call | None, named: str | None) -> Ca
     """
     if named is not None:
         return _named(first, named)
-    calls = _spatial(first.calls, _limit(classifier), 1)
+    calls = _spatial(first, classifier)
     if first.raw.grad_fn is not None:
         met, around = frontier(first.raw.grad_fn, _stops(calls))
         if met:
@@ -68,12 +73,33 @@ def likely_layer(first: Probe, classifier: Call | None, named: str | None) -> Ca
     return _outermost(maps) if maps else None
 
 
+def likely_layers(first: Probe, classifier: Call | None, guess: Call) -> set[str]:
+    """Names of the layers whose answers to the lit place will be read in all likelihood: the last ones that give maps.
+
+    Of blocks of tokens the first norms, too. What else is asked for takes another pass.
+    """
+    calls = _spatial(first, classifier)
+    norms = [c.name for c in calls if c.output.shape == calls[-1].output.shape and _is_first_norm(c)]
+    return {guess.name, *(c.name for c in calls[-_LATE:]), *norms[-2:]}
+
+
 def _outermost(calls: Sequence[Call]) -> Call:
     """Of the last output the outermost module that gives it."""
     last = calls[-1].output
-    same = [c for c in calls if c.output.data_ptr() == last.data_ptr() and c.output.shape == last.shape]
+    same = [c for c in calls if c.output.shape == last.shape and _is_same(c, calls[-1])]
     plain = [c for c in same if c.plain] or same
     return min(reversed(plain), key=lambda c: c.name.count("."))
+
+
+def _is_same(call: Call, other: Call) -> bool:
+    """Whether two calls gave the same tensor."""
+    if call.output.is_meta:
+        return call.node is other.node
+    return call.output.data_ptr() == other.output.data_ptr()
+
+
+def _is_first_norm(call: Call) -> bool:
+    return call.name.rpartition(".")[2] in _FIRST_NORMS
 
 
 def _named(first: Probe, layer: str) -> Call | None:
@@ -82,8 +108,9 @@ def _named(first: Probe, layer: str) -> Call | None:
     return first.call(name, -1 if index is None else index)
 
 
-def _share(first: Probe, calls: Sequence[Call]) -> list[float]:
+def _share(facts: Findings, calls: Sequence[Call]) -> list[float]:
     """How much of the largest class score goes through each call: |sum of gradient times output|, relative."""
+    first, calls = facts.backwards(calls, values=True)
     edges = [torch.autograd.graph.GradientEdge(call.node, 0) for call in calls]
     with torch.enable_grad():
         score = first.raw.amax(dim=1).sum()
@@ -117,7 +144,7 @@ def find_feature_layer(facts: Findings, named: str | None, model: str) -> tuple[
         facts.evidence["feature_layer"] = Evidence(GIVEN)
         facts.evidence["layout"] = Evidence(PROVED, str(layout))
         return call, layout
-    calls = _spatial(first.calls, _limit(facts.classifier), 1)
+    calls = _spatial(first, facts.classifier)
     chosen = _on_the_way(facts, calls) or _assumed(facts, calls)
     if chosen is None:
         vectors = [c.name for c in first.calls if c.output.ndim >= 2][-6:]
@@ -177,7 +204,7 @@ def _on_the_way(facts: Findings, calls: Sequence[Call]) -> Call | None:
             PROVED, "everything that the class scores are made of goes through it"
         )
         return joint
-    shares = _share(first, ends) if len(ends) > 1 else [1.0]
+    shares = _share(facts, ends) if len(ends) > 1 else [1.0]
     best = max(range(len(ends)), key=lambda i: shares[i])
     others = [f"{c.name} ({s:.0%})" for c, s in zip(ends, shares, strict=True) if c is not ends[best] and s >= _BRANCH]
     others += [f"{call.name} (from where a way goes around it)" for call in before]
@@ -256,19 +283,20 @@ def _first_norm(facts: Findings, last: Call, calls: Sequence[Call]) -> Call | No
             return False
         return _believed(facts, norm, calls) and (layout.grid, layout.tokens) == (whole.grid, whole.tokens)
 
-    named = (c for c in reversed(same) if c.name.rpartition(".")[2] in _FIRST_NORMS)
-    late = [c for c in reversed(same[-40:]) if _normalizes(c.module) and agrees(c)]
+    named = (c for c in reversed(same) if _is_first_norm(c))
+    late = [c for c in reversed(same[-40:]) if _normalizes(c.module)]
     if (norm := next((c for c in named if agrees(c)), None)) is not None:
         block = norm.name.rpartition(".")[0]
-        others = (c for c in late if c.ended > norm.ended and not c.name.startswith(f"{block}."))
         # Numbered blocks of another kind behind it, whose norms have other names (the parallel blocks of CoaT).
-        later = next((c for c in others if re.search(r"\.\d+\.", c.name) and _reaches(facts, c)), None)
+        numbered = (c for c in late if c.ended > norm.ended and re.search(r"\.\d+\.", c.name))
+        others = (c for c in numbered if not c.name.startswith(f"{block}."))
+        later = next((c for c in others if agrees(c) and _reaches(facts, c)), None)
         return norm if later is None else later
     if facts.first.raw.grad_fn is None or _reaches(facts, last):
         return last
     # No such name: the last norm of that shape whose cells the score depends on, else the last such layer.
-    reached = (c for c in (*late, *reversed(same[-40:])) if _reaches(facts, c))
-    return next(reached, None)
+    norms = (c for c in late if agrees(c) and _reaches(facts, c))
+    return next(norms, None) or next((c for c in reversed(same[-40:]) if _reaches(facts, c)), None)
 
 
 def _normalizes(module: nn.Module) -> bool:
@@ -277,9 +305,12 @@ def _normalizes(module: nn.Module) -> bool:
 
 def _token_gradient(facts: Findings, call: Call) -> Tensor | None:
     """Whether the score depends on each token of a call: bool (T,); None without a graph."""
-    first = facts.first
-    if first.raw.grad_fn is None or call.node is None:
+    if facts.first.raw.grad_fn is None or call.node is None:
         return None
+    first, again = facts.backwards([call])
+    if not again:
+        return None
+    (call,) = again
     edge = torch.autograd.graph.GradientEdge(call.node, 0)
     with torch.enable_grad():
         score = first.raw.square().sum()

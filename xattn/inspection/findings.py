@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,9 +25,11 @@ class Findings:
 
     Args:
         first: the pass over one image, with autograd's graph where there is one.
-        second: the pass over that image and the lit one.
+        second: the pass over that image and the lit one, of which the calls that are likely to matter were recorded.
         evidence: how each fact was found.
         warnings: what a person should know before reading a map.
+        whole: the first pass once more, with all that a lean one leaves out.
+        everything: the second pass once more, with all calls.
     """
 
     first: Probe
@@ -34,6 +37,10 @@ class Findings:
     second: Probe
     evidence: dict[str, Evidence]
     warnings: list[str]
+    whole: Callable[[], Probe]
+    everything: Callable[[], Probe]
+    _whole: Probe | None = None
+    _everything: Probe | None = None
     _layouts: dict[tuple[str, int], Layout | None] = field(default_factory=dict)
 
     @property
@@ -41,39 +48,55 @@ class Findings:
         """Height and width of the probes."""
         return self.first.x.shape[-2], self.first.x.shape[-1]
 
+    def answered(self, call: Call) -> Call | None:
+        """What the second pass gave for a call of the first one; None if it did not run again."""
+        again = self.second.call(call.name, call.index)
+        if again is None and self.first.call(call.name, call.index) is not None:
+            self._everything = self._everything or self.everything()
+            again = self._everything.call(call.name, call.index)
+        return again
+
+    def backwards(self, calls: Sequence[Call], *, values: bool = False) -> tuple[Probe, list[Call]]:
+        """A first pass with all that a gradient needs, and these calls in it, with their outputs if `values` is set."""
+        if not self.first.lean and not (values and any(c.output.is_meta for c in calls)):
+            return self.first, list(calls)
+        probe = self._whole = self._whole or self.whole()
+        return probe, [again for c in calls if (again := probe.call(c.name, c.index)) is not None]
+
     def layout(self, call: Call) -> Layout | None:
         """How the output of a call lies on the image, from its answers to the lit place; None if it is no map."""
         key = call.name, call.index
         if key not in self._layouts:
-            self._layouts[key] = self._read(key)
+            self._layouts[key] = self._read(call)
         return self._layouts[key]
 
-    def _read(self, key: tuple[str, int]) -> Layout | None:
+    def _read(self, wanted: Call) -> Layout | None:
+        again = self.answered(wanted)
+        if again is None or wanted.passes_on or isinstance(wanted.module, RECURRENT):
+            return None
+        output = again.output
+        if len(output) != 2 or output.ndim not in (3, 4) or not output.is_floating_point():
+            return None
         last: Call | None = None
         seen: dict[tuple[int, int], None] = {}
-        for call in self.second.calls:
-            output = call.output
+        for call in self.first.calls:
             if isinstance(call.module, CONVOLUTIONS):
                 last = call
-                if output.ndim == 4:
-                    seen[output.shape[2], output.shape[3]] = None
-            if (call.name, call.index) != key:
-                continue
-            no_map = call.passes_on or isinstance(call.module, RECURRENT)
-            if len(output) != 2 or output.ndim not in (3, 4) or not output.is_floating_point() or no_map:
-                return None
-            # A block ends in the layout of the last convolution in it, if it ends in its shape.
-            typed = (
-                last is not None
-                and last.output.shape == output.shape
-                and (last.ended > call.started or _keeps_places(call))
-            )
-            return layout_of((output[1] - output[0]).float().square(), self.size, typed, seen)
-        return None
+                if call.output.ndim == 4:
+                    seen[call.output.shape[2], call.output.shape[3]] = None
+            if (call.name, call.index) == (wanted.name, wanted.index):
+                break
+        # A block ends in the layout of the last convolution in it, if it ends in its shape.
+        typed = (
+            last is not None
+            and last.output.shape[1:] == output.shape[1:]
+            and (last.ended > wanted.started or _keeps_places(wanted))
+        )
+        return layout_of((output[1] - output[0]).float().square(), self.size, typed, seen)
 
     def sees(self, call: Call) -> bool:
         """Whether the output of a call changes with the image."""
-        again = self.second.call(call.name, call.index)
+        again = self.answered(call)
         return again is None or len(again.output) != 2 or not torch.equal(again.output[0], again.output[1])
 
     def proved(self, call: Call) -> Layout | None:

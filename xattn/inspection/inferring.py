@@ -20,11 +20,18 @@ from torch import Tensor, nn
 
 from xattn.device import on_cpu_by_default
 from xattn.errors import NotApplicableError, ParameterError, SpecError, XattnError, XattnWarning
-from xattn.inputs import Inputs, Name, split_inputs
+from xattn.inputs import Inputs, Name, Views, split_inputs
 from xattn.inspection import declared
 from xattn.inspection.behaviour import check_alone, check_repeatable, find_values
 from xattn.inspection.classifier import find_classifier
-from xattn.inspection.features import NoLayerError, attention_layers, class_tokens, find_feature_layer, likely_layer
+from xattn.inspection.features import (
+    NoLayerError,
+    attention_layers,
+    class_tokens,
+    find_feature_layer,
+    likely_layer,
+    likely_layers,
+)
 from xattn.inspection.findings import Findings
 from xattn.inspection.layouts import Layout, lit
 from xattn.inspection.probing import Call, Probe, Swap, reaches_input, run
@@ -118,11 +125,17 @@ def _infer(
     said: list[str] = []
     classifier = find_classifier(model, first, evidence)
     guess = likely_layer(first, classifier, feature_layer)
+    candidates = None if guess is None or first.raw.grad_fn is None else likely_layers(first, classifier, guess)
     swap = None if guess is None else Swap(guess.name, guess.index)
     generator = torch.Generator().manual_seed(0)
     pair = torch.cat([first.x, lit(first.x.float().cpu(), generator).to(first.x)])
-    second = run(model, pair, which=first.choice.path if output is None else output, swap=swap, inputs=one)
-    facts = Findings(first, classifier, second, evidence, said)
+    which = first.choice.path if output is None else output
+    second = run(model, pair, which=which, swap=swap, inputs=one, only=candidates)
+    facts = Findings(
+        first, classifier, second, evidence, said,
+        whole=lambda: run(model, first.x, which=which, graph=True, inputs=one, uncut=first.uncut),
+        everything=lambda: run(model, pair, which=which, inputs=one),
+    )  # fmt: skip
     check_repeatable(model, facts, output)
     values = find_values(facts) if goal.has_classes else Kind.LOGITS
     layer: Call | None = None
@@ -187,7 +200,7 @@ def _infer(
 
 def _find_gradient(model: nn.Module, first: Probe, evidence: dict[str, Evidence]) -> None:
     """Whether autograd leads from the class scores back to the image."""
-    if _reaches_input(first):
+    if reaches_input(first):
         why = "through no_grad, inference_mode or detach() inside the model" if first.uncut else ""
         evidence["gradient"] = Evidence(PROVED, why)
     elif _usable(model):
@@ -319,22 +332,22 @@ def _first_pass(
 def _one(model: nn.Module, x: Tensor, which: Which, inputs: Inputs | None) -> Probe:
     """A pass with autograd's graph, or without one where the weights do not allow it.
 
-    Where the model itself cuts the graph off, as a linear probe does, a second pass looks through that.
+    Where the model itself cuts the graph off, as a linear probe does, a second pass looks through that. Of
+    convolutional networks the shape of the graph is nearly always enough.
     """
     usable = _usable(model)
-    probe = run(model, x, which=which, graph=usable, attention=True, inputs=inputs)
-    if usable and not _reaches_input(probe):
+    lean = usable and not isinstance(inputs, Views)
+    probe = run(model, x, which=which, graph=usable, attention=True, inputs=inputs, lean=lean)
+    if lean and reaches_input(probe) is None:
+        probe = run(model, x, which=which, graph=usable, attention=True, inputs=inputs)
+    if usable and not reaches_input(probe):
         uncut = run(model, x, which=which, graph=True, attention=True, uncut=True, inputs=inputs)
-        probe = uncut if _reaches_input(uncut) else probe
+        probe = uncut if reaches_input(uncut) else probe
     return probe
 
 
 def _usable(model: nn.Module) -> bool:
     return not any(t.is_inference() for t in tensors_of(modules_of(model)))
-
-
-def _reaches_input(probe: Probe) -> bool:
-    return probe.raw.grad_fn is not None and reaches_input(probe.raw)
 
 
 def _smooth(channels: int, size: tuple[int, int]) -> Tensor:

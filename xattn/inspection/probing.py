@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from xattn.attention_taps import PROBABILITIES, AttentionTaps
+from xattn.attention_taps import AttentionShapes
 from xattn.inputs import Inputs, Views, feed
 from xattn.outputs import Choice, Which, choose, rows, take
 from xattn.running import evaluating, in_this_thread
@@ -19,6 +21,7 @@ from xattn.taps import Recording, first_tensor, put_back
 # What only passes on what it was given: no layer to read by its own name.
 PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
 _POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_LARGE = 2**14  # values of an output that a lean pass does not keep
 
 
 @dataclass(eq=False)
@@ -64,6 +67,7 @@ class Probe:
         raw: the tensor that was chosen, with its graph if there is one.
         inputs: the other inputs of the model.
         uncut: the graph leads through the model's own `no_grad`, `inference_mode` and `detach()`.
+        lean: large outputs were not kept, nor what gradients need.
     """
 
     x: Tensor
@@ -73,6 +77,7 @@ class Probe:
     attention: list[tuple[str, torch.Size]] = field(default_factory=list)
     inputs: Inputs | None = None
     uncut: bool = False
+    lean: bool = False
 
     @property
     def values(self) -> Tensor:
@@ -104,7 +109,8 @@ class Swap:
 
 def run(
     model: nn.Module, x: Tensor, *, which: Which = None, graph: bool = False, attention: bool = False,
-    swap: Swap | None = None, uncut: bool = False, inputs: Inputs | None = None,
+    swap: Swap | None = None, uncut: bool = False, inputs: Inputs | None = None, lean: bool = False,
+    only: Collection[str] | None = None,
 ) -> Probe:  # fmt: skip
     """Run the model once and record what every submodule gives.
 
@@ -113,10 +119,13 @@ def run(
         x: probes (B, C, H, W), at the model's dtype and device.
         which: the output to explain; None finds it.
         graph: keep autograd's graph from the input on.
-        attention: look for the probabilities of attention, which then runs step by step.
+        attention: look where attention runs.
         swap: exchange the outputs of a call between the images.
         uncut: keep the graph through the model's own `no_grad`, `inference_mode` and `detach()` too.
         inputs: the other inputs of the model, of one image.
+        lean: keep no large outputs, and of the graph its shape alone unless tokens are mixed: keeping all costs a
+            third of a pass.
+        only: names of the modules to record; None is all.
     """
     calls: list[Call] = []
     seen: list[tuple[str, torch.Size]] = []
@@ -141,7 +150,7 @@ def run(
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             nonlocal clock
             clock += 1
-            started = starts[name].pop()
+            started = starts[name].pop() if starts.get(name) else clock
             tensor = first_tensor(output)
             if tensor is None:
                 return None
@@ -150,6 +159,8 @@ def run(
             counts[name] = index + 1
             plain = isinstance(output, Tensor)
             given = tensor.detach() if views is None else views.rows(tensor.detach(), len(x))
+            if lean and given.numel() > _LARGE and not _may_classify(module):
+                given = _stand_in(given.shape, given.dtype)
             calls.append(Call(name, index, module, given, plain, tensor.grad_fn, started, clock))
             if swap is not None and (name, index) == (swap.name, swap.index):
                 if views is not None and len(tensor) == len(x) * views.count:
@@ -161,19 +172,20 @@ def run(
 
         return hook
 
-    def see(name: str, kind: str, tensor: Tensor) -> Tensor:
-        if kind == PROBABILITIES:
-            seen.append((name, tensor.shape))
-        return tensor
+    def note(name: str, shape: torch.Size) -> None:
+        seen.append((name, shape))
 
     # TorchScript takes no hooks.
     modules = {n: m for n, m in model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)}
+    tokens = mixes_tokens(modules.values())
+    saved = torch.autograd.graph.saved_tensors_hooks(_drop, _drop) if lean and not tokens else nullcontext()
     try:
-        for name, module in modules.items():
-            handles.append(module.register_forward_pre_hook(in_this_thread(before(name))))
+        for name, module in modules.items() if only is None else ((n, m) for n, m in modules.items() if n in only):
+            if module._modules or uncut:  # nothing starts inside of the others
+                handles.append(module.register_forward_pre_hook(in_this_thread(before(name))))
             handles.append(module.register_forward_hook(in_this_thread(after(name))))
-        taps = AttentionTaps(modules if attention and mixes_tokens(modules.values()) else {}, see)
-        with evaluating(model), torch.inference_mode(False), torch.set_grad_enabled(graph), recording, taps:
+        taps = AttentionShapes(modules, note) if attention and tokens else nullcontext()
+        with evaluating(model), torch.inference_mode(False), torch.set_grad_enabled(graph), recording, saved, taps:
             output = feed(model, x.clone().requires_grad_() if graph else x, inputs)
     finally:
         for handle in handles:
@@ -186,7 +198,23 @@ def run(
         path = which if isinstance(which, tuple) else () if callable(which) else (which,)
         choice = Choice(path, named.flatten(1) if values is None else values, "it was named")
     raw = choice.values
-    return Probe(x, Choice(choice.path, raw.detach(), choice.why, choice.others), raw, calls, seen, inputs, uncut)
+    choice = Choice(choice.path, raw.detach(), choice.why, choice.others)
+    return Probe(x, choice, raw, calls, seen, inputs, uncut, lean and not tokens)
+
+
+@functools.lru_cache(maxsize=256)
+def _stand_in(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A tensor without values; one for all outputs of a shape, since small ones between large ones split the memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _may_classify(module: nn.Module) -> bool:
+    """Whether it may give class scores for each place, whose values are looked at."""
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.bias is not None
+
+
+def _drop(tensor: Tensor) -> None:
+    """What autograd gets in the place of a tensor that it wants to save."""
 
 
 def _made(calls: list[Call]) -> Callable[[Tensor], float]:
@@ -233,11 +261,11 @@ def frontier(root: Any, stops: dict[Any, Call]) -> tuple[list[Call], bool]:
     return sorted(met.values(), key=lambda call: call.ended), around
 
 
-def reaches_input(raw: Tensor) -> bool:
-    """Whether a gradient comes from the class scores back to the input."""
+def reaches_input(probe: Probe) -> bool | None:
+    """Whether a gradient comes from the class scores back to the input; None where a lean pass cannot tell."""
     leaf, foreign = None, False
     visited = set()
-    waiting: list[Any] = [raw.grad_fn]
+    waiting: list[Any] = [probe.raw.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in visited:
@@ -250,10 +278,12 @@ def reaches_input(raw: Tensor) -> bool:
         waiting.extend(following for following, _ in node.next_functions)
     if leaf is None or not foreign:
         return leaf is not None
+    if probe.lean:
+        return None
     # Operations from elsewhere, such as quantized ones, may stand in the graph and have no derivative.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.autograd.grad(raw.sum(), leaf, retain_graph=True, allow_unused=True)[0] is not None
+        return torch.autograd.grad(probe.raw.sum(), leaf, retain_graph=True, allow_unused=True)[0] is not None
 
 
 def leads_to(node: Any, other: Any) -> bool:
