@@ -213,8 +213,8 @@ def _may_classify(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.bias is not None
 
 
-def _drop(tensor: Tensor) -> None:
-    """What autograd gets in the place of a tensor that it wants to save."""
+def _drop(tensor: Any) -> Any:
+    """What autograd gets in the place of a tensor that it wants to save: nothing."""
 
 
 def _made(calls: list[Call]) -> Callable[[Tensor], float]:
