@@ -15,6 +15,7 @@ from xattn.device import on_cpu_by_default
 from xattn.doubts import doubt
 from xattn.errors import NotApplicableError, ShapeError
 from xattn.explanation import NON_CONSERVING, OK, Explanation, status_of
+from xattn.inputs import Inputs, Volume
 from xattn.running import lock_of
 from xattn.schema import check_fields
 from xattn.spec import CONTRADICTED, ModelSpec
@@ -52,6 +53,7 @@ class Explainer(ABC):
         opposes: its maps are negative where the image speaks against what is explained, unless a parameter, `reduce`
             or `relu`, takes the sign away.
         tolerance: largest relative error of `conservation` that passes.
+        volumes: it works value by value or cell by cell, and so on volumes (N, C, D, H, W) too.
     """
 
     name: ClassVar[str]
@@ -66,6 +68,7 @@ class Explainer(ABC):
     rank_colors: ClassVar[bool] = False
     opposes: ClassVar[bool] = False
     tolerance: ClassVar[float] = 1e-2
+    volumes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self, self.name)
@@ -111,6 +114,7 @@ class Explainer(ABC):
     def explanation(self, trace: Trace) -> Explanation:
         """Maps with provenance and status from a recorded pass; the model is held alone while they are made."""
         self.check(trace.spec)
+        refuse_volumes(self, trace.inputs)
         with lock_of(trace.model), torch.inference_mode(False):
             maps = promote(self.attribute(trace).detach())
             if maps.ndim != 4 or len(maps) != len(trace.x):
@@ -120,8 +124,9 @@ class Explainer(ABC):
             has_parts = type(self).combine is not Explainer.combine or maps.shape[1] > 1
             parts = maps if has_parts else None
             maps = self.combine(maps) if has_parts else maps
+            read = self.layers(trace.spec)
             status = status_of(maps)
-            word = doubt(trace, self.layers(trace.spec), reruns="forward" in self.passes)
+            word = doubt(trace, read, reruns="forward" in self.passes)
             if word is not None and self.family is not Family.CONTROL:
                 status = [word if s == OK else s for s in status]
             error = self.conservation(trace, maps)
@@ -132,15 +137,15 @@ class Explainer(ABC):
             probability = goal.probability(trace.logits, trace.target, spec.values)
         plain = goal.by_class and goal.has_classes
         return Explanation(
-            maps=maps,
+            maps=trace.unfolded(maps, read),
             target=trace.target if goal.by_class else torch.full_like(trace.target, -1),
             described=() if plain else tuple(goal.text(i, spec) for i in range(len(maps))),
             method=self,
-            input_size=trace.input_size,
-            parts=parts,
+            input_size=(trace.extent[-2], trace.extent[-1]),
+            parts=None if parts is None else trace.unfolded(parts, read),
             status=tuple(status),
             probability=probability,
-            inputs=trace.x,
+            inputs=trace.unfolded(trace.x),
             spec=spec,
         )
 
@@ -190,6 +195,19 @@ def feature_layer(spec: ModelSpec, method: str) -> str:
         return spec.feature_layer
     reason = spec.evidence["feature_layer"].why if "feature_layer" in spec.evidence else "the spec names none"
     raise NotApplicableError(f"{method}: reads layers, but {reason}. {SCORES_ALONE}")
+
+
+def refuse_volumes(method: Explainer, inputs: Inputs | None) -> None:
+    """Check that a method works on volumes, where the inputs are.
+
+    Raises:
+        NotApplicableError: with methods that do.
+    """
+    if isinstance(inputs, Volume) and not method.volumes:
+        raise NotApplicableError(
+            f"{method.name}: is not defined for volumes (N, C, D, H, W); use gradcam, saliency, integrated-gradients, "
+            "occlusion or rise."
+        )
 
 
 def refuse(method: Explainer, spec: ModelSpec) -> None:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from xattn.data.preprocessing import Fit, pictures, to_batch
 from xattn.device import on_cpu_by_default
 from xattn.errors import NotApplicableError, ParameterError, XattnWarning
-from xattn.explainer import Explainer, LayerExplainer, needs_of, refuse
+from xattn.explainer import Explainer, LayerExplainer, needs_of, refuse, refuse_volumes
 from xattn.explainers import applicable, resolve
 from xattn.explanation import OK, Explanation
 from xattn.functional.pixels import drawn_bands
-from xattn.inputs import Inputs, Name, split_inputs
+from xattn.inputs import Inputs, Name, Volume, split_inputs
 from xattn.inspection import facts_about
 from xattn.inspection.processors import Preprocessing, apply_transform, transformed
 from xattn.outputs import Which
@@ -162,7 +162,7 @@ def explain(
             that need scores alone, and gradients of the input where autograd follows it.
         x: float tensor (N, C, H, W) in the model's normalized space, or images to be read and normalized: a path,
             a Pillow image, a uint8 array (H, W, C), or a list of these; a tuple or dictionary of all inputs for a model
-            of several.
+            of several; volumes (N, C, D, H, W) for one of 3-D convolutions.
         methods: a name such as `"gradcam"` or `"brnpa:parts=4"`, an `Explainer`, or a sequence of them; `["all"]`
             stands for every method, and `"all"` for every one that is defined for the model.
         target: class of each image, one class for all (index or name), None for the predicted class, an object of
@@ -238,9 +238,11 @@ def explain(
     if isinstance(target, Similarity) and not isinstance(target.to, (Tensor, np.ndarray)):
         target = Similarity(to_batch(target.to, spec))
     if every:
-        chosen = [method for method in chosen if applicable(method, spec) is None]
+        solid = isinstance(others, Volume)
+        chosen = [m for m in chosen if applicable(m, spec) is None and (m.volumes or not solid)]
     for method in chosen:
         refuse(method, spec)
+        refuse_volumes(method, others)
     trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds, output=output, inputs=others)
     drawn = tuple(drawn_bands(trace.x.shape[1], bands)) if bands else ()
     explanations = explain_trace(trace, chosen, skip=every)

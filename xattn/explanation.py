@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,7 +52,8 @@ class Explanation:
     """Saliency maps of a batch with everything needed to know where they come from.
 
     Args:
-        maps: raw importance (N, 1, h, w) on the method's own grid, float32 or float64, higher = more important.
+        maps: raw importance (N, 1, h, w) on the method's own grid, float32 or float64, higher = more important; of
+            volumes (N, 1, d, h, w).
         target: int64 (N,), the class that was explained, or the column of a number; -1 for what is neither.
         method: the explainer, whose `repr` holds all parameters.
         input_size: height and width of the images in pixels.
@@ -80,8 +81,10 @@ class Explanation:
     bands: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.maps.ndim != 4 or self.maps.shape[1] != 1:
-            raise ShapeError(f"Explanation: expected maps of shape (N, 1, h, w) but got {tuple(self.maps.shape)}.")
+        if self.maps.ndim not in (4, 5) or self.maps.shape[1] != 1:
+            raise ShapeError(
+                f"Explanation: expected maps of shape (N, 1, h, w) or (N, 1, d, h, w) but got {tuple(self.maps.shape)}."
+            )
         if len(self.target) != len(self.maps):
             raise ShapeError(f"Explanation: {len(self.maps)} maps do not fit {len(self.target)} targets.")
         if self.described and len(self.described) != len(self.maps):
@@ -93,14 +96,21 @@ class Explanation:
         return len(self.maps)
 
     def __repr__(self) -> str:
-        n, _, h, w = self.maps.shape
+        n, _, *grid = self.maps.shape
         trouble = sorted({s for s in self.status if s != OK})
         state = ", ".join(f"{self.status.count(s)} {s}" for s in trouble) or OK
         of = f" of {self.spec.name}" if self.spec is not None and self.spec.name else ""
-        return f"<Explanation: {n} maps of {h}x{w} by {self.method!r}{of}, status {state}>"
+        return f"<Explanation: {n} maps of {'x'.join(map(str, grid))} by {self.method!r}{of}, status {state}>"
 
     def resized(self, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
-        """Maps (N, 1, H, W) on the grid of the image, or of `size`, without normalization."""
+        """Maps (N, 1, H, W) on the grid of the image, or of `size`, without normalization.
+
+        Of volumes (N, 1, D, H, W), trilinear; `size` is that of a slice.
+        """
+        if self.maps.ndim == 5:
+            depth = self.maps.shape[2] if self.inputs is None else self.inputs.shape[2]
+            whole = (depth, *(size or self.input_size))
+            return torch.nn.functional.interpolate(self.maps, whole, mode="trilinear", align_corners=False)
         return resize(self.maps, size or self.input_size, mode)
 
     @property
@@ -117,6 +127,22 @@ class Explanation:
         mean, std = (None, None) if self.spec is None else (self.spec.mean, self.spec.std)
         return denormalize(self.inputs, mean, std, self.bands).cpu()
 
+    def slices(self) -> tuple[Explanation, ...]:
+        """Of volumes the middle slices across depth, height and width, each an explanation of images.
+
+        Raises:
+            DataError: if these are no volumes, or it holds none of them.
+        """
+        if self.inputs is None or self.maps.ndim != 5:
+            raise DataError("Explanation: only explanations of volumes that hold them have slices.")
+        maps, inputs, cut = self.resized(), self.inputs, []
+        for axis in (2, 3, 4):
+            middle = inputs.shape[axis] // 2
+            images, across = inputs.select(axis, middle), maps.select(axis, middle)
+            size = (images.shape[-2], images.shape[-1])
+            cut.append(replace(self, maps=across, inputs=images, parts=None, input_size=size))
+        return tuple(cut)
+
     def class_name(self, i: int = 0) -> str:
         """Name of the class explained in image `i`, or what else was explained there."""
         if self.described:
@@ -125,7 +151,10 @@ class Explanation:
         return self.spec.class_name(index) if self.spec is not None else f"class {index}"
 
     def overlay(self, i: int = 0, **options: Any) -> Image:
-        """Picture of image `i` with its map over it; the options are those of `xattn.viz.render`."""
+        """Picture of image `i` with its map over it; the options are those of `xattn.viz.render`.
+
+        Of a volume its middle slices, side by side.
+        """
         from xattn.viz import render
 
         return render(self, i, **options)
@@ -135,5 +164,5 @@ class Explanation:
         from xattn.viz import gallery
 
         buffer = io.BytesIO()
-        gallery([self], limit=8).save(buffer, "PNG")
+        (self.overlay() if self.maps.ndim == 5 else gallery([self], limit=8)).save(buffer, "PNG")
         return buffer.getvalue()

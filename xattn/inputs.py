@@ -14,7 +14,7 @@ from xattn.device import as_set
 from xattn.errors import NotApplicableError, ParameterError, ShapeError, unknown
 
 Name = str | int
-_IMAGE = 4  # dimensions of a batch of images
+_IMAGE, _VOLUME = 4, 5  # dimensions of a batch of them
 _VIEWS = "views"
 
 
@@ -60,6 +60,14 @@ class Inputs:
             return model(*(values[i] for i in range(len(values))))
         return model(values) if self.as_one else model(**{str(name): value for name, value in values.items()})
 
+    def laid(self, tensor: Tensor, images: int) -> Tensor:
+        """What a layer gives for the explained input of each image, as an image of it would: (N, C, h, w)."""
+        return tensor
+
+    def extent(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Height and width, and before them depth where there is one, of inputs that are run as images of a size."""
+        return size
+
     @property
     def shapes(self) -> tuple[Any, ...]:
         """What the facts about a model depend on."""
@@ -88,11 +96,55 @@ class Views(Inputs):
         views[int(self.name)] = x
         return model(torch.stack(views, dim=1))
 
-    def rows(self, tensor: Tensor, images: int) -> Tensor:
+    def laid(self, tensor: Tensor, images: int) -> Tensor:
         """The rows of the explained view in what a layer gives for all views of each image, one after the other."""
         if len(tensor) != images * self.count:
             return tensor
         return tensor.unflatten(0, (images, self.count))[:, int(self.name)]
+
+
+@dataclass(frozen=True, eq=False)
+class Volume(Inputs):
+    """Volumes (N, C, D, H, W), which methods see as images (N, C, D * H, W): one slice below the other.
+
+    What a formula makes of each value or each cell by itself is the same for both; maps get their depth back.
+    """
+
+    depth: int = 1
+
+    def call(self, model: nn.Module, x: Tensor) -> Any:
+        """What the model returns for volumes that are given as images."""
+        return model(x.unflatten(2, (self.depth, -1)))
+
+    def laid(self, tensor: Tensor, images: int) -> Tensor:
+        """A layer's volume (N, C, d, h, w) as an image."""
+        return tensor.flatten(2, 3) if tensor.ndim == _VOLUME else tensor
+
+    def extent(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Depth, height and width."""
+        return self.depth, size[0] // self.depth, size[1]
+
+    @property
+    def shapes(self) -> tuple[Any, ...]:
+        """What the facts about a model depend on."""
+        return "volume", self.depth
+
+
+def _takes_volumes(model: nn.Module, channels: int) -> bool:
+    """Whether five dimensions are volumes to a model, and not views: its convolutions are of three dimensions.
+
+    Raises:
+        NotApplicableError: if channels do not come first, as in networks for videos (N, T, C, H, W).
+    """
+    flat = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    solid = {m.in_channels for m in model.modules() if isinstance(m, nn.Conv3d)}
+    if solid and channels not in solid:
+        raise NotApplicableError(
+            f"{type(model).__name__}: volumes are explained as (N, C, D, H, W), but x has {channels} channels and its "
+            f"3-D convolutions take {', '.join(map(str, sorted(solid)))}; for videos (N, T, C, H, W) pass the module "
+            "that gets x.transpose(1, 2), and that."
+        )
+    return bool(solid) or not flat
 
 
 def required(model: nn.Module) -> list[str]:
@@ -128,7 +180,7 @@ def split_inputs(x: Any, inputs: Name | None, model: nn.Module) -> tuple[Any, In
     """The input that is explained, and the others; None for what is one input only.
 
     Args:
-        x: a dictionary of inputs, a tuple of them, one, or views (N, V, C, H, W).
+        x: a dictionary of inputs, a tuple of them, one, views (N, V, C, H, W) or volumes (N, C, D, H, W).
         inputs: the key or place of the one that is explained; None is the only one that is a batch of float images.
         model: that takes them.
 
@@ -136,11 +188,13 @@ def split_inputs(x: Any, inputs: Name | None, model: nn.Module) -> tuple[Any, In
         ParameterError: if it is not clear which one is explained.
         ShapeError: if there are not as many of the others.
     """
-    if isinstance(x, Tensor) and x.ndim == _IMAGE + 1 and x.is_floating_point():
+    if isinstance(x, Tensor) and x.ndim == _VOLUME and x.is_floating_point():
+        if inputs is None and _takes_volumes(model, x.shape[1]):
+            return x.flatten(2, 3), Volume(0, {}, frozenset(), depth=x.shape[2])
         if type(inputs) is not int or not 0 <= inputs < x.shape[1]:
             raise ParameterError(
                 f"x: of views (N, V, C, H, W) one is explained beside the others; {tuple(x.shape)} has {x.shape[1]} of "
-                f"them, inputs=0 to {x.shape[1] - 1}."
+                f"them, inputs=0 to {x.shape[1] - 1}. Volumes (N, C, D, H, W) are for models of 3-D convolutions."
             )
         return x[:, inputs], Views(inputs, {_VIEWS: x}, frozenset({_VIEWS}))
     several = isinstance(x, Mapping) or (

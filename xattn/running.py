@@ -159,7 +159,7 @@ def tensors_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
 def refused_images(model: nn.Module, shape: Sequence[int], error: RuntimeError) -> ShapeError | None:
     """Why a model failed on images of a shape, where that is their number of channels."""
     told = re.search(r"to have (\d+) channels, but got (\d+) channels", str(error))
-    if told is None or len(shape) != 4 or int(told[2]) != shape[1]:
+    if told is None or len(shape) not in (4, 5) or int(told[2]) != shape[1]:
         return None
     return ShapeError(
         f"{type(model).__name__} takes images of {told[1]} channels but x has {shape[1]}, shape "

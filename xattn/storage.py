@@ -41,6 +41,8 @@ def save_explanation(explanation: Explanation, path: str | Path, *, images: bool
     path = Path(path)
     if path.suffix not in (".npz", ".safetensors"):
         raise ParameterError(f"save: '{path.name}' must end in .npz or .safetensors.")
+    if explanation.maps.ndim != _DIMENSIONS["maps"]:
+        raise ParameterError("save: explanations of volumes have no file format; torch.save(explanation.maps, …) does.")
     kept = {name: getattr(explanation, name) for name in ("maps", "target", "parts", "probability")}
     if images:
         kept["images"] = explanation.images.permute(0, 3, 1, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from xattn.attention_taps import attention_of
 from xattn.device import on_cpu_by_default
 from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeError, SpecError, unknown
 from xattn.functional.baselines import Baseline, Replace
-from xattn.inputs import Inputs, Name, Views, feed, split_inputs
+from xattn.inputs import Inputs, Name, Volume, feed, split_inputs
 from xattn.outputs import Which
 from xattn.running import evaluating, modules_of, refused_images, tensors_of, unwrap
 from xattn.score import ScoreFn, apply_score, probabilities
@@ -116,6 +116,27 @@ class Trace:
         return self.x.shape[-2], self.x.shape[-1]
 
     @property
+    def extent(self) -> tuple[int, ...]:
+        """Height and width, of volumes depth, height and width."""
+        return self.input_size if self.inputs is None else self.inputs.extent(self.input_size)
+
+    def unfolded(self, tensor: Tensor, layers: Iterable[str] = ()) -> Tensor:
+        """Maps or images (N, C, h, w) as they are; of volumes (N, C, d, h, w), by the depth of what has that grid.
+
+        Args:
+            tensor: on the grid of the input, or of one of the layers.
+            layers: that were tapped.
+        """
+        if not isinstance(self.inputs, Volume):
+            return tensor
+        shapes = [self._kept[layer].shape for layer in layers if layer in self._kept]
+        grids = [tuple(shape[-3:]) for shape in shapes if len(shape) == 5] + [self.extent]
+        depths = [d for d, h, w in grids if (d * h, w) == tuple(tensor.shape[-2:])]
+        if not depths:
+            raise ShapeError(f"maps of {tuple(tensor.shape[-2:])} are of no layer of these volumes.")
+        return tensor.unflatten(2, (depths[0], -1))
+
+    @property
     def opposite(self) -> Tensor:
         """Where class 0 of a model with one output is explained, whose logit is -z: bool (N,)."""
         return (self.target == 0) & (self.goal.by_class and self.logits.shape[1] == 1)
@@ -141,7 +162,7 @@ class Trace:
             raise unknown("recorded layer", layer, list(self._kept)) from None
 
     def _grid(self, layer: str, tensor: Tensor) -> Tensor:
-        tensor = self.inputs.rows(tensor, len(self.x)) if isinstance(self.inputs, Views) else tensor
+        tensor = tensor if self.inputs is None else self.inputs.laid(tensor, len(self.x))
         tokens = None if layer == INPUT or attention_of(layer) else self.spec.layout(layer)
         return tokens.fold(tensor, self.input_size) if tokens is not None and tokens.folds(tensor) else tensor
 
@@ -154,12 +175,14 @@ class Trace:
         return self._tapped(layer).dtype
 
     def shape(self, layer: str) -> tuple[int, ...]:
-        """Shape of what a tapped layer gave for one image, as the model gave it.
+        """Shape of what a tapped layer gave for one image, as the model gave it; of a volume as an image has it.
 
         Raises:
             UnknownNameError: if the layer was not tapped.
         """
-        return tuple(self._tapped(layer).shape[1:])
+        _, *shape = self._tapped(layer).shape
+        solid = isinstance(self.inputs, Volume) and len(shape) == 4
+        return (shape[0], shape[1] * shape[2], shape[3]) if solid else tuple(shape)
 
     def activation(self, layer: str) -> Tensor:
         """Output (N, C, h, w) of a tapped layer, detached, at least float32; tokens are folded to their grid.
@@ -436,7 +459,7 @@ def record(
                 with taps:
                     returned = feed(model, fed.clone() if INPUT in layers else fed, inputs)
             except RuntimeError as error:
-                reason = refused_images(model, x.shape, error)
+                reason = refused_images(model, (*x.shape[:2], *_extent(x, inputs)), error)
                 if reason is None:
                     raise
                 raise reason from error
@@ -468,6 +491,11 @@ def record(
     trace = Trace(model, spec, x, chosen, logits.detach(), score_fn, scores, kept, seeds, scoring, goal, output, inputs)
     trace.uncut, trace.calls, trace.training = uncut, taps.calls, training
     return trace
+
+
+def _extent(x: Tensor, inputs: Inputs | None) -> tuple[int, ...]:
+    size = x.shape[-2], x.shape[-1]
+    return size if inputs is None else inputs.extent(size)
 
 
 def _plain(tensor: Tensor) -> Tensor:

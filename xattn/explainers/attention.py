@@ -100,6 +100,7 @@ class BRNPA(LayerExplainer):
         refine: False shows the seeds alone.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.ATTENTION
     class_specific: ClassVar[bool] = False
     paper: ClassVar[str] = "Gomez et al. 2022, arXiv:2106.02566, eqs. 1-4"

@@ -29,6 +29,7 @@ class Activation(LayerExplainer):
         reduce: `"norm"`, `"squared_norm"` or `"mean"` over the channels; all three are in use.
     """
 
+    volumes: ClassVar[bool] = True
     title: ClassVar[str] = "Activation"
     family: ClassVar[Family] = Family.ACTIVATION
     class_specific: ClassVar[bool] = False
@@ -50,6 +51,7 @@ class CAM(LayerExplainer):
     refused.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.CAM
     opposes: ClassVar[bool] = True
     serves: ClassVar[str] = "pooling and a linear layer at the end"
@@ -113,6 +115,7 @@ class CAM(LayerExplainer):
 class GradientCAM(LayerExplainer):
     """A map made of the features of one layer and the gradient of the score by them, from the pass that all share."""
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.CAM
     grad: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward"
@@ -217,6 +220,7 @@ class EigenCAM(LayerExplainer):
         center: subtract the mean over the cells first, as pytorch-grad-cam does; the paper does not.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.CAM
     class_specific: ClassVar[bool] = False
     center: bool = False

@@ -47,6 +47,7 @@ class KPCACAM(LayerExplainer):
         gamma: scale of the kernel; None is 1 / number of channels.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.CAM
     class_specific: ClassVar[bool] = False
     kernel: Kernel = "sigmoid"
@@ -69,6 +70,7 @@ class FEM(LayerExplainer):
         k: how many standard deviations above its mean a response is strong.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.ACTIVATION
     class_specific: ClassVar[bool] = False
     k: Annotated[float, Range(-100, 100)] = 2.0
@@ -93,6 +95,7 @@ class DFF(LayerExplainer):
         iterations: updates of all factors.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.ACTIVATION
     class_specific: ClassVar[bool] = False
     rank_colors: ClassVar[bool] = True

@@ -24,6 +24,7 @@ class Saliency(Explainer):
             or `"norm"`.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.GRADIENT
     opposes: ClassVar[bool] = True
     grad: ClassVar[bool] = True
@@ -49,6 +50,7 @@ class InputXGradient(Explainer):
         reduce: over the channels: `"sum"` with signs, `"max"` of the absolute values, `"mean_abs"` or `"norm"`.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.GRADIENT
     opposes: ClassVar[bool] = True
     grad: ClassVar[bool] = True

@@ -46,6 +46,7 @@ class FinerCAM(LayerExplainer):
         classes: number of classes to compare with, at most all others.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "1 forward, 1 backward to the layer"
     strength: Annotated[float, Range(-1000, 1000)] = 0.6
@@ -147,6 +148,7 @@ class SmoothGradCAMPlusPlus(LayerExplainer):
         noise: standard deviation of the Gaussian noise as a share of the image's range, max - min.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.CAM
     passes: ClassVar[str] = "8 forward, 8 backward to the layer"
     samples: Annotated[int, Range(1, 10_000)] = 8

@@ -175,6 +175,7 @@ class GuidedBackprop(Explainer):
         reduce: over the channels: `"max"` of the absolute values, `"sum"` with signs, `"mean_abs"` or `"norm"`.
     """
 
+    volumes: ClassVar[bool] = True
     title: ClassVar[str] = "Guided backprop"
     family: ClassVar[Family] = Family.PROPAGATION
     opposes: ClassVar[bool] = True

@@ -135,6 +135,7 @@ class IntegratedGradients(PathExplainer):
             `"gauss-legendre"`.
     """
 
+    volumes: ClassVar[bool] = True
     passes: ClassVar[str] = "51 forward, 50 backward, up to 9 times as many where the sum needs them"
     paper: ClassVar[str] = "Sundararajan et al. 2017, arXiv:1703.01365, eq. 1"
     beyond: ClassVar[int] = 2000
@@ -249,6 +250,7 @@ class GuidedIG(PathExplainer):
         reach: how far a feature may be from the straight path, as a share of its way; 0 is the straight path.
     """
 
+    volumes: ClassVar[bool] = True
     passes: ClassVar[str] = "102 forward, 101 backward, one after the other, up to 300 more where the sum needs them"
     beyond: ClassVar[int] = 1000
     baseline: BaselineName = "black"
@@ -311,6 +313,7 @@ class GradientShap(PixelExplainer):
         samples: draws.
     """
 
+    volumes: ClassVar[bool] = True
     passes: ClassVar[str] = "50 forward, 50 backward"
     paper: ClassVar[str] = "Erion et al. 2019, arXiv:1906.10670; Lundberg and Lee 2017, arXiv:1705.07874"
     baseline: BaselineName = "noise"

@@ -43,6 +43,7 @@ class NoiseTunnel(Explainer):
         chunk: images a batch; no part of the result.
     """
 
+    volumes: ClassVar[bool] = True
     family: ClassVar[Family] = Family.GRADIENT
     passes: ClassVar[str] = "50 forward, 50 backward, shared by the three of the noise tunnel"
     of: Annotated[str, explainers.parse] = "saliency"

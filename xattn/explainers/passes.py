@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.errors import NotApplicableError
-from xattn.functional.baselines import Replace, baselines
+from xattn.functional.baselines import Black, Mean, Noise, Replace, baselines
 from xattn.functional.perturb import ImageScore
 from xattn.schema import Range
 from xattn.score import apply_score
@@ -98,8 +98,15 @@ def owners(images: slice, samples: slice, device: torch.device) -> Tensor:
 
 
 def replacement(trace: Trace, baseline: str) -> Replace:
-    """A baseline by its name and parameters (`"blur:sigma=0.1"`), bound to the images; made once for all methods."""
-    return trace.replacement(baselines.parse(baseline))
+    """A baseline by its name and parameters (`"blur:sigma=0.1"`), bound to the images; made once for all methods.
+
+    Raises:
+        NotApplicableError: for one that reads neighbours of a pixel, in volumes.
+    """
+    chosen = baselines.parse(baseline)
+    if len(trace.extent) == 3 and not isinstance(chosen, (Mean, Black, Noise)):
+        raise NotApplicableError(f"baseline '{baseline}' is not defined for volumes; use mean, black or noise.")
+    return trace.replacement(chosen)
 
 
 def as_image(replace: Replace, method: str, baseline: str) -> Tensor:

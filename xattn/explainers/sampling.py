@@ -25,6 +25,7 @@ from xattn.explainers.passes import (
     tiles,
 )
 from xattn.functional import sampling as F
+from xattn.functional import volume
 from xattn.functional.perturb import packed_scores, removal, segment_means
 from xattn.functional.pixels import denormalize_pixels
 from xattn.functional.sampling import Segments
@@ -59,6 +60,7 @@ class Occlusion(HidingExplainer):
     """Occlusion: fall of the score when a square slides over the image (Zeiler and Fergus 2013, arXiv:1311.2901).
 
     A pixel has the mean over the squares that cover it. The last square in each direction ends at the border, whole.
+    In volumes boxes slide, whose sides are shares of depth, height and width.
     Computed here rather than by captum, which cuts it off, and makes the windows of one image at a time.
 
     Args:
@@ -66,6 +68,7 @@ class Occlusion(HidingExplainer):
         stride: from one square to the next, as a share of its side.
     """
 
+    volumes: ClassVar[bool] = True
     passes: ClassVar[str] = "169 forward for a square image"
     opposes: ClassVar[bool] = True
     paper: ClassVar[str] = "Zeiler and Fergus 2013, arXiv:1311.2901, sec. 4.2"
@@ -73,6 +76,8 @@ class Occlusion(HidingExplainer):
     stride: Annotated[float, Range(0, 1, open_low=True)] = 0.5
 
     def attribute(self, trace: Trace) -> Tensor:
+        if len(trace.extent) == 3:
+            return self._of_volumes(trace)
         x, size = trace.x, trace.input_size
         window = max(1, round(self.window * min(size)))
         starts = [F.window_starts(n, window, max(1, round(self.stride * window))) for n in size]
@@ -90,6 +95,22 @@ class Occlusion(HidingExplainer):
         scores = packed_scores(score_again(trace), x, build, owner, self.chunk).view(len(x), -1)
         drops = clean_scores(trace)[:, None] - scores
         return F.window_means(drops, (starts[0], starts[1]), window, size)
+
+    def _of_volumes(self, trace: Trace) -> Tensor:
+        size = trace.extent
+        sides = [max(1, round(self.window * n)) for n in size]
+        starts = [
+            F.window_starts(n, side, max(1, round(self.stride * side))) for n, side in zip(size, sides, strict=True)
+        ]
+        corners = torch.cartesian_prod(*starts).to(trace.x.device)
+
+        def hidden(index: Tensor) -> Tensor:
+            return volume.boxes(corners[index % len(corners)], sides, size)
+
+        build = removal(replacement(trace, self.baseline), hidden)
+        owner = torch.arange(len(trace.x)).repeat_interleave(len(corners))
+        scores = packed_scores(score_again(trace), trace.x, build, owner, self.chunk).view(len(trace.x), -1)
+        return volume.box_means(clean_scores(trace)[:, None] - scores, starts, sides, size)
 
 
 @explainers.register("rise")
@@ -110,6 +131,7 @@ class RISE(HidingExplainer):
             normalized.
     """
 
+    volumes: ClassVar[bool] = True
     passes: ClassVar[str] = "1000 forward"
     samples: Annotated[int, Range(1, 20_000)] = 1000
     cells: Annotated[int, Range(1, 64)] = 7
@@ -119,18 +141,17 @@ class RISE(HidingExplainer):
     def attribute(self, trace: Trace) -> Tensor:
         x, score = trace.x, score_again(trace)
         hidden = baseline_image(trace, self.name, self.baseline)
-        grids, shifts = [], []
+        grids, shifts, axes = [], [], len(trace.extent)
         for i in range(len(x)):
             generator = trace.generator(i, self.name)
-            grids.append(torch.rand(self.samples, self.cells, self.cells, generator=generator) < self.keep)
-            shifts.append(torch.rand(self.samples, 2, generator=generator))
+            grids.append(torch.rand(self.samples, *(self.cells,) * axes, generator=generator) < self.keep)
+            shifts.append(torch.rand(self.samples, axes, generator=generator))
         grid, shift = torch.stack(grids).to(x), torch.stack(shifts).to(x.device)
         total, shown = (x.new_zeros(len(x), 1, *trace.input_size) for _ in range(2))
         for images, samples in tiles(len(x), self.samples, self.chunk):
             own = owners(images, samples, x.device)
-            masks = F.rise_masks(
-                grid[images, samples].flatten(0, 1), shift[images, samples].flatten(0, 1), trace.input_size
-            )
+            drawn = grid[images, samples].flatten(0, 1), shift[images, samples].flatten(0, 1)
+            masks = F.rise_masks(*drawn, trace.input_size) if axes == 2 else volume.smooth_masks(*drawn, trace.extent)
             scores = score(hidden[own].lerp(x[own], masks), own).to(x)
             parts = (-1, samples.stop - samples.start)
             total[images] += (scores.view(-1, 1, 1, 1) * masks).unflatten(0, parts).sum(1)
@@ -146,10 +167,12 @@ class SegmentExplainer(HidingExplainer):
         whole: it needs the score of the image hidden altogether.
 
     Args:
-        segments: `"slic"`, superpixels of the image (needs scikit-image), or `"grid"`, nearly square cells.
+        segments: `"slic"`, superpixels of the image (needs scikit-image), or `"grid"`, nearly square cells; in volumes
+            both are boxes.
         count: segments to ask for.
     """
 
+    volumes: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     opposes: ClassVar[bool] = True
     segments: Segments = field(default="slic", kw_only=True)
@@ -173,6 +196,8 @@ class SegmentExplainer(HidingExplainer):
         """The segment of each pixel (N, H, W), numbered from zero; made once for all methods."""
 
         def make() -> Tensor:
+            if len(trace.extent) == 3:
+                return volume.box_segments(trace.extent, self.count).expand(len(trace.x), -1, -1).to(trace.x.device)
             if self.segments == "grid":
                 return F.grid_segments(trace.input_size, self.count).expand(len(trace.x), -1, -1).to(trace.x.device)
             pixels = denormalize_pixels(trace.x.float(), trace.spec.mean, trace.spec.std).clamp(0, 1)

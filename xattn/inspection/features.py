@@ -116,7 +116,7 @@ def _share(facts: Findings, calls: Sequence[Call]) -> list[float]:
         score = first.raw.amax(dim=1).sum()
     gradients: Sequence[Tensor | None] = torch.autograd.grad(score, edges, retain_graph=True, allow_unused=True)
     weights = [
-        float((g * c.output).abs().sum()) if g is not None and g.shape == c.output.shape else 0.0
+        float((g.view_as(c.output) * c.output).abs().sum()) if g is not None and g.numel() == c.output.numel() else 0.0
         for g, c in zip(gradients, calls, strict=True)
     ]
     return [w / (sum(weights) or 1.0) for w in weights] if len(calls) > 1 else weights

@@ -179,7 +179,7 @@ def _infer(
         classifier=None if classifier is None else classifier.name,
         probability_layers=attention,
         tokens=tokens,
-        input_size=facts.size,
+        input_size=facts.size if one is None else (one.extent(facts.size)[-2], one.extent(facts.size)[-1]),
         mean=images.mean,
         std=images.std,
         classes=declared.class_names(model, first.values.shape[1]),

@@ -185,7 +185,10 @@ def _oddness(layout: Layout, size: tuple[int, int], seen: Collection[tuple[int, 
 
 
 # What gives (N, C, h, w) by definition.
-CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
+CONVOLUTIONS = (
+    nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d,
+    nn.Conv3d, nn.ConvTranspose3d, nn.BatchNorm3d, nn.MaxPool3d, nn.AvgPool3d,
+)  # fmt: skip
 # What gives steps in time, which are no cells: columns or rows of the image at best.
 RECURRENT = (nn.RNNBase,)
 

@@ -19,7 +19,7 @@ from xattn.running import evaluating, in_this_thread
 from xattn.taps import Recording, first_tensor, put_back
 
 # What only passes on what it was given: no layer to read by its own name.
-PASSING = (nn.Dropout, nn.Dropout2d, nn.Identity, nn.Flatten)
+PASSING = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten)
 _POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _LARGE = 2**14  # values of an output that a lean pass does not keep
 
@@ -147,7 +147,7 @@ def run(
         return hook
 
     def after(name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        def hook(module: nn.Module, given_to: Any, output: Any) -> Any:
             nonlocal clock
             clock += 1
             started = starts[name].pop() if starts.get(name) else clock
@@ -158,7 +158,7 @@ def run(
             index = counts.get(name, 0)
             counts[name] = index + 1
             plain = isinstance(output, Tensor)
-            given = tensor.detach() if views is None else views.rows(tensor.detach(), len(x))
+            given = tensor.detach() if inputs is None else inputs.laid(tensor.detach(), len(x))
             if lean and given.numel() > _LARGE and not _may_classify(module):
                 given = _stand_in(given.shape, given.dtype)
             calls.append(Call(name, index, module, given, plain, tensor.grad_fn, started, clock))

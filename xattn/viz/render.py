@@ -79,6 +79,8 @@ def render(
 ) -> Image.Image:
     """An explanation over its image: rank colours for BR-NPA parts, a colour map for all else.
 
+    Of a volume it draws the middle slices across depth, height and width, side by side.
+
     Args:
         explanation: of a batch.
         index: which image of the batch.
@@ -95,6 +97,12 @@ def render(
         ParameterError: if there is no such image or an option is out of range.
     """
     _check_index(explanation, index)
+    if explanation.maps.ndim == 5:
+        if signed == "auto":  # the same for all slices
+            signed = "yes" if bool((explanation.maps[index] < 0).any()) else "no"
+        options = {"colormap": colormap, "alpha": alpha, "upsample": upsample, "signed": signed, "size": size}
+        cut = [render(part, index, legend=legend, bands=bands, **options) for part in explanation.slices()]  # type: ignore[arg-type]
+        return _beside(cut)
     base = pictures_of(explanation, bands)[index] if image is None else to_rgb(image)
     shape = _shape(base, size)
     status = explanation.status[index]
@@ -217,6 +225,17 @@ def row(
         shown = render(entry, index, image=bases[j], size=shape, **options)
         cells.append(Cell(shown, *below, key=part_key(entry, index)))
     return cells
+
+
+def _beside(images: Sequence[Image.Image], gap: int = 8) -> Image.Image:
+    """Pictures in a row, on white."""
+    width = sum(image.width for image in images) + gap * (len(images) - 1)
+    row = Image.new("RGB", (width, max(image.height for image in images)), "white")
+    left = 0
+    for image in images:
+        row.paste(image, (left, (row.height - image.height) // 2))
+        left += image.width + gap
+    return row
 
 
 def gallery(
