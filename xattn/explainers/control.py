@@ -49,7 +49,6 @@ class _Control(Explainer):
 class Random(_Control):
     """Random control: independent uniform values, from the image's own seed (Petsiuk et al. 2018, arXiv:1806.07421)."""
 
-    volumes: ClassVar[bool] = True
     title: ClassVar[str] = "Random"
     grid: Cells = "common"
 
