@@ -155,7 +155,7 @@ def test_the_picture_shows_the_middle_slices(x: Tensor) -> None:
 def test_boxes_smooth_masks_and_means_against_loops() -> None:
     size, sides = (3, 4, 5), (2, 2, 3)
     corners = torch.tensor([[0, 0, 0], [1, 2, 2], [0, 2, 1]])
-    mask = volume.boxes(corners, sides, size).view(3, *size)
+    mask = volume.box_masks(corners, sides, size).view(3, *size)
     for b, corner in enumerate(corners.tolist()):
         for z, y, w in torch.cartesian_prod(*map(torch.arange, size)).tolist():
             inside = all(c <= v < c + s for c, v, s in zip(corner, (z, y, w), sides, strict=True))

@@ -105,7 +105,7 @@ class Occlusion(HidingExplainer):
         corners = torch.cartesian_prod(*starts).to(trace.x.device)
 
         def hidden(index: Tensor) -> Tensor:
-            return volume.boxes(corners[index % len(corners)], sides, size)
+            return volume.box_masks(corners[index % len(corners)], sides, size)
 
         build = removal(replacement(trace, self.baseline), hidden)
         owner = torch.arange(len(trace.x)).repeat_interleave(len(corners))

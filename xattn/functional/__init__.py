@@ -43,7 +43,7 @@ _FORMULAS = {
     "statistics": "bootstrap_means cliques exact_signed_rank holm kendall krippendorff_alpha ranks_of_methods",
     "transformer": "agcam attention_rollout gradient_rollout legrad linear_relevance product_relevance raw_attention "
     "sum_relevance",
-    "volume": "box_means box_segments boxes smooth_masks",
+    "volume": "box_masks box_means box_segments smooth_masks",
 }
 _HOMES = {name: module for module, names in _FORMULAS.items() for name in names.split()}
 

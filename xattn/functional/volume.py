@@ -22,7 +22,7 @@ def box_segments(size: Sequence[int], count: int) -> Tensor:
     return labels.flatten(0, 1)
 
 
-def boxes(corners: Tensor, sides: Sequence[int], size: Sequence[int]) -> Tensor:
+def box_masks(corners: Tensor, sides: Sequence[int], size: Sequence[int]) -> Tensor:
     """Which voxels lie in each box: bool (B, 1, D * H, W).
 
     Args:
