@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,6 +123,20 @@ class Volume(Inputs):
     def extent(self, size: tuple[int, int]) -> tuple[int, ...]:
         """Depth, height and width."""
         return self.depth, size[0] // self.depth, size[1]
+
+    def unfolded(self, tensor: Tensor, shapes: Iterable[torch.Size], extent: tuple[int, ...]) -> Tensor:
+        """Maps (N, C, d * h, w) as volumes (N, C, d, h, w), by the depth of what has that grid.
+
+        Args:
+            tensor: on the grid of the input, or of a layer.
+            shapes: of what the layers gave (N, C, d, h, w).
+            extent: of the input.
+        """
+        grids = [tuple(shape[-3:]) for shape in shapes if len(shape) == _VOLUME] + [extent]
+        depths = [d for d, h, w in grids if (d * h, w) == tuple(tensor.shape[-2:])]
+        if not depths:
+            raise ShapeError(f"maps of {tuple(tensor.shape[-2:])} are of no layer of these volumes.")
+        return tensor.unflatten(2, (depths[0], -1))
 
     @property
     def shapes(self) -> tuple[Any, ...]:

@@ -130,11 +130,7 @@ class Trace:
         if not isinstance(self.inputs, Volume):
             return tensor
         shapes = [self._kept[layer].shape for layer in layers if layer in self._kept]
-        grids = [tuple(shape[-3:]) for shape in shapes if len(shape) == 5] + [self.extent]
-        depths = [d for d, h, w in grids if (d * h, w) == tuple(tensor.shape[-2:])]
-        if not depths:
-            raise ShapeError(f"maps of {tuple(tensor.shape[-2:])} are of no layer of these volumes.")
-        return tensor.unflatten(2, (depths[0], -1))
+        return self.inputs.unfolded(tensor, shapes, self.extent)
 
     @property
     def opposite(self) -> Tensor:
