@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests import tiny_models as tiny
 from xattn.errors import NotApplicableError, ParameterError, ShapeError
 from xattn.explainer import Explainer
 from xattn.explainers import resolve
+from xattn.functional.complexity import histogram_entropy
 from xattn.functional.ranking import average_ranks, pearson, spearman
 from xattn.functional.similarity import ssim
 from xattn.metrics import metrics
@@ -324,3 +326,52 @@ def test_wrong_parameters_are_refused() -> None:
             metrics.create("parameter_randomization", **parameters)
     with pytest.raises(ParameterError, match="class_sensitivity"):
         metrics.create("class_sensitivity", other_class="most")
+
+
+def test_histogram_entropy_oracle() -> None:
+    """Counted value by value; a constant map and one that is not finite have none."""
+    maps = torch.randn(5, 1, 6, 7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    maps[1] = maps[1].round()
+    maps[3], maps[4, 0, 2, 2] = 0.5, torch.inf
+    found = histogram_entropy(maps, 10).tolist()
+    for i in range(3):
+        values = maps[i].flatten().tolist()
+        low, span = min(values), max(values) - min(values)
+        places = [min(int((v - low) / span * 10), 9) for v in values]
+        shares = [places.count(b) / len(values) for b in set(places)]
+        assert found[i] == pytest.approx(-sum(p * math.log(p) for p in shares), abs=1e-12)
+    assert all(math.isnan(v) for v in found[3:])
+    torch.testing.assert_close(histogram_entropy(maps * -4 + 8, 10)[2], histogram_entropy(-maps, 10)[2])
+
+
+def test_efficient_mprt_is_the_rise_from_the_map_to_that_of_all_random_weights() -> None:
+    methods = resolve(["saliency", "center"])
+    trace = trace_for(methods, tiny.images(3))
+    explanations = [m.explanation(trace) for m in methods]
+    saliency, center = metrics.create("efficient_mprt", seed=4).measure_many(explanations, trace, None)
+    assert center["complexity_rise"].tolist() == [0.0] * 3
+    *_, network = randomized(trace.model, trace.x[:1], stages=50, seed=4)  # the last stage of any number is the same
+    again = trace_for(methods, tiny.images(3), copy.deepcopy(network), target=trace.target)
+    before, after = (histogram_entropy(t.maps) for t in (explanations[0], methods[0].explanation(again)))
+    torch.testing.assert_close(saliency["complexity_rise"], (after - before) / before)
+
+
+def test_smooth_mprt_compares_means_over_noisy_images() -> None:
+    methods = resolve(["saliency"])
+    trace = trace_for(methods, tiny.images(2), seeds=[7, 8])
+    one = methods[0].explanation(trace)
+    found = ParameterRandomization(stages=1, samples=3, noise=0.2).measure(one, trace, None)
+    (network,) = randomized(trace.model, trace.x[:1], stages=1)
+    for i in range(2):
+        generator, sums = trace.generator(i, "smooth mprt"), [0.0, 0.0]
+        image = trace.x[i : i + 1]
+        for _ in range(3):
+            noisy = image + 0.2 * (image.max() - image.min()) * torch.randn(image.shape[1:], generator=generator)
+            for k, model in enumerate((trace.model, network)):
+                again = trace_for(methods, noisy, model, target=trace.target[i : i + 1])
+                sums[k] = sums[k] + methods[0].explanation(again).maps.double() / 3
+        expected = similarity(sums[0], sums[1], trace.input_size)
+        for column in ("spearman", "ssim"):
+            assert found[column][i].item() == pytest.approx(expected[column].item(), abs=1e-5)
+    plain = ParameterRandomization(stages=1).measure(one, trace, None)
+    assert not torch.allclose(plain["spearman"], found["spearman"])

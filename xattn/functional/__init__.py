@@ -20,7 +20,7 @@ _FORMULAS = {
     "br_npa": "br_npa_maps",
     "cam": "activation_map eigen_cam grad_cam grad_cam_elementwise grad_cam_plus_plus hires_cam layer_cam "
     "smooth_grad_cam_plus_plus weighted_channels xgrad_cam",
-    "complexity": "effective_complexity entropy gini",
+    "complexity": "effective_complexity entropy gini histogram_entropy",
     "components": "eigen_grad_cam factor_maps kernel_cam strong_cells",
     "control": "center_map sobel_map",
     "curves": "area_over curve_correlation pearson step_counts step_means trapezoid_auc",

@@ -63,6 +63,33 @@ def entropy(maps: Tensor) -> Tensor:
     return torch.special.entr(share).sum(1).masked_fill(~valid, torch.nan)
 
 
+def histogram_entropy(maps: Tensor, bins: int = 100) -> Tensor:
+    """Entropy of the histogram of the values, in nats: how many levels a map has, whatever they are.
+
+    The complexity of efficient MPRT (Hedström et al. 2024, arXiv:2401.06465): bins of equal width over the map's own
+    range, so that neither scale nor shift of the map matters.
+
+    Args:
+        maps: (N, 1, h, w).
+        bins: number of bins.
+
+    Returns:
+        float64 (N,) in [0, log bins]; NaN for a map that is constant or not finite.
+
+    >>> histogram_entropy(torch.tensor([[[[0.0, 0.0, 5.0, 9.0]]]]), bins=2).round(decimals=4)
+    tensor([0.6931], dtype=torch.float64)
+    """
+    if maps.ndim != 4 or maps.shape[1] != 1:
+        raise ShapeError(f"histogram_entropy: expected maps (N, 1, h, w) but got {tuple(maps.shape)}.")
+    rows = maps.flatten(1).double()
+    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
+    valid = rows.isfinite().all(1) & (high > low)[:, 0]
+    level = torch.where(valid[:, None], (rows - low) / torch.where(high > low, high - low, 1.0), 0.0)
+    place = (level * bins).long().clamp(max=bins - 1)
+    counts = rows.new_zeros(len(rows), bins).scatter_add_(1, place, torch.ones_like(level))
+    return torch.special.entr(counts / rows.shape[1]).sum(1).masked_fill(~valid, torch.nan)
+
+
 def effective_complexity(maps: Tensor, epsilon: float = 0.05) -> Tensor:
     """Share of the cells that matter: above `epsilon` times the largest in absolute value (Nguyen, Martinez 2020).
 

@@ -7,16 +7,17 @@ value after a change that should matter means that the map shows something else 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError
 from xattn.explanation import Explanation
-from xattn.metric import LOWER, Direction, Metric
+from xattn.functional.complexity import histogram_entropy
+from xattn.metric import HIGHER, LOWER, Direction, Metric
 from xattn.metrics import metrics
 from xattn.metrics.randomization import randomized
 from xattn.metrics.rerun import maps_again, similarity
@@ -33,6 +34,9 @@ class ParameterRandomization(Metric):
     share the rest equally. `spearman` and `ssim` are means over the stages, `..._first` is after the first stage,
     `..._last` after the last one (cascading: all weights are random). A copy of the model is changed, never the model.
     A map that does not depend on the weights scores 1. Random numbers of the layers follow from `seed` and their names.
+    With more than one of `samples` this is smooth MPRT (Hedström et al. 2024, arXiv:2401.06465): the maps that are
+    compared are means over noisy copies of the image, the same for all networks, so that a noisy method does not pass
+    by its noise.
 
     Args:
         order: `"cascading"` leaves earlier stages random, `"independent"` takes one stage at a time.
@@ -40,6 +44,8 @@ class ParameterRandomization(Metric):
             none; `"permute"` permutes the values of each tensor, which keeps their distribution.
         stages: how often maps are made; no more than there are layers.
         absolute: compare absolute values of the maps.
+        samples: noisy copies of the image whose maps are averaged; 1 is the image itself. The paper has 50.
+        noise: standard deviation of the noise of these copies, as a share of the range of the normalized image.
         seed: of all random numbers.
     """
 
@@ -52,6 +58,8 @@ class ParameterRandomization(Metric):
     how: Literal["reset", "permute"] = "reset"
     stages: Annotated[int, Range(1, 1000)] = 5
     absolute: bool = False
+    samples: Annotated[int, Range(1, 1000)] = 1
+    noise: Annotated[float, Range(0, 100, open_low=True)] = 0.1
     seed: Annotated[int, Range(0, 2**62)] = 0
 
     def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
@@ -59,20 +67,82 @@ class ParameterRandomization(Metric):
 
     def measure_many(self, explanations: Sequence[Explanation], trace: Trace, batch: Any) -> list[dict[str, Tensor]]:
         stages: list[list[dict[str, Tensor]]] = [[] for _ in explanations]
-        networks = randomized(
-            trace.model,
-            trace.x[:1],
-            stages=self.stages,
-            how=self.how,
-            cascading=self.order == "cascading",
-            seed=self.seed,
-            inputs=None if trace.inputs is None else trace.inputs.select(trace.target.new_zeros(1)),
+        first = [e.maps for e in explanations] if self.samples == 1 else self._maps(explanations, trace, None)
+        networks = random_networks(
+            trace, stages=self.stages, how=self.how, cascading=self.order == "cascading", seed=self.seed
         )
         for network in networks:
-            maps = maps_again(explanations, trace, model=network)
-            for stage, explanation, again in zip(stages, explanations, maps, strict=True):
-                stage.append(similarity(explanation.maps, again, explanation.input_size, absolute=self.absolute))
+            maps = self._maps(explanations, trace, network)
+            for stage, explanation, before, again in zip(stages, explanations, first, maps, strict=True):
+                stage.append(similarity(before, again, explanation.input_size, absolute=self.absolute))
         return [_over_stages(stage) for stage in stages]
+
+    def _maps(self, explanations: Sequence[Explanation], trace: Trace, network: nn.Module | None) -> list[Tensor]:
+        """Maps of a network, or their means over the noisy copies of the images."""
+        if self.samples == 1:
+            return maps_again(explanations, trace, model=network)
+        sums: list[Tensor] = []
+        for x in noisy_copies(trace, self.samples, self.noise):
+            maps = [m.double() / self.samples for m in maps_again(explanations, trace, model=network, x=x)]
+            sums = [a + b for a, b in zip(sums, maps, strict=True)] if sums else maps
+        return sums
+
+
+def random_networks(trace: Trace, *, stages: int, how: str, cascading: bool, seed: int) -> Iterator[nn.Module]:
+    """The network of a trace with its layers made random stage by stage: see `randomized`."""
+    return randomized(
+        trace.model,
+        trace.x[:1],
+        stages=stages,
+        how=how,
+        cascading=cascading,
+        seed=seed,
+        inputs=None if trace.inputs is None else trace.inputs.select(trace.target.new_zeros(1)),
+    )
+
+
+def noisy_copies(trace: Trace, samples: int, noise: float) -> Iterator[Tensor]:
+    """Images (N, C, H, W) with Gaussian noise, each from its own generator and the same whenever they are asked for."""
+    x = trace.x
+    sigma = (noise * (x.amax((1, 2, 3)) - x.amin((1, 2, 3)))).view(-1, 1, 1, 1)
+    generators = [trace.generator(i, "smooth mprt") for i in range(len(x))]
+    for _ in range(samples):
+        yield x + sigma * torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
+
+
+@metrics.register("efficient_mprt", "emprt")
+@dataclass(frozen=True)
+class EfficientMPRT(Metric):
+    """Rise of the complexity of a map when all weights are random (eMPRT; Hedström et al. 2024, arXiv:2401.06465).
+
+    (H(M') - H(M)) / H(M), where M' is the map of the network with random weights and H the entropy of the histogram of
+    a map's values: what a network has learned leaves structure in a map, and noise has none. It takes one network where
+    the cascade of `parameter_randomization` takes one a stage, and compares no pair of maps. A map that does not depend
+    on the weights scores 0.
+
+    Args:
+        bins: of the histogram, over the map's own range.
+        how: as in `parameter_randomization`.
+        seed: of all random numbers.
+    """
+
+    family: ClassVar[str] = "sanity"
+    columns: ClassVar[Mapping[str, Direction]] = {"complexity_rise": HIGHER}
+    bins: Annotated[int, Range(2, 10_000)] = 100
+    how: Literal["reset", "permute"] = "reset"
+    seed: Annotated[int, Range(0, 2**62)] = 0
+
+    def measure(self, explanation: Explanation, trace: Trace, batch: Any) -> dict[str, Tensor]:
+        return self.measure_many([explanation], trace, batch)[0]
+
+    def measure_many(self, explanations: Sequence[Explanation], trace: Trace, batch: Any) -> list[dict[str, Tensor]]:
+        # The last layer alone, then all others too.
+        *_, network = random_networks(trace, stages=2, how=self.how, cascading=True, seed=self.seed)
+        results = []
+        for explanation, again in zip(explanations, maps_again(explanations, trace, model=network), strict=True):
+            before, after = (histogram_entropy(maps, self.bins) for maps in (explanation.maps, again))
+            results.append({"complexity_rise": (after - before) / before})
+        return results
 
 
 def _over_stages(stages: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
