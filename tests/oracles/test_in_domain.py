@@ -61,10 +61,10 @@ def test_idsds_with_another_grid_baseline_and_score(trace: Trace) -> None:
 @pytest.mark.parametrize("levels", [None, 3])
 def test_f_fidelity(trace: Trace, levels: int | None) -> None:
     """Each of the top (bottom) cells goes with probability min(alpha, beta / s); equal cells in the shared order."""
-    sizes, samples, alpha, beta, cells = 3, 4, 0.5, 0.2, 25
+    sizes, samples, alpha, beta, cells = 3, 4, 0.5, 0.2, 30  # 5 on the shorter side of 16 x 20 pixels
 
     def oracle(i: int, values: Array, image: Array) -> dict[str, float]:
-        worth = cell_worth(values, (5, 5))
+        worth = cell_worth(values, (5, 6))
         span = max(worth) - min(worth)
         worth = [round((w - min(worth)) / span * 2**20) for w in worth]
         place = torch.randperm(cells, generator=trace.generator(i, f"ties/{cells}")).tolist()
@@ -77,7 +77,7 @@ def test_f_fidelity(trace: Trace, levels: int | None) -> None:
                 chance = min(alpha, beta * cells / len(chosen))
                 for row in drawn:
                     gone = {c for c in chosen if row[c] < chance}
-                    picture = np.where(pixels_of(gone, (5, 5), SIZE), black(trace, image), image)
+                    picture = np.where(pixels_of(gone, (5, 6), SIZE), black(trace, image), image)
                     falls[name] += (clean - probability(trace, picture, i)) / (sizes * samples)
         return {
             "ffid_plus": falls["plus"],

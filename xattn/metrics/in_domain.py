@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from torch import Tensor
 from xattn.explanation import Explanation
 from xattn.functional.baselines import Baseline
 from xattn.functional.curves import step_counts
-from xattn.functional.grid import cell_of_pixel, resample
+from xattn.functional.grid import cell_of_pixel, grid_cells, resample
 from xattn.functional.perturb import packed_scores, ranks, removal, undefined
 from xattn.functional.ranking import spearman
+from xattn.labels import TOLD
 from xattn.metric import HIGHER, LOWER, Direction
 from xattn.metrics import metrics
 from xattn.metrics.perturbation import PerturbationMetric, clean_scores, find_baseline, scorer, tie_breakers
@@ -35,9 +36,9 @@ def cells_of(size: tuple[int, int], grid: int) -> tuple[int, int]:
     return min(grid, size[0]), min(grid, size[1])
 
 
-def cell_means(maps: Tensor, size: tuple[int, int], grid: int) -> Tensor:
+def cell_means(maps: Tensor, cells: tuple[int, int]) -> Tensor:
     """Mean importance of each cell, float64 (N, cells): a mean over its area, or a coarser map interpolated."""
-    return rounded(resample(maps, cells_of(size, grid)).double().flatten(1))
+    return rounded(resample(maps, cells).double().flatten(1))
 
 
 def rounded(values: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class SingleDeletion(PerturbationMetric):
         results = []
         for explanation in explanations:
             maps = explanation.maps.to(trace.x.device)
-            means = cell_means(maps, trace.input_size, self.grid)
+            means = cell_means(maps, cells_of(trace.input_size, self.grid))
             nothing = undefined(maps) | undefined(means[:, None, None])
             results.append({"idsds": torch.where(nothing, torch.nan, spearman(means, drops))})
         return results
@@ -116,7 +117,8 @@ class FFidelity(PerturbationMetric):
 
     Args:
         baseline: what replaces a cell; the mean colour, as in the paper.
-        grid: cells on each side of the image; no more than pixels.
+        grid: the cells, which are the same for all methods: `"common"` as for `deletion`, or a number of them on the
+            shorter side.
         alpha: probability that a cell of a small explanation goes.
         beta: share of the image that is expected to go at most.
         sizes: number of sizes s, at even distances between 0 and 1.
@@ -127,7 +129,7 @@ class FFidelity(PerturbationMetric):
     columns: ClassVar[Mapping[str, Direction]] = {"f_fidelity": HIGHER, "ffid_plus": HIGHER, "ffid_minus": LOWER}
 
     baseline: Annotated[str, find_baseline] = "mean"
-    grid: Annotated[int, Range(2, 64)] = 8
+    grid: Annotated[int | Literal["common"], Range(2, 64)] = field(default="common", metadata=TOLD)
     alpha: Annotated[float, Range(0, 1, open_low=True)] = 0.5
     beta: Annotated[float, Range(0, 1, open_low=True)] = 0.1
     sizes: Annotated[int, Range(1, 100)] = 4
@@ -151,7 +153,7 @@ class FFidelity(PerturbationMetric):
 
     def _measure(self, explanations: Sequence[Explanation], trace: Trace) -> list[dict[str, Tensor]]:
         n, size, device, count = len(trace.x), trace.input_size, trace.x.device, len(explanations)
-        grid = cells_of(size, self.grid)
+        grid = grid_cells(self.grid, size)
         cells = grid[0] * grid[1]
         number = self.numbers(cells).to(device)
         chance = torch.clamp(self.beta * cells / number.double(), max=self.alpha)
@@ -159,7 +161,7 @@ class FFidelity(PerturbationMetric):
         here, nothing = [], []
         for explanation in explanations:
             maps = explanation.maps.to(device)
-            means = cell_means(maps, size, self.grid)[:, None, None]
+            means = cell_means(maps, grid)[:, None, None]
             here.append(ranks(means, ties)[0])
             nothing.append(undefined(maps) | undefined(means))
         rank = torch.stack(here, dim=1)  # (N, methods, cells)
