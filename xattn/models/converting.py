@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -209,6 +210,45 @@ def everywhere(converted: Classifier, factor: int = 1) -> nn.Module:
     head = copy.copy(converted.head)
     head._modules = {**converted.head._modules, "attention": _Everywhere(int(head.parts))}  # type: ignore[arg-type]
     return nn.Sequential(converted.backbone, _EveryNth(factor), head).eval()
+
+
+@torch.no_grad()
+def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Take the statistics of batch norm anew from images, in place.
+
+    Those of all layers that see another grid or other neighbours than in training; the mean over all batches counts.
+
+    Args:
+        model: a network with dilation.
+        batches: images (N, C, H, W) in its normalized space.
+
+    Returns:
+        The number of images; without any the statistics stay.
+    """
+    norms = [m for m in _behind_dilation(model) if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    kept = [m.momentum for m in norms]
+    count = 0
+    try:
+        for x in batches:
+            for norm in norms if not count else ():
+                norm.reset_running_stats()
+            for norm in norms:
+                norm.train()
+                norm.momentum = None  # the mean of all batches
+            model(x)
+            count += len(x)
+    finally:
+        for norm, momentum in zip(norms, kept, strict=True):
+            norm.eval()
+            norm.momentum = momentum
+    return count
+
+
+def _behind_dilation(model: nn.Module) -> list[nn.Module]:
+    """Layers from the first one on that skips cells, in the order in which they were made."""
+    modules = list(model.modules())
+    first = next((i for i, m in enumerate(modules) if hasattr(m, "rate")), len(modules))
+    return modules[first:]
 
 
 class _EveryNth(nn.Module):

@@ -36,6 +36,7 @@ def _pads_itself(conv: nn.Conv2d) -> bool:
 
 def spread(module: nn.Module, rate: int, stride: int, what: str) -> None:
     """Let a layer skip cells in place: it reads a map of that rate, and its stride is removed."""
+    made: Any = module
     strides = pair(getattr(module, "stride", stride) or stride)
     if native(module) and strides[0] != strides[1]:
         raise NotApplicableError(f"{what} has strides {strides}, which differ in height and width.")
@@ -44,12 +45,12 @@ def spread(module: nn.Module, rate: int, stride: int, what: str) -> None:
             module.padding = tuple(rate * p for p in pair(module.padding))
             module._reversed_padding_repeated_twice = [rate * p for p in module._reversed_padding_repeated_twice]
         module.dilation = tuple(rate * d for d in pair(module.dilation))
+        made.rate = rate
         return
     base: type[_Spread] = _SpreadGrids
     if native(module):
         base = _SpreadConv if isinstance(module, nn.Conv2d) else _SpreadMaxPool
     module.__class__ = _class_of(base, type(module))
-    made: Any = module
     made.rate, made.removed = rate, stride
     if isinstance(module, nn.Conv2d) and base is _SpreadConv:
         module.stride = (1, 1)

@@ -1,0 +1,95 @@
+"""`xattn convert`: what it says, the file that it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import xattn
+from tests.cli import models
+from tests.cli.conftest import Run
+from xattn.data.preprocessing import to_batch
+from xattn.models import load_model
+
+CNN = "tests.cli.models:cnn"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five photographs of noise, two of them in a folder called like a class."""
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    for i in range(5):
+        name = tmp_path / "photos" / ("daisy" if i < 2 else "") / f"{i}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 256, (40, 40, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(name)
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("resolution", ["low", "high"])
+def test_converts_measures_and_writes_a_file_that_loads(run: Run, folder: Path, resolution: str) -> None:
+    result = run(
+        "convert", CNN, "--parts", 2, "--resolution", resolution, "--data", folder, "--data", folder / "daisy",
+        "--out", "net.safetensors", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    model = models.cnn()
+    files = sorted(folder.glob("*.png")) + sorted(folder.glob("daisy/*.png"))
+    x = to_batch([str(file) for file in files], model.spec)
+    made = xattn.convert(model, parts=2, resolution=resolution)
+    same = int((made(x).argmax(1) == model(x).argmax(1)).sum())
+    assert found["agreement"]["images"] == 5
+    assert found["agreement"]["same"] == same
+    assert found["agreement"]["labelled"] == 2
+    assert found["agreement"]["right_before"] == int((model(x[3:]).argmax(1) == 3).sum())
+    assert found["grid"] == ([8, 8] if resolution == "low" else [32, 32])
+    back = load_model(Path("net.safetensors"), CNN)
+    torch.testing.assert_close(back(x), made(x))
+    assert f"agrees on {same} of 5 images" in result.stderr
+    shown = run("explain", files[0], "--model", CNN, "--weights", "net.safetensors", "-m", "brnpa", "--json")
+    assert json.loads(shown.stdout)["images"][0]["maps"][0]["parts"]
+
+
+def test_a_table_of_labels_and_statistics_taken_anew(run: Run, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("file,label\n2.png,tiger cat\n3.png,0\n")
+    result = run(
+        "convert", CNN, "--resolution", "x2", "--data", folder, "--labels", "labels.csv", "--recalibrate",
+        folder / "daisy", "--out", "net.safetensors", "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["agreement"]["labelled"] == 2
+    assert found["recalibrated_on"] == 2
+    assert "batch norm took its statistics from 2 images" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["tests.cli.models:flat"], "Flat has no layer with a spatial output"),
+        ([CNN, "--head", "bcnn"], "head bcnn has weights of its own and must be trained"),
+        ([CNN, "--resolution", "x8"], "do not make a map that is 8 times finer"),
+        ([CNN, "--resolution", "medium"], "resolution must be one of low, x2, x4, x8, high"),
+        ([CNN, "--labels", "l.csv"], "--labels needs --data"),
+        ([CNN, "--data", "nowhere"], "does not exist"),
+        (["tiny-brnpa"], "it pools by attention already (brnpa)"),
+    ],
+)
+def test_what_cannot_be_converted_says_why(run: Run, arguments: list[str], why: str) -> None:
+    result = run("convert", *arguments, "--out", "net.safetensors")
+    assert result.exit_code == 2
+    assert why in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+    assert not Path("net.safetensors").exists()
+
+
+def test_the_file_must_be_called_safetensors(run: Run) -> None:
+    result = run("convert", CNN, "--out", "net.pt")
+    assert result.exit_code == 2
+    assert "must end in .safetensors" in result.stderr

@@ -1,0 +1,223 @@
+"""`xattn convert`: a trained classifier becomes one whose attention can be read, and what that costs is measured."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xattn.cli import console, options
+from xattn.errors import DataError, ParameterError, XattnError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from xattn.spec import ModelSpec
+
+EPILOG = "\n\n".join(
+    (
+        "[bold]Examples[/bold]",
+        "xattn convert efficientnet_lite0 --data photos/ --out readable.safetensors",
+        "xattn convert resnet50 --weights DEFAULT --resolution x2 --parts 4 --data photos/ --out readable.safetensors",
+        "xattn convert nets:build --weights mine.safetensors --data photos/ --labels labels.csv --out net.safetensors",
+        "Then: xattn explain photo.jpg --model readable.safetensors",
+        "Images need no labels: what is measured is whether both networks say the same. With labels (a table, or "
+        "folders called like the classes) it is told how many each of them has right, too.",
+    )
+)
+
+
+def convert(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A trained CNN by name, one of your own, or a weights file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The converted network, .safetensors.")],
+    weights: Annotated[
+        str | None, typer.Option(metavar="DEFAULT|FILE", help="Weights of MODEL: those its library offers, or a file.")
+    ] = None,
+    head: Annotated[str, typer.Option(metavar="brnpa", help="Pooling that takes the place of the mean.")] = "brnpa",
+    parts: Annotated[int, typer.Option(metavar="N", help="Parts that the attention has.")] = 3,
+    resolution: Annotated[
+        str,
+        typer.Option(metavar="low|x2|x4|x8|high", help="How much finer its maps are, by dilation; high is x4."),
+    ] = "low",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH|NAME:DIR", help="Images to measure on: files, folders, patterns, data sets."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A table (CSV) of file and label: the index or the name of the class."),
+    ] = None,
+    recalibrate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH|NAME:DIR", help="Other images, from which batch norm takes its statistics anew."),
+    ] = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
+    as_json: options.AsJson = False,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 8,
+) -> None:
+    """Turn a trained classifier into one whose attention can be read, without training, and measure the change.
+
+    The mean over the cells becomes the part maps of BR-NPA, the trained classifier is shared by the parts, and for
+    finer maps the last strides become dilation.
+    """
+    from xattn.cli.loading import load
+    from xattn.device import find_device
+    from xattn.models import convert as converted
+    from xattn.models import save_weights
+    from xattn.models.agreement import relative_cost
+    from xattn.models.converting import recalibrated
+
+    options.check_numbers({"--parts": parts, "--batch-size": batch_size})
+    if out.suffix != ".safetensors":
+        raise ParameterError(f"--out {out}: must end in .safetensors.")
+    if labels is not None and not data:
+        raise ParameterError("--labels needs --data, the images that they are of.")
+    network = load(model, weights=weights, device=find_device(device), given=options.given(mean, std, classes, size))
+    if network.random:
+        console.warn(f"{network.name} has random weights; pass --weights DEFAULT or a file.")
+    first = next(iter(batches(data, network.spec, batch_size)), None) if data else None
+    x = None if first is None else first[0][:2].to(_place(network.model))
+    made = converted(network.model, head=head, parts=parts, resolution=resolution, spec=network.spec, x=x)
+    say = lambda text: console.say(text, err=as_json)  # noqa: E731
+    cells = _grid(made)
+    say(f"{network.name}: {parts} parts on a grid of {cells[0]}x{cells[1]}, checked against the network itself")
+    result: dict[str, Any] = {"model": network.name, "parts": parts, "resolution": resolution, "grid": cells}
+    cost = relative_cost(network.model, made, _one(made) if x is None else x[:1])
+    result["cost"] = round(cost, 3)
+    say(f"a pass costs {cost:.2f} passes of {network.name}")
+    if data:
+        known = _labels(labels, network.spec) if labels is not None else None
+        result["agreement"] = _measure(network, made, data, known, batch_size, say, "as converted")
+    if recalibrate:
+        images = (x for x, _ in batches(recalibrate, network.spec, batch_size))
+        count = recalibrated(made, (x.to(_place(made)) for x in images))
+        say(f"batch norm took its statistics from {count} images")
+        result["recalibrated_on"] = count
+        if data:
+            result["recalibrated"] = _measure(network, made, data, known, batch_size, say, "recalibrated")
+    save_weights(made, out, extra={"conversion": result})
+    say(f"wrote {out}; next: xattn explain photo.jpg --model {out}")
+    if as_json:
+        console.show_json({**result, "file": str(out)})
+
+
+def _measure(network: Any, made: Any, data: Sequence[str], known: Any, batch_size: int, say: Any, what: str) -> Any:
+    from xattn.models.agreement import agreement
+
+    place = _place(network.model)
+    pairs = ((x.to(place), y) for x, y in batches(data, network.spec, batch_size, known))
+    found = agreement(network.model, made, pairs, spec=network.spec, changed_spec=made.spec)
+    say(f"{what}: {found}")
+    if found.labelled:
+        n = found.labelled
+        say(f"right on {found.right_before / n:.1%} before and {found.right_after / n:.1%} now, of {n} labelled images")
+    return found.to_dict()
+
+
+def _place(model: nn.Module) -> Any:
+    from xattn.trace import place_of
+
+    return place_of(model)[0]
+
+
+def _one(made: Any) -> Tensor:
+    from xattn.models.trunk import noise
+
+    return noise(made, made.spec.input_size)
+
+
+def _grid(made: Any) -> tuple[int, int]:
+    import torch
+
+    with torch.no_grad():
+        h, w = made.backbone(_one(made)).shape[2:]
+    return h, w
+
+
+def batches(
+    texts: Sequence[str], spec: ModelSpec, size: int, known: dict[str, int] | None = None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Images (N, C, H, W) as a network takes them, with the classes (N,) that are known, -1 elsewhere.
+
+    Args:
+        texts: files, folders, patterns, or data sets.
+        spec: facts about the network.
+        size: images in a batch.
+        known: class by name of file; None takes folders that are called like a class.
+    """
+    import torch
+
+    from xattn.data.preprocessing import preprocess
+
+    xs: list[Any] = []
+    ys: list[int] = []
+    for image, label in _images(texts, spec, known):
+        try:
+            xs.append(preprocess(image, spec))
+        except DataError as error:
+            console.warn(f"left out: {error}")
+            continue
+        ys.append(label)
+        if len(xs) == size:
+            yield torch.stack(xs), torch.tensor(ys)
+            xs, ys = [], []
+    if xs:
+        yield torch.stack(xs), torch.tensor(ys)
+
+
+def _images(texts: Sequence[str], spec: ModelSpec, known: dict[str, int] | None) -> Iterator[tuple[Any, int]]:
+    from xattn.data import open_dataset
+    from xattn.data.finding import find_images
+
+    seen: set[Path] = set()
+    for text in texts:
+        files, problems = find_images([text])
+        if files:
+            for file in files:
+                if file not in seen:
+                    seen.add(file)
+                    yield str(file), _label(file, spec, known)
+            continue
+        try:
+            samples = open_dataset(text)
+        except XattnError as error:
+            raise DataError(str(problems[0]) if problems and Path(text).exists() else str(error)) from None
+        names = [_class(name, spec) for name in samples.classes]
+        for sample in samples:
+            yield sample.image, names[sample.label] if known is None and sample.label < len(names) else -1
+
+
+def _label(file: Path, spec: ModelSpec, known: dict[str, int] | None) -> int:
+    if known is None:
+        return _class(file.parent.name, spec)
+    return known.get(file.name, known.get(str(file), -1))
+
+
+def _class(name: str, spec: ModelSpec) -> int:
+    """The class of that name, -1 where there is none."""
+    try:
+        return spec.class_index(name) if spec.classes and not name.isdecimal() else -1
+    except XattnError:
+        return -1
+
+
+def _labels(path: Path, spec: ModelSpec) -> dict[str, int]:
+    """Class by name of file, from a table."""
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(
+            f"--labels {path}: cannot be read ({getattr(error, 'strerror', None) or error})."
+        ) from None
+    if not rows or not {"file", "label"} <= set(rows[0]):
+        raise ParameterError(f"--labels {path}: expected a table with the columns file and label, separated by commas.")
+    return {row["file"]: spec.class_index(row["label"]) for row in rows}
