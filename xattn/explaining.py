@@ -21,6 +21,7 @@ from xattn.functional.pixels import drawn_bands
 from xattn.inputs import Inputs, Name, Volume, split_inputs
 from xattn.inspection import facts_about
 from xattn.inspection.processors import Preprocessing, apply_transform, transformed
+from xattn.models.dilation import dilated, factor_of
 from xattn.outputs import Which
 from xattn.running import unwrap
 from xattn.score import ScoreFn
@@ -123,7 +124,7 @@ def explain(
     seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
     inputs: Name | None = None, bands: Sequence[int] = (),
     mean: Any = None, std: Any = None, classes: Any = None, size: Any = None, fit: Fit | None = None,
-    window: tuple[float, float] | None = None, transform: Callable[..., Any] | None = None,
+    window: tuple[float, float] | None = None, transform: Callable[..., Any] | None = None, resolution: str = "low",
 ) -> Explanation: ...  # fmt: skip
 @overload
 def explain(
@@ -132,7 +133,7 @@ def explain(
     seeds: Sequence[int] | None = None, score: str | ScoreFn = "logit", output: Which = None,
     inputs: Name | None = None, bands: Sequence[int] = (),
     mean: Any = None, std: Any = None, classes: Any = None, size: Any = None, fit: Fit | None = None,
-    window: tuple[float, float] | None = None, transform: Callable[..., Any] | None = None,
+    window: tuple[float, float] | None = None, transform: Callable[..., Any] | None = None, resolution: str = "low",
 ) -> list[Explanation]: ...  # fmt: skip
 @on_cpu_by_default()
 def explain(
@@ -154,6 +155,7 @@ def explain(
     fit: Fit | None = None,
     window: tuple[float, float] | None = None,
     transform: Callable[..., Any] | None = None,
+    resolution: str = "low",
 ) -> Explanation | list[Explanation]:
     """Explain what a model sees in images, with one forward and at most one backward pass for all layer methods.
 
@@ -184,6 +186,9 @@ def explain(
         window: the values of images of more than 8 bits that are shown as black and white, as in `read_image`.
         transform: makes an input (C, H, W) of a Pillow image in place of all these, as those of torchvision,
             albumentations and image processors of Hugging Face do.
+        resolution: `"x2"`, `"x4"` (or `"high"`) and `"x8"` explain a copy of the model whose last strides are dilation,
+            so that its maps are finer. `Explanation.original` is then what the model itself gives the target, and the
+            class that is explained by default is the model's own.
 
     Returns:
         One `Explanation` for one method, a list for a sequence and for `"all"`.
@@ -234,6 +239,7 @@ def explain(
             )
             spec = spec.given(mean=0.0, std=1.0)
         x = to_batch(x, spec, fit=fit, window=window).to(place_of(model)[0])
+    predicted = target is None
     target = as_target(target, spec)
     if isinstance(target, Similarity) and not isinstance(target.to, (Tensor, np.ndarray)):
         target = Similarity(to_batch(target.to, spec))
@@ -243,12 +249,49 @@ def explain(
     for method in chosen:
         refuse(method, spec)
         refuse_volumes(method, others)
+    whole: Trace | None = None
+    if resolution != "low":
+        whole = record_for(model, x, (), target, spec=spec, score=score, output=output, inputs=others, grad=False)
+        model, spec = _finer(model, spec, whole, resolution)
+        target = whole.target if predicted else target
     trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds, output=output, inputs=others)
     drawn = tuple(drawn_bands(trace.x.shape[1], bands)) if bands else ()
     explanations = explain_trace(trace, chosen, skip=every)
+    if whole is not None:
+        original = probability_by(whole, trace)
+        if differing := int((trace.logits.argmax(1) != whole.logits.argmax(1)).sum()):
+            warnings.warn(
+                f"resolution {resolution}: the finer copy of {type(model).__name__} names another class than the model "
+                f"itself in {differing} of {len(trace.x)} images; see Explanation.original.",
+                XattnWarning,
+                stacklevel=2,
+            )
+        explanations = [replace(explanation, original=original) for explanation in explanations]
     if drawn:
         explanations = [replace(explanation, bands=drawn) for explanation in explanations]
     return explanations[0] if single else explanations
+
+
+def probability_by(whole: Trace, trace: Trace) -> Tensor | None:
+    """What a network gives the target of a pass of its copy (N,).
+
+    Args:
+        whole: pass of the network on the same images.
+        trace: pass of the copy.
+    """
+    return trace.goal.probability(whole.logits, trace.target, whole.spec.values)
+
+
+def _finer(model: nn.Module, spec: ModelSpec, whole: Trace, resolution: str) -> tuple[nn.Module, ModelSpec]:
+    """A copy of the model with finer maps, and what is known of it."""
+    if not spec.feature_layer:
+        raise NotApplicableError(
+            f"resolution {resolution}: {type(model).__name__} has no feature map that could be made finer."
+        )
+    copy = dilated(
+        model, factor_of(resolution), feature_layer=spec.feature_layer, input_size=spec.input_size, x=whole.x[:1]
+    )
+    return copy, replace(spec, ran={})
 
 
 def _is_input(x: Any) -> bool:

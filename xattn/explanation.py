@@ -66,6 +66,8 @@ class Explanation:
         spec: facts about the model.
         described: what was explained in each image, in words; empty where it was a class.
         bands: the three channels of an image that are drawn, or one in grey; by default the first ones.
+        original: (N,), what the network itself gives the target, where the maps are those of a changed copy of it, as
+            with `resolution="x2"`; `probability` is what the copy gives it.
     """
 
     maps: Tensor
@@ -79,6 +81,7 @@ class Explanation:
     spec: ModelSpec | None = None
     described: tuple[str, ...] = ()
     bands: tuple[int, ...] = ()
+    original: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.maps.ndim not in (4, 5) or self.maps.shape[1] != 1:

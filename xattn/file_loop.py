@@ -17,7 +17,7 @@ from xattn.data.reading import Window, read_image
 from xattn.device import at_precision
 from xattn.errors import DataError, NotApplicableError, ParameterError, XattnError
 from xattn.explainer import Explainer
-from xattn.explaining import record_for
+from xattn.explaining import probability_by, record_for
 from xattn.explanation import Explanation
 from xattn.score import apply_score
 from xattn.spec import ModelSpec
@@ -45,12 +45,15 @@ class Network:
         spec: facts about it.
         name: how messages and tables call it.
         random: its weights are random, so that its maps mean nothing.
+        original: the network that this one is a changed copy of, with finer maps or another pooling; what it names is
+            explained.
     """
 
     model: nn.Module
     spec: ModelSpec
     name: str
     random: bool = False
+    original: Network | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -267,6 +270,9 @@ class _Answers:
         classes = all(isinstance(goal, Class) for goal in named)
         wanted = self.wanted.get(_classes_of(network), ())
         target: Any = wanted[k] if wanted and classes else named[k] if named else None
+        whole = _pass_of_original(network, x, target, self.settings)
+        if target is None and whole is not None and whole.goal.has_classes:
+            target = whole.target
         start = time.perf_counter()
         trace = _record_all([column for _, column in todo], x, target, self.settings)
         if trace is None:
@@ -274,6 +280,9 @@ class _Answers:
         self.passes[network.name] = self.passes.get(network.name, 0.0) + time.perf_counter() - start
         if k == 0:
             self.predicted[network.name] = predictions(trace)
+            if whole is not None:
+                for row, own in zip(self.predicted[network.name], predictions(whole), strict=True):
+                    row["original"] = own
         if not wanted:
             if not classes and self.settings.topk > 1:
                 raise ParameterError(
@@ -290,6 +299,8 @@ class _Answers:
         for j, column in todo:
             start = time.perf_counter()
             if (explanation := _explanation(column, trace, self.settings.tolerant)) is not None:
+                if whole is not None:
+                    explanation = dataclasses.replace(explanation, original=probability_by(whole, trace))
                 self.lines[k][j] = fresh[j] = explanation
             self.seconds[j] += time.perf_counter() - start
         if self.measure is not None and fresh:
@@ -302,6 +313,15 @@ class _Answers:
 def _classes_of(network: Network) -> Any:
     """What networks share that mean the same by a class: its names, where there are any."""
     return network.spec.classes or network
+
+
+def _pass_of_original(network: Network, x: Tensor, target: Any, settings: Settings) -> Trace | None:
+    """The pass of the network that this one is a changed copy of, without a graph."""
+    if network.original is None:
+        return None
+    model, spec = network.original.model, network.original.spec
+    with at_precision(settings.precision, x.device):
+        return record_for(model, x, (), target, spec=spec, score=settings.score, grad=False)
 
 
 def _record_all(columns: Sequence[Column], x: Tensor, target: Any, settings: Settings) -> Trace | None:
@@ -413,6 +433,7 @@ def one(explanation: Explanation, i: int) -> Explanation:
         parts=pick(explanation.parts),
         status=(explanation.status[i],),
         probability=pick(explanation.probability),
+        original=pick(explanation.original),
         described=explanation.described[i : i + 1],
         inputs=pick(explanation.inputs),
     )

@@ -57,7 +57,7 @@ def compare(
     model: options.Models = None,
     weights: options.ManyWeights = None,
     head: options.Head = None,
-    resolution: options.Resolution = None,
+    resolution: options.Finer = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = Path("comparison.html"),
     target: Annotated[
         list[str] | None,
@@ -174,6 +174,7 @@ def write(work: Work, comparison: Comparison, out: Path) -> Path:
             comparison.leave_out(j, column.refused)
     work.tell_left_out()
     comparison.facts = facts(work)
+    comparison.notes += work.agreements()
     comparison.notes += [f"{failed['file']}: {failed['reason']}" for failed in work.failed]
     page = comparison.write(out)
     work.say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")

@@ -66,7 +66,7 @@ def doctor(
     model: options.Model = None,
     weights: options.Weights = None,
     head: options.Head = None,
-    resolution: options.Resolution = None,
+    resolution: options.Finer = None,
     mean: options.Mean = None,
     std: options.Std = None,
     classes: options.Classes = None,

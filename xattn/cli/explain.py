@@ -48,7 +48,7 @@ def explain(
     model: options.Models = None,
     weights: options.ManyWeights = None,
     head: options.Head = None,
-    resolution: options.Resolution = None,
+    resolution: options.Finer = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for pictures and maps.")] = Path(
         "xattn-out"
     ),
@@ -182,6 +182,8 @@ class Pictures:
         """Write the last panel and say what there is."""
         self.panels.flush()
         self.work.tell_left_out()
+        for text in self.work.agreements():
+            self.work.say(text)
         if self.written or self.panels.paths:
             self.work.say(f"wrote {self.outputs()}")
 

@@ -33,8 +33,9 @@ def load(
     Args:
         name: one of the three.
         weights: `DEFAULT` for the weights that a library offers, or a file; None leaves what the model comes with.
-        head: `linear`, `bcnn` or `brnpa`.
-        resolution: `low` or `high`.
+        head: `linear`, `bcnn` or `brnpa`; a trained network without such a head is converted to `brnpa`.
+        resolution: `low`, `x2`, `x4`, `x8` or `high`: finer maps by dilation. With a head that is trained or to be
+            trained `high` is without the last strides, as it was trained.
         parts: number of attention maps of the head.
         device: where to put it.
         given: what a person says about its images and classes, as arguments of `ModelSpec.given`.
@@ -55,9 +56,14 @@ def load(
     if file:
         read_state(name)  # what is wrong with the file itself comes first
     given = given or {}
+    hub = name.startswith("hf/")  # comes with its weights
+    complete = file or own or hub or name in models
+    shared = head == "brnpa" and (complete or weights is not None) and not _has_head(name if file else weights)
+    own_head = head if not shared else None
+    finer = resolution not in (None, "low") and (own_head is None or resolution != "high")
     asked = {
-        "head": head, "resolution": resolution, "parts": parts if head is not None else None,
-        "input_size": given.get("size"),
+        "head": own_head, "resolution": None if finer else resolution,
+        "parts": parts if own_head is not None else None, "input_size": given.get("size"),
     }  # fmt: skip
     options: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
     try:
@@ -70,8 +76,6 @@ def load(
         raise ParameterError(
             f"--model {name} raised {type(error).__name__} ({reason_of(error)}); --debug shows where."
         ) from error
-    hub = name.startswith("hf/")  # comes with its weights
-    complete = file or own or hub or (name in models and head is None)
     label = name.rpartition(":")[2] if own else str(Path(*Path(name).with_suffix("").parts[-2:])) if file else name
     label = Path(name).name if hub else label
     spec = getattr(model, "spec", None)
@@ -80,7 +84,41 @@ def load(
     spec = spec.given(**given)
     if device is not None:
         model = model.to(device)
-    return Network(model.eval(), spec, label, random=weights is None and not complete)
+    random = weights is None and not (complete and own_head is None)
+    network = Network(model.eval(), spec, label, random=random)
+    if shared and spec.attention != "brnpa":
+        return _changed(network, "brnpa", 3 if parts is None else parts, resolution or "low")
+    if finer and not (resolution == "high" and getattr(model, "architecture", {}).get("resolution") == "high"):
+        return _changed(network, None, 0, str(resolution))
+    return network
+
+
+def _has_head(weights: str | None) -> bool:
+    """Whether a file says that its network has a head of xattn."""
+    from xattn.models.header import is_file, read_header
+
+    if weights is None or not (weights.endswith(".safetensors") and is_file(Path(weights))):
+        return False
+    saved = read_header(weights).architecture
+    return saved is not None and saved.head not in (None, "linear")
+
+
+def _changed(network: Network, head: str | None, parts: int, resolution: str) -> Network:
+    """A copy with the pooling of a head, with finer maps, or both; it remembers the network."""
+    import dataclasses
+
+    from xattn.models import convert
+    from xattn.models.dilation import dilated, factor_of
+
+    spec = network.spec
+    name = " ".join([network.name, *([head] if head else []), *([resolution] if resolution != "low" else [])])
+    if head is not None:
+        made: Any = convert(network.model, head=head, parts=parts, resolution=resolution, spec=spec)
+        return dataclasses.replace(network, model=made, spec=made.spec, name=name, original=network)
+    factor = factor_of(resolution)
+    copy = dilated(network.model, factor, feature_layer=spec.feature_layer, input_size=spec.input_size)
+    spec = dataclasses.replace(spec, ran={})
+    return dataclasses.replace(network, model=copy, spec=spec, name=name, original=network)
 
 
 @contextmanager

@@ -53,7 +53,19 @@ Weights = Annotated[
     typer.Option(metavar="DEFAULT|FILE", help="Weights of a model by name: those its library offers, or a file."),
 ]
 Head = Annotated[
-    str | None, typer.Option(metavar="linear|bcnn|brnpa", help="Put this head on the backbone of --model.")
+    str | None,
+    typer.Option(
+        metavar="linear|bcnn|brnpa",
+        help="Put this head on the backbone of --model; brnpa shares the classifier of a trained one.",
+    ),
+]
+Finer = Annotated[
+    str | None,
+    typer.Option(
+        "--resolution",
+        metavar="low|x2|x4|x8|high",
+        help="Finer maps: of a copy whose last strides are dilation. high is x4; trained heads keep their own.",
+    ),
 ]
 Resolution = Annotated[
     str | None, typer.Option(metavar="low|high", help="high: without the strides of the last two stages.")

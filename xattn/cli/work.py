@@ -78,6 +78,20 @@ class Work:
             if column.refused is not None:
                 self.say(f"left out: {column.refused}")
 
+    def agreements(self) -> list[str]:
+        """For each changed copy that was explained how it answers beside the network itself."""
+        texts = []
+        for network in dict.fromkeys(column.network for column in self.columns):
+            rows = [entry["predicted"].get(network.name) for entry in self.entries]
+            pairs = [(row, row["original"]) for row in rows if row and row.get("original")]
+            if network.original is not None and pairs and pairs[0][1]["index"] is not None:
+                same = sum(row["index"] == own["index"] for row, own in pairs)
+                texts.append(
+                    f"{network.name}: maps of a changed copy that names the same class as {network.original.name} in "
+                    f"{same} of {len(pairs)} images; the class of {network.original.name} is explained"
+                )
+        return texts
+
     def summary(self) -> dict[str, Any]:
         """The machine-readable result."""
         left_out = [{"method": c.method.name, "reason": c.refused} for c in self.columns if c.refused is not None]

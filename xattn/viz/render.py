@@ -352,8 +352,11 @@ def _shape(base: Image.Image, size: int | tuple[int, int] | None) -> tuple[int, 
 
 def _class_and_probability(explanation: Explanation, index: int) -> tuple[str, str]:
     """Class and probability of an image, in words."""
-    probability = explanation.probability
-    return explanation.class_name(index), "" if probability is None else percent(float(probability[index]))
+    probability, original = explanation.probability, explanation.original
+    text = "" if probability is None else percent(float(probability[index]))
+    if original is not None:
+        text += f" ({percent(float(original[index]))} by the network itself)"
+    return explanation.class_name(index), text
 
 
 def percent(share: float) -> str:
