@@ -207,6 +207,20 @@ class Latents(nn.Module):
         return self.out(F.scaled_dot_product_attention(self.latents.expand(len(x), -1, -1), k, v).mean(1))
 
 
+class Joined(nn.Module):
+    """Branches that see all of the image, joined and activated, as the cells of NASNet are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = trunk()
+        self.branches = nn.ModuleList(nn.Conv2d(12, 6, 15, 1, 7) for _ in range(3))
+        self.act, self.out = nn.ReLU(), nn.Linear(18, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.out(self.act(torch.cat([branch(y) for branch in self.branches], 1)).mean((2, 3)))
+
+
 class Mixes(nn.Module):
     """Blocks that mix all tokens so strongly that no cell stands out in the last ones."""
 

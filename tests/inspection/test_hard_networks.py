@@ -112,6 +112,12 @@ def test_the_last_of_blocks_that_mix_all_tokens_is_read_as_those_before(seed: in
     assert (spec.feature_layer, spec.tokens) == ("blocks.9.norm1", TokenGrid(patch=(4, 4)))
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_branches_that_are_joined_are_read_together(seed: int) -> None:
+    torch.manual_seed(seed)
+    assert infer_spec(nets.Joined().eval(), images(1, 3, 32, 32)).feature_layer == "act"
+
+
 def test_attention_over_a_part_of_the_way_is_not_read() -> None:
     spec = infer_spec(nets.made(nets.Reduced), images(1, 3, 32, 32))
     assert spec.probability_layers == ()

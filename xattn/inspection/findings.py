@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from xattn.inspection.layouts import CONVOLUTIONS, RECURRENT, Layout, layout_of
 from xattn.inspection.probing import Call, Probe
@@ -17,6 +18,13 @@ def _keeps_places(call: Call) -> bool:
     channels, *grid = call.output.shape[1:]
     leaf = not any(True for _ in call.module.children())
     return leaf and channels not in grid and all(p.numel() <= channels for p in call.module.parameters())
+
+
+def _joins(output: Tensor, part: Tensor) -> bool:
+    """Whether an output has the rows and columns of a map and more channels, which cannot be taken for these."""
+    if output.ndim != 4 or part.ndim != 4 or output.shape[2:] != part.shape[2:]:
+        return False
+    return output.shape[1] > part.shape[1] and output.shape[1] not in output.shape[2:]
 
 
 @dataclass
@@ -86,10 +94,11 @@ class Findings:
                     seen[call.output.shape[2], call.output.shape[3]] = None
             if (call.name, call.index) == (wanted.name, wanted.index):
                 break
-        # A block ends in the layout of the last convolution in it, if it ends in its shape.
+        # A block ends in the layout of the last convolution in it, if it ends in its shape, with more channels where
+        # branches are joined.
         typed = (
             last is not None
-            and last.output.shape[1:] == output.shape[1:]
+            and (last.output.shape[1:] == output.shape[1:] or _joins(output, last.output))
             and (last.ended > wanted.started or _keeps_places(wanted))
         )
         return layout_of((output[1] - output[0]).float().square(), self.size, typed, seen)
