@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tests import tiny_models as tiny
 from tests.explainers.test_integrated import SPEC, Linear, black, maps
 from xattn.explainers import explainers
+from xattn.explainers import passes as batches
 from xattn.explaining import explain
 from xattn.trace import record
 
@@ -102,3 +103,22 @@ def test_what_is_wrong_with_a_sum_and_what_to_do() -> None:
     for method, steps in (("integrated-gradients", 2000), ("guided-ig", 1000)):
         with pytest.warns(match=rf"which adds up to [\d.e-]+ of 1: try steps={steps}\)"):
             assert explain(steep, bright(), method, 1, spec=steep.spec).status == ("non-conserving",)
+
+
+def test_large_images_go_through_a_processor_in_small_batches(monkeypatch):
+    sizes = []
+    run = batches.Trace.again
+
+    def noted(self, images, *arguments, **options):
+        sizes.append(len(images))
+        return run(self, images, *arguments, **options)
+
+    model, x = tiny.tiny_cnn(), torch.rand(1, 3, 32, 32)
+    whole = explain(model, x, "integrated-gradients:steps=8", 1).maps
+    monkeypatch.setattr(batches.Trace, "again", noted)
+    monkeypatch.setattr(batches, "_PIXELS_WITH_GRAPH", 3 * 32 * 32)
+    parts = explain(model, x, "integrated-gradients:steps=8", 1).maps
+    explain(model, x, "smoothgrad:samples=8", 1)
+    assert max(sizes) == 3
+    assert sum(sizes) >= 16
+    torch.testing.assert_close(parts, whole)

@@ -13,7 +13,7 @@ from xattn.explainer import Explainer, Family, needs_of
 from xattn.explainers import explainers
 from xattn.explainers.gradient import InputXGradient, Saliency
 from xattn.explainers.guided import GuidedBackprop, guided_gradient
-from xattn.explainers.passes import Chunk, Halving, laid_out, owners, tiles
+from xattn.explainers.passes import Chunk, Halving, laid_out, most_with_graph, owners, tiles
 from xattn.functional.gradient import reduce_channels
 from xattn.schema import Range
 from xattn.spec import ModelSpec
@@ -79,7 +79,9 @@ class NoiseTunnel(Explainer):
                 for i in range(len(x))
             ]
         )
-        again = Halving(lambda images, own, seed: self._inner(trace, inner, channels, images, own, seed))
+        again = Halving(
+            lambda images, own, seed: self._inner(trace, inner, channels, images, own, seed), most_with_graph(x)
+        )
         blocks: list[tuple[int, Tensor, Tensor]] = []
         for images, samples in tiles(len(x), self.samples, self.chunk):
             own = owners(images, samples, x.device)

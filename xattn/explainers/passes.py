@@ -22,16 +22,20 @@ BaselineName = Annotated[str, baselines.parse]
 """A baseline and its parameters, such as `"black"` or `"blur:sigma=0.1"`; defined on pixels and then normalized."""
 
 
+_PIXELS_WITH_GRAPH = 2**20
+
+
 class Halving:
     """Calls a function of a batch with as much of it at a time as the memory turned out to hold.
 
     Args:
         run: from tensors of one length (B, ...) to a tensor (B, ...) that does not mix the rows.
+        most: rows at a time to begin with; None is all.
     """
 
-    def __init__(self, run: Callable[..., Tensor]) -> None:
+    def __init__(self, run: Callable[..., Tensor], most: int | None = None) -> None:
         self.run = run
-        self.most: int | None = None
+        self.most = most
 
     def __call__(self, *batch: Tensor) -> Tensor:
         """The whole batch, in parts where it did not fit."""
@@ -64,7 +68,15 @@ def gradient_again(trace: Trace) -> ImageScore:
     def run(images: Tensor, own: Tensor) -> Tensor:
         return trace.again(laid_out(images), rows=own, layers=(INPUT,)).gradient(INPUT)
 
-    return Halving(run)
+    return Halving(run, most_with_graph(trace.x))
+
+
+def most_with_graph(x: Tensor) -> int | None:
+    """Images like these that a processor takes at a time where the graph is kept: 20 of 224 x 224 pixels.
+
+    EfficientNet-Lite0 keeps 80 MB for each of these, and more win no time; a GPU tells when its memory is full.
+    """
+    return max(1, _PIXELS_WITH_GRAPH // x[0, 0].numel()) if x.device.type == "cpu" else None
 
 
 def scores_of(trace: Trace, images: Tensor, chunk: int) -> Tensor:
