@@ -240,7 +240,7 @@ def test_a_report_of_little(tmp_path: Path) -> None:
     ]
     Store(tmp_path).write("d", "m", 0, found, {("gradcam", "gini"): 1})
     page = full_report(tmp_path, tmp_path / "out", resamples=5)
-    assert "There is no score yet by which methods could be judged." in page.read_text()
+    assert "No method was scored on one grid for all by which it could be judged." in page.read_text()
     assert (tmp_path / "out" / "report.md").is_file()
 
 

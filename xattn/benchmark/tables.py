@@ -149,7 +149,8 @@ def rounded(mean: float, low: float, high: float, value: float | None = None) ->
         return ""
     if not 1e-6 < half < 1e6:
         return text_of(mean if value is None else value)
-    return f"{mean if value is None else value:.{min(max(-math.floor(math.log10(half)), 0), 6)}f}"
+    digits = min(max(-math.floor(math.log10(half)), 0), 6)
+    return f"{round(mean if value is None else value, digits) + 0.0:.{digits}f}"  # no zero with a minus
 
 
 def interval_text(summary: Summary, j: int) -> str:
