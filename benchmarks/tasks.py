@@ -77,7 +77,7 @@ def main() -> None:
     data = os.path.expandvars(args.data)
     for entry in args.networks:
         label, _, name = entry.partition("=")
-        result["networks"][label] = {"name": name, **measured(name, data, args.task, args.size)}
+        result["networks"][label] = {"name": Path(name).name, **measured(name, data, args.task, args.size)}
     result["title"] = args.title
     root = os.environ.get("XATTN_DATA", "")
     result["data"] = data.replace(root, "$XATTN_DATA") if root else data
@@ -120,10 +120,10 @@ def table(result: dict[str, Any]) -> list[str]:
                     for kind in ("cosine", "euclidean")
                 }
         if not lines:
-            head = ["network", "head", "input", "parameters", "epochs", *values]
+            head = ["network", "head", "input", "parameters", "best epoch", *values]
             lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
         architecture, size = network["architecture"], network["input_size"]
-        trained = str(network["recipe"]["run"]["epochs"]) if "recipe" in network else "none here"
+        trained = f"{network['epoch']} of {network['recipe']['run']['epochs']}" if "recipe" in network else "none here"
         row = [label, f"{architecture['backbone']}, {architecture['head']}", f"{size[0]} x {size[1]} px"]
         row += [f"{network['parameters'] / 1e6:.1f} M", trained, *values.values()]
         lines.append(f"| {' | '.join(row)} |")
