@@ -15,6 +15,8 @@ from xattn.errors import DataError, ParameterError, XattnError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from xattn.file_loop import Network
+    from xattn.models import Classifier
     from xattn.spec import ModelSpec
 
 EPILOG = "\n\n".join(
@@ -23,6 +25,7 @@ EPILOG = "\n\n".join(
         "xattn convert efficientnet_lite0 --data photos/ --out readable.safetensors",
         "xattn convert resnet50 --weights DEFAULT --resolution x2 --parts 4 --data photos/ --out readable.safetensors",
         "xattn convert nets:build --weights mine.safetensors --data photos/ --labels labels.csv --out net.safetensors",
+        "xattn convert efficientnet_lite0 --resolution x4 --data photos/ --distil others/ --out net.safetensors",
         "Then: xattn explain photo.jpg --model readable.safetensors",
         "Images need no labels: what is measured is whether both networks say the same. With labels (a table, or "
         "folders called like the classes) it is told how many each of them has right, too.",
@@ -56,6 +59,15 @@ def convert(
         list[str] | None,
         typer.Option(metavar="PATH|NAME:DIR", help="Other images, from which batch norm takes its statistics anew."),
     ] = None,
+    distil: Annotated[
+        str | None,
+        typer.Option(metavar="DIR|NAME:DIR", help="Other images, without labels, on which it learns from MODEL."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(metavar="N", help="Of --distil: passes over the images.")] = 2,
+    lr: Annotated[float, typer.Option(metavar="RATE", help="Of --distil: highest learning rate.")] = 0.001,
+    all_layers: Annotated[
+        bool, typer.Option("--all-layers", help="Of --distil: also those before the removed strides.")
+    ] = False,
     mean: options.Mean = None,
     std: options.Std = None,
     classes: options.Classes = None,
@@ -104,10 +116,66 @@ def convert(
         result["recalibrated_on"] = count
         if data:
             result["recalibrated"] = _measure(network, made, data, known, batch_size, say, "recalibrated")
+    if distil is not None:
+        _learn(network, made, distil, out, epochs, lr, all_layers, batch_size)
+        result["distilled"] = {"on": distil, "epochs": epochs, "lr": lr, "all_layers": all_layers}
+        if data:
+            result["distilled"] |= _measure(network, made, data, known, batch_size, say, "distilled")
     save_weights(made, out, extra={"conversion": result})
     say(f"wrote {out}; next: xattn explain photo.jpg --model {out}")
     if as_json:
         console.show_json({**result, "file": str(out)})
+
+
+def _learn(
+    network: Network, made: Classifier, images: str, out: Path, epochs: int, lr: float, all_layers: bool, batch: int
+) -> None:
+    """Let the converted network learn from the network itself, in place; the run goes on where it was stopped."""
+    from xattn.cli.train import Monitor
+    from xattn.models import save_weights
+    from xattn.models.checkpoint import load_state, read_state
+    from xattn.training.loop import train
+    from xattn.training.recipe import Recipe
+    from xattn.training.stopping import RunStoppedError
+
+    spec = network.spec
+    if spec.input_size[0] != spec.input_size[1]:
+        raise ParameterError(f"--distil: images are square but {network.name} takes {spec.input_size}; pass --size.")
+    folder = out.with_suffix(".distil")
+    teacher, student = folder / "teacher.safetensors", folder / "student.safetensors"
+    # As the trainer normalizes: by the facts that the files say.
+    network.model.spec = spec  # type: ignore[assignment]
+    save_weights(network.model, teacher)
+    save_weights(made, student)
+    recipe = Recipe.build(
+        {
+            "data": {"source": images},
+            "model": {
+                "backbone": made.architecture["backbone"], "weights": str(student), "head": "brnpa",
+                "parts": made.architecture["parts"], "freeze_batchnorm": True, "freeze_front": not all_layers,
+            },
+            "distill": {"teacher": str(teacher), "weight": 1.0, "temperature": 2.0, "labels": "teacher"},
+            "optimizer": {"lr": lr, "weight_decay": 0.0, "label_smoothing": 0.0, "warmup_epochs": 0.1},
+            "augment": {"resize": round(spec.input_size[0] / spec.crop)},
+            "run": {
+                "out": str(folder), "epochs": epochs, "batch_size": batch, "image_size": spec.input_size[0],
+                "tensorboard": False, "accelerator": network_accelerator(network.model),
+            },
+        }
+    )  # fmt: skip
+    try:
+        with console.progress(shown=console.is_watched()) as bar:
+            result = train(recipe, Monitor(bar))
+    except RunStoppedError as stopped:
+        console.fail(str(stopped))
+        raise typer.Exit(128 + stopped.number) from None
+    load_state(made, read_state(result.best), str(result.best))
+
+
+def network_accelerator(model: nn.Module) -> str:
+    """Where the trainer computes: beside the network."""
+    kind = str(_place(model).type)
+    return kind if kind in ("cuda", "mps") else "cpu"
 
 
 def _measure(network: Any, made: Any, data: Sequence[str], known: Any, batch_size: int, say: Any, what: str) -> Any:

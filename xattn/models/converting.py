@@ -251,6 +251,12 @@ def _behind_dilation(model: nn.Module) -> list[nn.Module]:
     return modules[first:]
 
 
+def before_dilation(model: Classifier) -> list[nn.Parameter]:
+    """The weights of the layers before the first one that skips cells; all of the trunk where none does."""
+    behind = {id(p) for module in _behind_dilation(model.backbone) for p in module.parameters(recurse=False)}
+    return [p for p in model.backbone.parameters() if id(p) not in behind]
+
+
 class _EveryNth(nn.Module):
     """Every so many-th cell of a map."""
 

@@ -36,7 +36,7 @@ from xattn.training.folder import (
     write_text,
 )
 from xattn.training.losses import distillation_loss
-from xattn.training.network import Trainee, average, build, freeze_batchnorm, parameter_groups
+from xattn.training.network import Trainee, average, build, facts_of, freeze_batchnorm, named_by, parameter_groups
 from xattn.training.recipe import Recipe
 from xattn.training.schedule import learning_rate
 from xattn.training.stopping import RunStoppedError, Stop, stop_signal
@@ -133,7 +133,8 @@ class _Run:
         self.monitor: Monitor = monitor if fabric.is_global_zero else Silent()
         self.out = Path(recipe.run.out)
         self.saved = None if fresh else find_run(self.out, recipe)
-        self.source: Source = open_source(recipe.data, "train")
+        by_teacher = recipe.distill.labels == "teacher"
+        self.source: Source = open_source(recipe.data, "train", labelled=not by_teacher)
         self.judged = self.source if not recipe.data.validation else open_source(recipe.data, recipe.data.validation)
         self.images = self.source.fingerprint + (self.judged.fingerprint if recipe.data.validation else "")
         if self.saved is not None and self.saved.images not in ("", self.images):
@@ -142,6 +143,10 @@ class _Run:
                 "name, size, time or content; put it back, choose another folder, or start anew with --fresh."
             )
         self.chosen, self.held, self.labels, self.classes = self._divide()
+        self.teacher = self._load_teacher()
+        if self.teacher is not None and by_teacher:
+            self.source.labels, self.classes = named_by(self.teacher, self.source, recipe, fabric.to_device)
+            self.labels = self.source.labels
         self.world, self.rank = fabric.world_size, fabric.global_rank
         self.batch = recipe.run.batch_size * self.world
         self.steps = len(self.chosen) // self.batch
@@ -156,7 +161,6 @@ class _Run:
         torch.manual_seed(derive_seed(recipe.run.seed, "weights"))
         self.raw = build(recipe, self.classes)
         self._place(self.raw)
-        self.teacher = self._load_teacher()
         section = recipe.optimizer
         groups = parameter_groups(self.raw, section.weight_decay)
         self.raw_optimizer: torch.optim.Optimizer = (
@@ -206,9 +210,8 @@ class _Run:
             teacher = load_model(self.recipe.distill.teacher, factory).requires_grad_(False).eval()
         except FactoryError as error:
             raise FactoryError(error.path, error.factory, f"--set distill.factory={error.factory}") from None
-        theirs = len(getattr(teacher, "spec", self.raw.model.spec).classes)
-        ours = len(self.classes)
-        if theirs not in (0, ours):
+        theirs, ours = len(facts_of(teacher).classes), len(self.classes)
+        if theirs not in (0, ours) and self.recipe.distill.labels == "given":
             raise CheckpointError(
                 f"'{self.recipe.distill.teacher}' knows {theirs} classes but the data set has {ours}."
             )
@@ -389,7 +392,8 @@ class _Run:
         progress.sums = {}
         progress.history.append(row)
         value = row[f"held_out_{self.task.measure}"]
-        best = value > progress.best
+        # Many epochs agree with a teacher on as many images: the last of them is kept.
+        best = value >= progress.best if self.recipe.distill.labels == "teacher" else value > progress.best
         if best:
             progress.best, progress.best_epoch = value, progress.epoch
         if self.fabric.is_global_zero:

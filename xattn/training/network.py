@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from xattn.errors import CheckpointError
 from xattn.inspection import IMAGENET_MEAN, IMAGENET_STD
 from xattn.models.checkpoint import RANKS, read_state
+from xattn.models.converting import before_dilation
 from xattn.models.factory import create_model
 from xattn.models.header import read_header
 from xattn.models.heads import Classifier, Head
-from xattn.training.augment import sides
+from xattn.outputs import take
+from xattn.spec import ModelSpec
+from xattn.training.augment import finish, sides
+from xattn.training.data import Source
 from xattn.training.recipe import ModelSection, Recipe
 
+_NAMING_BATCH = 32
 RANK_SUBSETS: Mapping[str, tuple[int, ...]] = {"1+2": (0, 1), "2+3": (1, 2), "1": (0,), "2": (1,), "3": (2,)}
 
 
@@ -103,7 +108,10 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
         ),
     )
     head = cast("Head", model.head)
-    head.dropout.p = section.dropout
+    if isinstance(head, Head):  # that of converted cells has none
+        head.dropout.p = section.dropout
+    for parameter in before_dilation(model) if section.freeze_front else ():
+        parameter.requires_grad_(False)
     model.spec = dataclasses.replace(
         model.spec,
         input_size=sides(recipe.run.image_size),
@@ -114,7 +122,7 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
         name=f"{section.backbone} {section.head}",
     )
     start = section.start
-    if not start and recipe.distill.teacher:
+    if not start and recipe.distill.teacher and not model.architecture.get("converted"):
         # A teacher of another kind teaches by its logits alone.
         theirs = read_header(recipe.distill.teacher).architecture
         start = recipe.distill.teacher if theirs is None or theirs.backbone == model.architecture["backbone"] else ""
@@ -122,6 +130,34 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
         start_from(model, read_state(start), start)
     ranks = RankHeads(head.channels, len(classes)) if section.ranks else None
     return Trainee(model, ranks)
+
+
+def facts_of(model: nn.Module) -> ModelSpec:
+    """The spec of a network of `create_model`."""
+    return cast("ModelSpec", model.spec)
+
+
+@torch.no_grad()
+def named_by(
+    teacher: nn.Module, source: Source, recipe: Recipe, place: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, tuple[str, ...]]:
+    """What a teacher names in each image (n,), and the names of its classes.
+
+    Args:
+        teacher: a network in evaluation mode.
+        source: the images.
+        recipe: says how they are cut.
+        place: puts images on the device of the teacher.
+    """
+    spec = facts_of(teacher)
+    mean, std = torch.tensor(spec.mean or IMAGENET_MEAN), torch.tensor(spec.std or IMAGENET_STD)
+    indices = list(torch.arange(len(source)).split(_NAMING_BATCH))
+    logits = []
+    for images in source.batches(indices, [None] * len(indices), recipe.augment, recipe.run.image_size):
+        x = place(finish(images, recipe.augment, None, mean, std))
+        logits.append(take(teacher(x), spec.output or None).cpu())
+    values = torch.cat(logits)
+    return values.argmax(1), spec.classes or tuple(f"class {i}" for i in range(values.shape[1]))
 
 
 def start_from(model: Classifier, state: Mapping[str, Tensor], source: str) -> None:

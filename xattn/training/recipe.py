@@ -74,6 +74,7 @@ class ModelSection(_Section):
         seed: BR-NPA: `"random"` seeds (ablation).
         ranks: train linear heads on subsets of the parts beside the network, without influence on it (ablation).
         freeze_batchnorm: keep the statistics of batch norm; two processes then train exactly as one.
+        freeze_front: of a network of `xattn convert`: keep the layers before the first one that became dilated.
     """
 
     backbone: str = "resnet18"
@@ -89,6 +90,7 @@ class ModelSection(_Section):
     seed: Literal["activation", "random"] = "activation"
     ranks: bool = False
     freeze_batchnorm: bool = False
+    freeze_front: bool = False
 
 
 class DistillSection(_Section):
@@ -102,6 +104,8 @@ class DistillSection(_Section):
         temperature: divides the logits of both.
         form: `"hinton"` is (1 - w) CE + w T^2 KL(teacher, student); `"printed"` is the formula as printed in the paper,
             without temperature and with the divergence the other way.
+        labels: `"teacher"`: what the teacher names takes the place of labels, so that any images do, also a folder
+            without classes. Accuracy is then the share of images in which both name the same class.
     """
 
     teacher: str = ""
@@ -109,6 +113,7 @@ class DistillSection(_Section):
     weight: float = Field(default=0.5, ge=0, le=1)
     temperature: float = Field(default=6.0, gt=0, le=1e6)
     form: Literal["hinton", "printed"] = "hinton"
+    labels: Literal["given", "teacher"] = "given"
 
 
 class OptimizerSection(_Section):
@@ -247,6 +252,10 @@ class Recipe(_Section):
 
         if self.model.head not in heads:
             raise ValueError(f"model.head: {unknown('head', self.model.head, heads)}".rstrip("."))
+        if self.distill.labels == "teacher" and not self.distill.teacher:
+            raise ValueError("distill.labels = 'teacher' needs distill.teacher")
+        if self.distill.labels == "teacher" and (self.task.compares or self.data.validation):
+            raise ValueError("distill.labels = 'teacher' is for classification without data.validation")
         if self.model.ranks and self.model.head == "linear":
             raise ValueError("model.ranks needs a head with parts, brnpa or bcnn")
         if self.model.ranks and self.model.parts != 3:
