@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xattn.data.preprocessing import Fit, pictures, to_batch
+from xattn.data.preprocessing import Fit, listed, pictures, to_batch
 from xattn.device import on_cpu_by_default
 from xattn.errors import NotApplicableError, ParameterError, XattnWarning
 from xattn.explainer import Explainer, LayerExplainer, needs_of, refuse, refuse_volumes
@@ -210,6 +210,7 @@ def explain(
     if spec is None:
         spec = getattr(model, "spec", None)
     prepared: Preprocessing | None = None
+    photographs: tuple[Any, ...] = ()
     if transform is not None and not _is_input(x):
         prepared = transformed(transform)
         x = torch.stack([apply_transform(transform, image) for image in pictures(x, window=window)])
@@ -238,6 +239,7 @@ def explain(
                 stacklevel=3,
             )
             spec = spec.given(mean=0.0, std=1.0)
+        photographs = () if window is not None else tuple(listed(x))
         x = to_batch(x, spec, fit=fit, window=window).to(place_of(model)[0])
     predicted = target is None
     target = as_target(target, spec)
@@ -269,6 +271,8 @@ def explain(
         explanations = [replace(explanation, original=original) for explanation in explanations]
     if drawn:
         explanations = [replace(explanation, bands=drawn) for explanation in explanations]
+    if photographs and not drawn:
+        explanations = [replace(explanation, photographs=photographs, fit=fit) for explanation in explanations]
     return explanations[0] if single else explanations
 
 

@@ -66,6 +66,8 @@ class Explanation:
         spec: facts about the model.
         described: what was explained in each image, in words; empty where it was a class.
         bands: the three channels of an image that are drawn, or one in grey; by default the first ones.
+        photographs: what the images were made of, paths or pictures, if that is known; pictures have its resolution.
+        fit: how they became inputs, as in `preprocess`.
         original: (N,), what the network itself gives the target, where the maps are those of a changed copy of it, as
             with `resolution="x2"`; `probability` is what the copy gives it.
     """
@@ -81,6 +83,8 @@ class Explanation:
     spec: ModelSpec | None = None
     described: tuple[str, ...] = ()
     bands: tuple[int, ...] = ()
+    photographs: tuple[Any, ...] = ()
+    fit: Any = None
     original: Tensor | None = None
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xattn.data.preprocessing import Fit, preprocess
+from xattn.data.preprocessing import Fit, preprocess, view_of
 from xattn.data.reading import Window, read_image
 from xattn.device import at_precision
 from xattn.errors import DataError, NotApplicableError, ParameterError, XattnError
@@ -29,9 +29,6 @@ SAME = "the same for every class"
 
 NO_MORE = "the network has no further class"
 """Stands for the explanation of a further class by a network of fewer classes than another one."""
-
-VIEW_PX = 448
-"""Longer side, at least, of what is shown of an image."""
 
 _BATCH_VALUES = 2**26  # numbers of the images and maps of a batch, at most
 
@@ -204,14 +201,6 @@ def _ready(file: Path, columns: Sequence[Column], settings: Settings) -> _Ready:
     networks = dict.fromkeys(c.network for c in columns)
     inputs = {network: preprocess(image, network.spec, fit=settings.fit) for network in networks}
     return _Ready(file, {n.name: view_of(image, n.spec, settings.fit) for n in networks}, inputs)
-
-
-def view_of(image: Image.Image, spec: ModelSpec, fit: Fit | None = None) -> Image.Image:
-    """What a model sees of an image, with `VIEW_PX` pixels at least: the maps fit it exactly."""
-    scale = max(1.0, VIEW_PX / max(spec.input_size))
-    size = (round(spec.input_size[0] * scale), round(spec.input_size[1] * scale))
-    pixels = preprocess(image, dataclasses.replace(spec, input_size=size, channels=3, mean=None, std=None), fit=fit)
-    return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def _explain_batch(

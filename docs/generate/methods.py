@@ -16,12 +16,13 @@ from docs.generate.entries import facts, parameters, reference, slug, source, ta
 from docs.generate.formulas import display
 from docs.generate.results import costs
 from xattn.cli.loading import load
+from xattn.data.preprocessing import view_of
 from xattn.data.reading import read_image
 from xattn.errors import NotApplicableError, XattnWarning
 from xattn.explainer import Explainer, Family
 from xattn.explainers import applicable, explainers
 from xattn.explaining import explain
-from xattn.file_loop import Network, view_of
+from xattn.file_loop import Network
 from xattn.models.embedded import FOLDER
 from xattn.viz import render
 

@@ -21,9 +21,9 @@ from tests.cli import models
 from tests.cli.conftest import Run, interrupt_after_one
 from xattn.cli.choosing import chosen_methods
 from xattn.cli.panel_pages import fold
-from xattn.data.preprocessing import preprocess
+from xattn.data.preprocessing import preprocess, view_of
 from xattn.explaining import explain
-from xattn.file_loop import view_of, wanted_classes
+from xattn.file_loop import wanted_classes
 from xattn.labels import file_stems
 from xattn.storage import load_explanation
 from xattn.trace import record

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.cli import models
 from xattn.errors import ParameterError, ShapeError
 from xattn.explainer import Explainer, Family
+from xattn.explaining import explain
 from xattn.explanation import Explanation
 from xattn.spec import ModelSpec
 from xattn.trace import Trace
@@ -31,6 +34,7 @@ from xattn.viz import (
     row,
     title,
 )
+from xattn.viz.render import picture_of
 
 
 @dataclass(frozen=True)
@@ -255,3 +259,20 @@ def test_drawing_needs_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name)
     gallery([explanation(), explanation(Ranked())])
     assert "matplotlib" not in sys.modules
+
+
+def test_pictures_have_the_resolution_of_the_photograph(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    noise = np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(photo)
+    model = models.cnn()
+    found = explain(model, str(photo), "gradcam")
+    side = round(600 * model.spec.crop)
+    assert abs(found.overlay().width - side) <= 10  # a crop of whole pixels of the input
+    # What is drawn has the detail of the photograph, which the input of 32 pixels has not.
+    sharp, seen = picture_of(found, 0), picture_of(dataclasses.replace(found, photographs=()), 0)
+    detail = [np.abs(np.diff(pixels(p.resize(sharp.size)), axis=1)).mean() for p in (sharp, seen)]
+    assert detail[0] > 5 * detail[1]
+    assert explain(model, torch.rand(1, 3, 32, 32), "gradcam").overlay().size == (448, 448)
+    photo.unlink()
+    assert found.overlay().size == (448, 448)  # what the model saw

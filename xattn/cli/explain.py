@@ -157,7 +157,7 @@ class Pictures:
     def _write(self, name: str, j: int, explanation: Explanation, result: Explained) -> dict[str, Any]:
         """Write the picture and the maps of one class by one method; what the summary says of them."""
         from xattn.cli.loading import picture_file
-        from xattn.file_loop import VIEW_PX
+        from xattn.data.preprocessing import VIEW_PX
         from xattn.storage import save_explanation
         from xattn.viz import render
 

@@ -67,9 +67,9 @@ def match(
     of its parts: part 1 of the query meets part 1 of the match, and so on.
     """
     from xattn.cli.loading import load, picture_file
+    from xattn.data.preprocessing import view_of
     from xattn.device import find_device
     from xattn.errors import ParameterError
-    from xattn.file_loop import view_of
     from xattn.models.embedder import Embedder
     from xattn.viz.matches import match_panel
 
@@ -177,8 +177,7 @@ def _search(embedder: Embedder, one: _Image, others: list[_Image], top: int) -> 
     import torch
     from PIL import Image
 
-    from xattn.data.preprocessing import to_batch
-    from xattn.file_loop import view_of
+    from xattn.data.preprocessing import to_batch, view_of
     from xattn.functional.retrieval import pair_distances, part_cosines, part_shares
     from xattn.trace import place_of
     from xattn.viz.matches import Match

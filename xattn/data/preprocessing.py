@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[Any] | Tensor"
 WHOLE_MULTIPLE = 32  # the total stride of common networks: sides of "whole" images are multiples of it
 WHOLE_ASPECT = 4  # a longer image would cost memory without bound
 WHOLE_RESIZE = 16  # a resized image of more times the crop is never made as a whole
+
+VIEW_PX = 448
+"""Longer side, at least, of what is shown of an image."""
+LARGEST_VIEW_PX = 2048
+"""Longer side, at most, of what is shown of a photograph in its own resolution."""
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -71,6 +77,27 @@ def preprocess(image: ImageLike, spec: ModelSpec, *, fit: Fit | None = None, win
     values = np.array(resized, dtype=np.uint8).reshape(resized.height, resized.width, channels)
     x = torch.from_numpy(values).permute(2, 0, 1).to(torch.float32).div(255)
     return normalize_pixels(x, spec.mean, spec.std).contiguous()
+
+
+def view_of(image: Image.Image, spec: ModelSpec, fit: Fit | None = None, *, sharp: bool = False) -> Image.Image:
+    """What a model sees of an image, with more pixels, so that the maps fit it exactly.
+
+    Args:
+        image: upright.
+        spec: facts about the model.
+        fit: as in `preprocess`.
+        sharp: with the resolution of the image itself, up to `LARGEST_VIEW_PX`; else with `VIEW_PX` pixels at least.
+    """
+    wide, largest = VIEW_PX, max(spec.input_size)
+    if sharp:
+        seen = place(image.size, spec, fit)
+        finer = max(image.width / seen.full[0], image.height / seen.full[1])
+        wide = min(max(VIEW_PX, round(largest * finer)), LARGEST_VIEW_PX)
+    scale = max(1.0, wide / largest)
+    size = (round(spec.input_size[0] * scale), round(spec.input_size[1] * scale))
+    plain = dataclasses.replace(spec, input_size=size, channels=3, mean=None, std=None)
+    pixels = preprocess(image, plain, fit=fit)
+    return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 @dataclass(frozen=True)
@@ -196,7 +223,7 @@ def to_batch(
             raise ShapeError(f"images: expected a float tensor (N, 3, H, W) but got {tuple(images.shape)}.")
         return _finite(images if images.ndim == 4 else images[None])
     rows: list[Tensor] = []
-    for item in _listed(images):
+    for item in listed(images):
         if isinstance(item, Tensor) and item.is_floating_point():
             rows.append(to_batch(item, spec)[0] if item.ndim == 3 else _refuse_row(item))
         else:
@@ -211,11 +238,11 @@ def pictures(images: ImageLike | Sequence[ImageLike], *, window: Window | None =
     """Images as upright RGB, for a transform of one's own; they may be what `to_batch` takes, but no float tensors."""
     return [
         read_image(item, window=window) if isinstance(item, (str, Path)) else to_pil(item, window=window)
-        for item in _listed(images)
+        for item in listed(images)
     ]
 
 
-def _listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+def listed(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
     """One image or several as a list."""
     if isinstance(images, (str, Path, Image.Image)):
         items: list[ImageLike] = [images]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from xattn.data.preprocessing import pictures, view_of
 from xattn.errors import DataError, ParameterError, ShapeError
 from xattn.labels import changed
 from xattn.looks import COLORMAP
@@ -54,7 +55,12 @@ def ranked(explanation: Explanation) -> bool:
 
 
 def pictures_of(explanation: Explanation, bands: Sequence[int] = ()) -> list[Image.Image]:
-    """The images of an explanation, in these bands if any; plain pale fields where it holds none, as from a file."""
+    """The images of an explanation, in these bands if any; plain pale fields where it holds none, as from a file.
+
+    Where it was made of photographs they have the resolution of these.
+    """
+    if explanation.photographs and not bands:
+        return [picture_of(explanation, i) for i in range(len(explanation))]
     if bands:
         explanation = dataclasses.replace(explanation, bands=tuple(bands))
     try:
@@ -62,6 +68,17 @@ def pictures_of(explanation: Explanation, bands: Sequence[int] = ()) -> list[Ima
     except DataError:
         high, wide = explanation.input_size
         return [Image.new("RGB", (wide, high), (200, 200, 200)) for _ in explanation.status]
+
+
+def picture_of(explanation: Explanation, index: int, bands: Sequence[int] = ()) -> Image.Image:
+    """One of `pictures_of`; of photographs only this one is read."""
+    if explanation.photographs and not bands and explanation.spec is not None:
+        try:
+            (photograph,) = pictures([explanation.photographs[index]])
+            return view_of(photograph, explanation.spec, explanation.fit, sharp=True)
+        except (DataError, OSError):  # the file is gone
+            explanation = dataclasses.replace(explanation, photographs=())
+    return pictures_of(explanation, bands)[index]
 
 
 def render(
@@ -103,7 +120,7 @@ def render(
         options = {"colormap": colormap, "alpha": alpha, "upsample": upsample, "signed": signed, "size": size}
         cut = [render(part, index, legend=legend, bands=bands, **options) for part in explanation.slices()]  # type: ignore[arg-type]
         return _beside(cut)
-    base = pictures_of(explanation, bands)[index] if image is None else to_rgb(image)
+    base = picture_of(explanation, index, bands) if image is None else to_rgb(image)
     shape = _shape(base, size)
     status = explanation.status[index]
     if ranked(explanation) and explanation.parts is not None:
@@ -201,7 +218,7 @@ def row(
     """
     real = [e for e in explanations if not isinstance(e, str)]
     if image is None:
-        bases = [pictures_of(real[0])[index]] * len(explanations) if real else []
+        bases = [picture_of(real[0], index)] * len(explanations) if real else []
     else:
         given = image if isinstance(image, Sequence) else [image] * len(explanations)
         bases = [to_rgb(one) for one in given]
@@ -317,7 +334,7 @@ def part_strip(
     _check_index(explanation, index)
     if explanation.parts is None:
         raise ParameterError(f"part_strip: {explanation.method.name} has no parts; use render().")
-    base = pictures_of(explanation)[index] if image is None else to_rgb(image)
+    base = picture_of(explanation, index) if image is None else to_rgb(image)
     parts = explanation.parts[index]
     shape = field_size(1, len(parts) + 2, (base.height, base.width))
     base = to_rgb(base, shape)
