@@ -82,6 +82,7 @@ def _summary(rows: list[Row]) -> str:
     three = [row for row in rows if "images" in row]
     days = sorted({row["made"] for row in rows if "made" in row})
     made = f", made on {days[0]}" + (f" to {days[-1]}" if days[1:] else "") if days else ""
+    older = sum(row.get("made") != days[-1] for row in rows) if days else 0
     lines = [
         f"Of {count} networks, Grad-CAM is right for {good} ({good / count:.1%}); {refused} are refused with a reason,",
         f"{sum(map(wrong, rows))} get a wrong map under the status `ok`.",
@@ -94,8 +95,13 @@ def _summary(rows: list[Row]) -> str:
         "forward pass of one image without gradients"
         + (f" (90 % of the networks: under {_tenth(times):.1f})." if times else "."),
         "",
-        f"Two images for each network, one thread of a CPU{made}, by `python benchmarks/models/audit.py`, which also",
-        "writes this page from `benchmarks/models/audit.json`.",
+        f"Two images for each network, one thread of a CPU{made}, by",
+        "`python benchmarks/models/audit.py`, which also writes this page from `benchmarks/models/audit.json`."
+        + (
+            f"\n{older} of the rows are from before {days[-1]}, by an earlier state of the code and of the checks."
+            if older
+            else ""
+        ),
     ]
     return "\n".join(lines)
 
