@@ -188,10 +188,15 @@ def _show(result: Selection) -> None:
         )
     console.table(rows, *columns)
     console.say("")
-    console.say("High is good. blur and mean: how much more the probability falls when what the map marks is")
-    console.say("blurred, or becomes the mean colour, than when the rest is; 0 is chance. ms: for a map.")
+    lines = [
+        "High is good. blur, mean: how much more the probability falls when what the map",
+        "marks is blurred, or becomes the mean colour, than when the rest is; 0 is chance.",
+        "ms: what a map takes.",
+    ]
     if len(result.questions) > 2:
-        console.say("object: share of the map on the object, which says nothing of the network and decides nothing.")
+        lines[-1] += " object: share of the map on the object, which decides nothing."
+    for line in lines:
+        console.say(line)
     for line in result.notes():
         console.say(line, limit=2000)
 
