@@ -92,7 +92,7 @@ def test_metrics_methods_and_images_can_come_later(whole: Path, tmp_path: Path) 
     run(small(methods=["gradcam"], metrics=["sparsity"], run={"controls": False}), tmp_path)
     run(small(methods=["gradcam", "saliency", "brnpa"], metrics=["sparsity"]), tmp_path)
     summary = run(small(), tmp_path)
-    assert summary.rows == 6 * (2 * 22 + 4 * 13)  # nothing is scored twice
+    assert summary.rows == 7 * (2 * 22 + 4 * 13)  # nothing is scored twice
     assert table(tmp_path) == table(whole)
 
 
