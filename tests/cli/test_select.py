@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_answer(run: Run, photos: Path) -> None:
         (["--data", "nowhere"], "nowhere: does not exist"),
         (["--data", "PHOTOS", "-m", "gradkam"], "Did you mean 'gradcam'?"),
         (["--data", "PHOTOS", "-m", "rollout"], "none of the methods is defined for"),
-        (["--data", "PHOTOS", "--minutes", "0"], "--minutes more than 0"),
+        (["--data", "PHOTOS", "--minutes", "-1"], "--minutes must be at least 0"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

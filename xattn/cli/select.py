@@ -50,8 +50,8 @@ def select(
     ] = None,
     images: Annotated[int, typer.Option(metavar="N", help="Images to draw at most; 0 for all there are.")] = 200,
     minutes: Annotated[
-        float | None, typer.Option(metavar="M", help="Stop after so many minutes.", show_default="no limit")
-    ] = None,
+        float, typer.Option(metavar="M", help="Stop after the batch at which so many minutes are over; 0 for no limit.")
+    ] = 9,
     split: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Part of the data set.", show_default="the test part, else all there is"),
@@ -85,8 +85,8 @@ def select(
     if data is None:
         raise ParameterError("select: pass the folder of your images with --data.")
     options.check_numbers({"--batch-size": batch_size})
-    if images < 0 or seed < 0 or (minutes is not None and minutes <= 0):
-        raise ParameterError("select: --images and --seed must be at least 0, and --minutes more than 0.")
+    if images < 0 or seed < 0 or not 0 <= minutes < float("inf"):
+        raise ParameterError("select: --images, --seed and --minutes must be at least 0.")
     given = options.given(mean, std, classes, size)
     network = load(
         model, weights=weights, head=head, resolution=resolution, device=find_device(device, "--device"), given=given
@@ -96,7 +96,7 @@ def select(
     entry = {"name": model, "weights": weights, "head": head, "resolution": resolution}
     with _progress(shown=not quiet) as progress:
         result = find(
-            network.model, data, method, spec=network.spec, images=images, minutes=minutes, seed=seed,
+            network.model, data, method, spec=network.spec, images=images, minutes=minutes or None, seed=seed,
             entry={key: value for key, value in entry.items() if value is not None}, split=split, batch=batch_size,
             score=score, fast=fast, progress=progress,
         )  # fmt: skip
