@@ -79,6 +79,17 @@ def most_with_graph(x: Tensor) -> int | None:
     return max(1, _PIXELS_WITH_GRAPH // x[0, 0].numel()) if x.device.type == "cpu" else None
 
 
+def slopes_again(trace: Trace) -> ImageScore:
+    """As `gradient_again`, with the score (B, C * H * W + 1) behind the flat gradient of each image, at no cost."""
+
+    def run(images: Tensor, own: Tensor) -> Tensor:
+        again = trace.again(laid_out(images), rows=own, layers=(INPUT,))
+        gradient = again.gradient(INPUT).flatten(1)
+        return torch.cat([gradient, end_scores(again)[:, None].to(gradient)], dim=1)
+
+    return Halving(run)
+
+
 def scores_of(trace: Trace, images: Tensor, chunk: int) -> Tensor:
     """Scores (N,) of other images in the place of those of the trace, `chunk` at a time."""
     score = score_again(trace)
