@@ -85,3 +85,32 @@ def find_values(facts: Findings) -> Kind:
     if kind is not Kind.LOGITS:
         facts.warnings.append(f"the model returns {kind.value}, not logits; they are used as they are")
     return kind
+
+
+def say_what_is_explained(facts: Findings, kind: Kind) -> None:
+    """Warn where nobody said what is to be explained and the outputs look like no class scores."""
+    values = torch.cat([facts.first.values, facts.second.values])
+    if kind is not Kind.LOGITS:
+        return
+    if values.shape[1] == 1:
+        facts.warnings.append(
+            "it gives one number for each image, which is explained as the logit of class 1, and its negative as that "
+            "of class 0; if it is a regression, pass target='scalar'"
+        )
+    elif facts.classifier is None and (what := _embedding(facts, values)) is not None:
+        facts.warnings.append(
+            f"{what}, an embedding and no class scores; without a target the largest of its numbers is explained: pass "
+            "target=xattn.Similarity(image) for the likeness to another image"
+        )
+
+
+def _embedding(facts: Findings, values: Tensor) -> str | None:
+    """What shows that outputs without a classifier are an embedding: their length, or that they are pooled features."""
+    if values.shape[1] > 2 and _relative(values.norm(dim=1), torch.ones(len(values), device=values.device)) < _SAME:
+        return "it gives vectors of length one"
+    for call in facts.second.calls:
+        if call.output.ndim == 4 and call.output.shape[:2] == facts.second.values.shape:
+            pooled = call.output.float().mean((2, 3))
+            if any(_relative(rows, facts.second.values.float()) < _SAME for rows in (pooled, pooled.flip(0))):
+                return f"it gives the means of '{call.name}'"
+    return None

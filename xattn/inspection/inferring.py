@@ -22,7 +22,7 @@ from xattn.device import on_cpu_by_default
 from xattn.errors import NotApplicableError, ParameterError, SpecError, XattnError, XattnWarning
 from xattn.inputs import Inputs, Name, Views, split_inputs
 from xattn.inspection import declared
-from xattn.inspection.behaviour import check_alone, check_repeatable, find_values
+from xattn.inspection.behaviour import check_alone, check_repeatable, find_values, say_what_is_explained
 from xattn.inspection.classifier import find_classifier
 from xattn.inspection.features import (
     NoLayerError,
@@ -39,7 +39,7 @@ from xattn.inspection.processors import Preprocessing, transformed
 from xattn.outputs import Kind, Which, spelled
 from xattn.running import FunctionModel, lock_of, modules_of, opaque, refused_images, tensors_of, unwrap
 from xattn.spec import ASSUMED, BY_FUNCTION, CONTRADICTED, GIVEN, PROVED, Evidence, ModelSpec, Ran
-from xattn.targets import Function, as_target
+from xattn.targets import Class, Function, as_target
 from xattn.trace import place_of
 
 
@@ -138,6 +138,8 @@ def _infer(
     )  # fmt: skip
     check_repeatable(model, facts, output)
     values = find_values(facts) if goal.has_classes else Kind.LOGITS
+    if isinstance(goal, Class) and goal.classes is None:
+        say_what_is_explained(facts, values)
     layer: Call | None = None
     layout: Layout | None = None
     missing: NoLayerError | None = None
