@@ -84,6 +84,18 @@ def test_more_steps_use_those_before_again() -> None:
     assert trace.backwards == 450
 
 
+def test_guided_steps_are_halved_where_they_miss_most_and_the_path_stays() -> None:
+    model, x = Peak(4_000).double(), bright()
+    trace, found = record(model, x, 1, spec=model.spec), explainers.parse("guided-ig")
+    row = torch.zeros(1, dtype=torch.long)
+    rounds = list(found.refined(trace, row))
+    torch.testing.assert_close(rounds[0], found.along(trace, 100))
+    errors = [float(found._error(trace, values, row)) for values in rounds]
+    assert errors[0] > 0.05
+    assert errors[-1] < 0.01
+    assert trace.backwards == 101 + 6 + 101  # the path, six batches of halves, and the path once more
+
+
 def test_how_many_steps_an_image_gets_depends_on_it_alone() -> None:
     model, x = tiny.tiny_cnn(), tiny.images(5)
     together = maps(model, x, "ig", 1)
