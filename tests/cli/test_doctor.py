@@ -152,3 +152,20 @@ def test_each_fact_is_told_with_how_it_was_found() -> None:
     assert facts["fact: normalization"].facts["how"] == "assumed"
     given = {c.name: c for c in check_model(Network(model, infer_spec(model, x, mean=0.5, std=0.5), "own"), x)}
     assert given["fact: normalization"].text == "given"
+
+
+def test_a_network_without_a_feature_layer_and_a_function(run: Run) -> None:
+    """What holds, and which methods go: those that need the input or scores alone."""
+    status, found = report(run, "perceptron")
+    by_name = states(found, "methods")
+    assert status == 0
+    assert by_name["saliency"] == by_name["input-x-gradient"] == "ok"
+    assert by_name["gradcam"] == by_name["brnpa"] == "fail"
+    assert states(found, "checks")["gradient"] == "ok"
+    status, found = report(run, "scores_alone")
+    by_name = states(found, "methods")
+    assert status == 0
+    assert by_name["gradcam"] == by_name["saliency"] == "fail"
+    assert by_name["occlusion"] in ("ok", "untried")
+    told = {item["name"]: item["text"] for item in found["methods"]}
+    assert "is a function, whose layers cannot be seen" in told["gradcam"]

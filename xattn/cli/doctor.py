@@ -155,30 +155,39 @@ def noise(model: nn.Module, spec: ModelSpec) -> Tensor:
 
 def check_model(loaded: Network, x: Tensor) -> list[Finding]:
     """Checks that do not depend on a method."""
+    from xattn.spec import CONTRADICTED
     from xattn.trace import INPUT, record
 
     model, spec = loaded.model, loaded.spec
     findings = [_weights(loaded), _spec(loaded), *_evidence(spec)]
-    layers = [INPUT, spec.feature_layer, *([spec.attention_layer] if spec.attention_layer else [])]
+    gradient = spec.evidence.get("gradient")
+    followed = gradient is None or gradient.how != CONTRADICTED
+    place = spec.feature_layer or INPUT
+    layers = [name for name in (spec.feature_layer, spec.attention_layer) if name] + [INPUT] * followed
     before = Snapshot(model)
     model.train()
     modes = {name: m.training for name, m in model.named_modules()}
     try:
-        trace = record(model, x, spec=spec, layers=layers)
-        trace.gradient(spec.feature_layer)
+        trace = record(model, x, spec=spec, layers=layers, grad=followed)
+        if followed:
+            trace.gradient(place)
         kept = {name: m.training for name, m in model.named_modules()} == modes
     except (XattnError, RuntimeError) as error:
         return [*findings, Finding("forward pass", FAIL, reason_of(error))]
     finally:
         model.eval()
-    shape = "x".join(map(str, trace.activation(spec.feature_layer).shape[1:]))
+    features = list(trace.activation(spec.feature_layer).shape[1:]) if spec.feature_layer else []
+    read = (
+        f"hooks fire; '{spec.feature_layer}' is a map of {'x'.join(map(str, features))}"
+        if features
+        else "no layer is read"
+    )
     findings.append(
         Finding(
             "forward pass",
             OK,
-            f"{len(x)} images of {x.shape[-2]}x{x.shape[-1]} give {trace.logits.shape[1]} logits; "
-            f"hooks fire; '{spec.feature_layer}' is a map of {shape}",
-            {"classes": trace.logits.shape[1], "features": list(trace.activation(spec.feature_layer).shape[1:])},
+            f"{len(x)} images of {x.shape[-2]}x{x.shape[-1]} give {trace.logits.shape[1]} logits; {read}",
+            {"classes": trace.logits.shape[1], "features": features},
         )
     )
     findings.append(
@@ -195,7 +204,8 @@ def check_model(loaded: Network, x: Tensor) -> list[Finding]:
     findings.append(_outputs(trace))
     if bool(trace.logits.isfinite().all()):
         findings.append(_batch(model, spec, x, trace))
-    findings += [_gradient(trace, spec), _guided(model, x)]
+    if followed:
+        findings += [_gradient(trace, place), _guided(model, x)]
     return findings
 
 
@@ -212,7 +222,8 @@ def _weights(loaded: Network) -> Finding:
 
 def _spec(loaded: Network) -> Finding:
     spec = loaded.spec
-    facts = [f"features '{spec.feature_layer}'", f"classifier '{spec.classifier}'"]
+    facts = [f"features '{spec.feature_layer}'" if spec.feature_layer else "no feature layer"]
+    facts.append(f"classifier '{spec.classifier}'" if spec.classifier else "no classifier")
     if spec.attention_layer:
         facts.append(f"attention '{spec.attention_layer}' ({spec.attention})")
     if spec.tokens:
@@ -273,18 +284,16 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _gradient(trace: Trace, spec: ModelSpec) -> Finding:
-    gradient = trace.gradient(spec.feature_layer).flatten(1)
+def _gradient(trace: Trace, layer: str) -> Finding:
+    gradient, where = trace.gradient(layer).flatten(1), f"at '{layer}'" if layer else "at the image"
     zero = int((gradient == 0).all(dim=1).sum())
     if not bool(gradient.isfinite().all()):
-        return Finding("gradient", FAIL, f"the gradient at '{spec.feature_layer}' is NaN or infinite")
+        return Finding("gradient", FAIL, f"the gradient {where} is NaN or infinite")
     if zero:
-        text = f"all zero at '{spec.feature_layer}' for {zero} of {len(gradient)} images: gradient methods see nothing"
+        text = f"all zero {where} for {zero} of {len(gradient)} images: gradient methods see nothing"
         return Finding("gradient", FAIL if zero == len(gradient) else WARN, text, {"all_zero": zero})
     share = float((gradient != 0).double().mean())
-    return Finding(
-        "gradient", OK, f"{share:.0%} of the values at '{spec.feature_layer}' are not zero", {"share": share}
-    )
+    return Finding("gradient", OK, f"{share:.0%} of the values {where} are not zero", {"share": share})
 
 
 def _guided(model: nn.Module, x: Tensor) -> Finding:

@@ -17,7 +17,8 @@ from typing import Any, get_args
 from torch import Tensor, nn
 
 from xattn.errors import CheckpointError, ParameterError, UnknownNameError, XattnWarning, unknown
-from xattn.inspection import infer_spec
+from xattn.inspection import facts_about, infer_spec
+from xattn.inspection.features import NoLayerError
 from xattn.models import hugging_face, models, timm_models, torchvision_models
 from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state, without_prefix
 from xattn.models.converting import convert
@@ -26,6 +27,7 @@ from xattn.models.header import Architecture, Resolution, is_file, read_header
 from xattn.models.heads import Classifier, checked_options, create_head, heads
 from xattn.models.resolution import remove_strides, use_circular_padding
 from xattn.models.trunk import cut, noise
+from xattn.running import as_module
 from xattn.schema import check_fields
 from xattn.spec import ModelSpec, sides_of
 
@@ -409,8 +411,9 @@ def _build(name: str, published: str | None, classes: int | None, filled: bool =
             model = factory(**options)
         except SystemExit as error:
             raise ParameterError(f"{name} left the program ({error}) instead of returning a torch.nn.Module.") from None
-        if not isinstance(model, nn.Module):
+        if not isinstance(model, nn.Module) and (not callable(model) or isinstance(model, type)):
             raise ParameterError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module.")
+        model = as_module(model)  # a function of images has methods too
         if classes is not None and not takes:
             _replace_classifier(model, _spec_of(model, name, None), classes)
         return model
@@ -468,7 +471,10 @@ def _spec_of(model: nn.Module, name: str, published: str | None, given: tuple[in
         size, crop, interpolation = torchvision_models.preprocessing(name, published)
         spec = infer_spec(model, input_size=given or size, name=name)
         return dataclasses.replace(spec, crop=crop, interpolation=interpolation)
-    return infer_spec(model, input_size=given, name=name)
+    try:
+        return infer_spec(model, input_size=given, name=name)
+    except NoLayerError:  # methods that need the input alone still work
+        return dataclasses.replace(facts_about(model, input_size=given), name=name)
 
 
 def _classifier_of(model: nn.Module, spec: ModelSpec) -> nn.Linear | nn.Conv2d:
