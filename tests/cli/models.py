@@ -158,12 +158,6 @@ def number() -> int:
     return 3
 
 
-def perceptron() -> nn.Module:
-    """No layer with a map."""
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-
-
 def scores_alone() -> Callable[[Tensor], np.ndarray]:
     """A function from images to arrays, whose layers and gradients cannot be seen."""
     model = cnn()

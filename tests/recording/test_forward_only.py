@@ -102,7 +102,7 @@ def test_methods_that_need_scores_alone_give_the_maps_of_the_module(name: str, m
     model, other = form(name)
     x = images(2)
     if method == "random":
-        assert xattn.explain(other, x, method, target=1).maps.shape == (2, 1, 7, 7)
+        assert xattn.explain(other, x, method, target=1).maps.shape == (2, 1, 8, 8)
         return
     expected = xattn.explain(model, x, method, target=1).maps
     torch.testing.assert_close(xattn.explain(other, x, method, target=1).maps, expected, rtol=1e-4, atol=1e-6)

@@ -108,7 +108,8 @@ def doctor(
         console.show_json(report)
     else:
         print_report(loaded, checks, methods, valid)
-    if not valid:
+    waiting = any(m.state == UNTRIED for m in methods) and all(c.state != FAIL for c in checks)
+    if not valid and not waiting:
         from xattn.cli import EXIT_BAD_INPUT
 
         raise typer.Exit(EXIT_BAD_INPUT)
@@ -237,11 +238,12 @@ def _spec(loaded: Network) -> Finding:
 
 
 def _evidence(spec: ModelSpec) -> list[Finding]:
-    """How each fact was found; one that was contradicted is to be mended."""
-    return [
-        Finding(f"fact: {name}", FAIL if evidence.how == "contradicted" else OK, str(evidence), asdict(evidence))
-        for name, evidence in spec.evidence.items()
-    ]
+    """How each fact was found; one that was contradicted is to be mended, but for gradients, which a model may lack."""
+    findings = []
+    for name, evidence in spec.evidence.items():
+        state = OK if evidence.how != "contradicted" else WARN if name == "gradient" else FAIL
+        findings.append(Finding(f"fact: {name}", state, str(evidence), asdict(evidence)))
+    return findings
 
 
 def _outputs(trace: Trace) -> Finding:
@@ -440,11 +442,12 @@ def print_report(loaded: Network, checks: list[Finding], methods: list[Finding],
         console.table(rows, {"no_wrap": True, "style": "cyan"}, {"no_wrap": True}, {}, title=title, heads=False)
         console.say("")
     failures = [c.name for c in checks if c.state == FAIL]
+    untried = [m.name for m in methods if m.state == UNTRIED]
     if valid:
         console.say(f"valid on this model: {', '.join(valid)}", limit=4000)
-    else:
+    elif not untried:
         console.say("no method is valid on this model.")
-    if untried := [m.name for m in methods if m.state == UNTRIED]:
+    if untried:
         console.say(f"not tried, with many passes each (--full): {', '.join(untried)}", limit=4000)
     if failures:
         console.say(f"mend first: {', '.join(failures)}")
