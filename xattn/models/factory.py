@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from xattn.errors import CheckpointError, ParameterError, UnknownNameError, XattnWarning, unknown
 from xattn.inspection import facts_about, infer_spec
-from xattn.inspection.features import NoLayerError
 from xattn.models import hugging_face, models, timm_models, torchvision_models
 from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state, without_prefix
 from xattn.models.converting import convert
@@ -411,12 +410,11 @@ def _build(name: str, published: str | None, classes: int | None, filled: bool =
             model = factory(**options)
         except SystemExit as error:
             raise ParameterError(f"{name} left the program ({error}) instead of returning a torch.nn.Module.") from None
-        if not isinstance(model, nn.Module) and (not callable(model) or isinstance(model, type)):
+        if not callable(model) or isinstance(model, type):
             raise ParameterError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module.")
-        model = as_module(model)  # a function of images has methods too
         if classes is not None and not takes:
             _replace_classifier(model, _spec_of(model, name, None), classes)
-        return model
+        return as_module(model)
     if (Path(name) / "config.json").is_file():
         raise ParameterError(
             f"'{name}' is a folder of Hugging Face; its name as a model is {hugging_face.PREFIX}{name}"
@@ -468,13 +466,11 @@ def _spec_of(model: nn.Module, name: str, published: str | None, given: tuple[in
     if isinstance(own, ModelSpec):
         return own.given(size=given)
     if name in torchvision_models.names():
-        size, crop, interpolation = torchvision_models.preprocessing(name, published)
-        spec = infer_spec(model, input_size=given or size, name=name)
-        return dataclasses.replace(spec, crop=crop, interpolation=interpolation)
-    try:
-        return infer_spec(model, input_size=given, name=name)
-    except NoLayerError:  # methods that need the input alone still work
-        return dataclasses.replace(facts_about(model, input_size=given), name=name)
+        size, crop, filter_ = torchvision_models.preprocessing(name, published)
+        return dataclasses.replace(
+            infer_spec(model, input_size=given or size, name=name), crop=crop, interpolation=filter_
+        )
+    return dataclasses.replace(facts_about(model, input_size=given), name=name)
 
 
 def _classifier_of(model: nn.Module, spec: ModelSpec) -> nn.Linear | nn.Conv2d:
