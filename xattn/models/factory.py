@@ -462,14 +462,12 @@ def _working_folder() -> Iterator[None]:
 
 def _spec_of(model: nn.Module, name: str, published: str | None, given: tuple[int, int] | None = None) -> ModelSpec:
     """The model's own spec, or the facts found by running it and those published with torchvision's weights."""
-    own = getattr(model, "spec", None)
-    if isinstance(own, ModelSpec):
+    if isinstance(own := getattr(model, "spec", None), ModelSpec):
         return own.given(size=given)
     if name in torchvision_models.names():
-        size, crop, filter_ = torchvision_models.preprocessing(name, published)
-        return dataclasses.replace(
-            infer_spec(model, input_size=given or size, name=name), crop=crop, interpolation=filter_
-        )
+        size, crop, interpolation = torchvision_models.preprocessing(name, published)
+        spec = infer_spec(model, input_size=given or size, name=name)
+        return dataclasses.replace(spec, crop=crop, interpolation=interpolation)
     return dataclasses.replace(facts_about(model, input_size=given), name=name)
 
 
