@@ -92,6 +92,14 @@ def test_the_command_says_how_the_copy_answers(run: Run, photo: Path) -> None:  
     assert "maps of a changed copy that names the same class as cnn in" in " ".join(result.stderr.split())
 
 
+def test_the_usual_network_is_read_finer_as_well(run: Run, photo: Path) -> None:  # noqa: F811
+    result = run("explain", photo, "-m", "activation", "--resolution", "x2", "--json")
+    assert result.exit_code == 0, result.stderr
+    ((name, predicted),) = json.loads(result.stdout)["images"][0]["predicted"].items()
+    assert name.endswith(" x2")
+    assert "original" in predicted
+
+
 def test_a_trained_network_is_converted_where_a_head_is_asked_for(run: Run, photo: Path) -> None:  # noqa: F811
     arguments = ("--model", CNN, "--head", "brnpa", "--parts", 2, "--resolution", "high", "--json")
     result = run("explain", photo, *arguments)

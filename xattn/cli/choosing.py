@@ -63,7 +63,7 @@ def choose_columns(
         texts: methods by name; None takes that of each network.
         parts: of methods that have parts, or of the head.
         models: each explained by all methods; without any, the default network, or one inside the package that has what
-            the methods read.
+            the methods read and no resolution is asked for.
         weights: of the models, one for all or one for each.
         head: as in `load`, for all models.
         resolution: likewise.
@@ -79,8 +79,10 @@ def choose_columns(
     if texts and parts is not None and head is None and not any(hasattr(m, "parts") for m in methods):
         raise ParameterError(f"--parts {parts}: none of the methods has parts; brnpa does.")
     _check_weights(models, weights, head)
+    if resolution is not None and not models:
+        models = [default_model()]
     if not models:
-        needed = {"--head": head, "--resolution": resolution, **{f"--{key}": value for key, value in given.items()}}
+        needed = {"--head": head, **{f"--{key}": value for key, value in given.items()}}
         if named := [option for option, value in needed.items() if value is not None]:
             raise ParameterError(f"{' and '.join(named)} needs --model.")
     networks: dict[tuple[str, str | None], Network] = {}
@@ -91,7 +93,6 @@ def choose_columns(
                 name, weights=file, head=head, resolution=resolution, parts=parts, device=find_device(device),
                 given=given,
             )  # fmt: skip
-            _advise(network)
             twins = [n.name for n in networks.values() if n.name.rpartition(" #")[0] or n.name == network.name]
             if network.name in twins:
                 network = dataclasses.replace(network, name=f"{network.name} #{len(twins) + 1}")
@@ -114,6 +115,9 @@ def choose_columns(
         column.refused = applicable(column.method, column.network.spec)
         if column.refused is not None and not asks_for_all(texts):
             raise NotApplicableError(column.refused)
+    for network in networks.values():
+        if any(column.network is network for column in columns):
+            _advise(network)
     return columns
 
 
