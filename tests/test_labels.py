@@ -16,7 +16,8 @@ from xattn.metrics import metrics
 def test_every_label_is_read_as_what_it_names(registry: object) -> None:
     for name in registry.names():  # type: ignore[attr-defined]
         thing = registry.create(name)  # type: ignore[attr-defined]
-        told = ":grid=common" if getattr(thing, "grid", None) == "common" else ""  # labels tell it always
+        always = [f for f in dataclasses.fields(thing) if f.metadata.get("told")]
+        told = "".join(f":{f.name}={f.default}" for f in always if getattr(thing, f.name) == f.default)
         assert label_of(thing) == thing.name + told
         assert registry.parse(label_of(thing)) == thing  # type: ignore[attr-defined]
 

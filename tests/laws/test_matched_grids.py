@@ -26,8 +26,8 @@ FAST: dict[str, dict[str, Any]] = {
     "f_fidelity": {"samples": 3},
 }
 WITH_GRID = [name for name in metrics.names() if hasattr(metrics.create(name), "grid")]
-# The grids of papers; IDSDS and F-Fidelity have one number for all methods, by which networks are trained.
-OWN = {"brnpa2021": "map", "gomez2023": "map", "rise2018": "pixels", "idsds": 4, "f_fidelity": 8}
+# The grids of papers.
+OWN = {"brnpa2021": "map", "gomez2023": "map", "rise2018": "pixels", "idsds": 4}
 NOT_RANKED = {"iic_gomez2023", "ad_gomez2023", "add_gomez2023"}  # of images seen through the map
 
 

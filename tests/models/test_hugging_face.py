@@ -98,7 +98,7 @@ def test_a_folder_is_a_model(folders: Path, photo: Path, kind: str) -> None:
     assert float((preprocess(photo, spec) - x[0]).abs().mean()) < 0.02
     assert spec.output == {"clip": ("image_embeds",), "dinov2": ("pooler_output",)}.get(kind, ("logits",))
     assert spec.classes == (tuple(NAMES.values()) if kind == "vit" else ())
-    methods = ["hirescam", "random"] if kind == "resnet" else ["hirescam", "rollout"]
+    methods = ["hirescam", "activation"] if kind == "resnet" else ["hirescam", "rollout"]
     grids = {"vit": 4, "resnet": 2, "dinov2": 5, "clip": 4}
     for explanation in xattn.explain(model, photo, methods):
         assert explanation.maps.shape == (1, 1, grids[kind], grids[kind])

