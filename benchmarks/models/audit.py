@@ -1,6 +1,6 @@
 """Explain some 250 architectures with random weights, and check what is read by means of its own.
 
-    python benchmarks/models/audit.py [--part 1/4] [--only REGULAR_EXPRESSION] [--again] [--limit 60]
+    python benchmarks/models/audit.py [--part 1/4] [--only REGULAR_EXPRESSION] [--again] [--limit 120]
 
 For each network: which layer `infer_spec` chose, how deep it lies (share of the parameters that ran before it), its
 grid, whether the four corners of the grid come from the four corners of the image (by the gradient of one cell's
@@ -441,7 +441,7 @@ def main() -> None:
     parser.add_argument("--part", default="1/1", help="i/n: the i-th of n parts")
     parser.add_argument("--only", default="", help="regular expression that names must contain")
     parser.add_argument("--again", action="store_true", help="also what is in the results already")
-    parser.add_argument("--limit", type=int, default=60, help="seconds of processor time for one network")
+    parser.add_argument("--limit", type=int, default=120, help="seconds of processor time for one network")
     parser.add_argument("--jobs", type=int, default=1, help="processes, which give way to all others")
     options = parser.parse_args()
     part, parts = map(int, options.part.split("/"))
