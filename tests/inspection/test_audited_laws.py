@@ -1,6 +1,7 @@
 """The laws of places, images, layers and repetitions on a sample of the architectures of the audit, of all families.
 
-`XATTN_AUDITED=all pytest tests/inspection/test_audited_laws.py` tries them on every architecture, some 20 minutes.
+`XATTN_AUDITED=all pytest tests/inspection/test_audited_laws.py` tries them on every architecture: a minute or two of
+one core for each.
 """
 
 from __future__ import annotations
