@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    root = Path(os.environ.get("XATTN_DATA", "../shared/data")) / "cifar-fs"
+    root = Path(os.environ.get("XATTN_DATA", "data")) / "cifar-fs"
     known, held = split(datasets.create("cifar-fs", root=root, split="test"), 1 / 3, seed=0)
     start = time.process_time()
     net = train(known, options.epochs)
