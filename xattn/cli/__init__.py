@@ -45,7 +45,7 @@ COMMANDS = {
 EPILOG = "\n\n".join(
     (
         "[bold]Start here[/bold]",
-        "xattn explain photo.jpg        [dim]# BR-NPA, with a network inside the package[/dim]",
+        "xattn explain photo.jpg        [dim]# Grad-CAM, with EfficientNet-Lite0[/dim]",
         "xattn explain -m gradcam -m saliency photos/ --model resnet50 --weights DEFAULT",
         "xattn compare photos/ --out page.html  [dim]# methods side by side, on one page to share[/dim]",
         "xattn match cow.jpg herd/ --model runs/cows/best.safetensors  [dim]# the same one? what says so?[/dim]",
