@@ -6,6 +6,7 @@ Nothing here imports torch, so that `xattn --help` answers at once. This package
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import traceback
 import warnings
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from xattn import __version__
 from xattn.cli import console
@@ -66,6 +67,16 @@ class CommandGroup(TyperGroup):
     `--debug` may stand anywhere on the line.
     """
 
+    _listed = False  # while the commands are listed, for which their options are not needed
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """As the base class, without building the options of each command."""
+        self._listed = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listed = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of all commands, in the order of the help."""
         return [*COMMANDS]
@@ -76,6 +87,8 @@ class CommandGroup(TyperGroup):
             return None
         module_name, function = COMMANDS[cmd_name]
         module = importlib.import_module(f"xattn.cli.{module_name}")
+        if self._listed:
+            return TyperCommand(cmd_name, help=inspect.getdoc(getattr(module, function)))
         single = typer.Typer(add_completion=False, rich_markup_mode="rich")
         single.command(cmd_name, epilog=getattr(module, "EPILOG", None))(getattr(module, function))
         return typer.main.get_command(single)
