@@ -83,6 +83,29 @@ def test_the_same_seed_gives_the_same_answer(run: Run, photos: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("select", MODEL, "--data", "PHOTOS", "--out", "file"),
+        ("select", MODEL, "--data", "PHOTOS", "--out", "file/below"),
+        ("convert", MODEL, "--data", "PHOTOS", "--out", "file/net.safetensors"),
+        ("match", "PHOTOS/0.png", "PHOTOS", "--model", MODEL, "--out", "file/match.png"),
+    ],
+)
+def test_a_file_where_a_folder_should_be_is_told_before_the_work(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    for work in ("xattn.models.create_model", "xattn.cli.loading.load"):
+        monkeypatch.setattr(work, lambda *args, **options: pytest.fail("the work has begun"))
+    result = run(*(word.replace("PHOTOS", str(photos)) for word in words))
+    assert result.exit_code == 2
+    assert "cannot be made a folder" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "pass the folder of your images with --data"),

@@ -70,7 +70,7 @@ def choose_columns(
         device: by name.
         given: as in `load`, for all models.
     """
-    from xattn.cli.loading import load
+    from xattn.cli.loading import advise, load
     from xattn.device import find_device
     from xattn.explainers import applicable
     from xattn.file_loop import Column
@@ -117,7 +117,7 @@ def choose_columns(
             raise NotApplicableError(column.refused)
     for network in networks.values():
         if any(column.network is network for column in columns):
-            _advise(network)
+            advise(network)
     return columns
 
 
@@ -155,17 +155,6 @@ def _own(network: Network, parts: int | None) -> Explainer:
     name = default_method(network.spec)
     (method,) = chosen_methods(["brnpa" if parts is not None and name == "gradcam" else name], parts)
     return method
-
-
-def _advise(network: Network) -> None:
-    """Warn of what a network does not say or does not know."""
-    if network.random:
-        console.warn(f"{network.name} has random weights, so its maps mean nothing; pass --weights DEFAULT or a file.")
-    if network.spec.mean is None:
-        console.warn(
-            f"{network.name} does not say how its images are normalized; they are passed as they are, from 0 to 1. "
-            "Pass --mean and --std if it was trained otherwise."
-        )
 
 
 def chosen_methods(texts: Sequence[str], parts: int | None) -> list[Explainer]:

@@ -10,7 +10,6 @@ import typer
 
 from xattn.cli import EXIT_INTERRUPTED, console, options
 from xattn.cli.work import Work, facts_of
-from xattn.errors import ParameterError
 from xattn.labels import counted, listing
 from xattn.looks import COLORMAP
 
@@ -100,7 +99,7 @@ def compare(
 
     texts = method or list(_METHODS)
     options.check_numbers({"--topk": topk, "--batch-size": batch_size, "--parts": parts, "--steps": steps}, alpha)
-    check_page(out)
+    options.check_file(out, (".html", ".htm"), "a file that ends in .html")
     settings = options.settings(
         targets=tuple(dict.fromkeys(target or [])), topk=topk, fit=fit, score=score, precision=precision,
         window=options.window_of(window),
@@ -196,20 +195,6 @@ def facts(work: Work) -> list[str]:
     else:
         texts.append(f"{listing(settings.targets) or 'the predicted class'} explained")
     return [*texts, f"score: {settings.score}"] if settings.score != "logit" else texts
-
-
-def check_page(path: Path) -> None:
-    """Refuse a place where no page can be written, before the work.
-
-    Raises:
-        ParameterError: for a folder, another suffix, or a folder that cannot be made.
-    """
-    if path.suffix.lower() not in (".html", ".htm") or path.is_dir():
-        raise ParameterError(f"--out {path}: expected the name of a file that ends in .html.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ParameterError(f"--out {path}: {path.parent} cannot be made a folder ({error.strerror}).") from error
 
 
 def with_controls(texts: Sequence[str]) -> list[str]:

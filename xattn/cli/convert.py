@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,7 +82,7 @@ def convert(
     The mean over the cells becomes the part maps of BR-NPA, the trained classifier is shared by the parts, and for
     finer maps the last strides become dilation.
     """
-    from xattn.cli.loading import load
+    from xattn.cli.loading import advise, load
     from xattn.device import find_device
     from xattn.models import convert as converted
     from xattn.models import save_weights
@@ -91,14 +92,15 @@ def convert(
     options.check_numbers({"--parts": parts, "--batch-size": batch_size})
     if out.suffix != ".safetensors":
         raise ParameterError(f"--out {out}: must end in .safetensors.")
+    options.check_folder(out.parent, out)
     if labels is not None and not data:
         raise ParameterError("--labels needs --data, the images that they are of.")
     network = load(model, weights=weights, device=find_device(device), given=options.given(mean, std, classes, size))
-    if network.random:
-        console.warn(f"{network.name} has random weights; pass --weights DEFAULT or a file.")
-    first = next(iter(batches(data, network.spec, batch_size)), None) if data else None
+    warn = functools.cache(console.warn)  # the same images are read for each measurement
+    first = next(iter(batches(data, network.spec, batch_size, warn=warn)), None) if data else None
     x = None if first is None else first[0][:2].to(_place(network.model))
     made = converted(network.model, head=head, parts=parts, resolution=resolution, spec=network.spec, x=x)
+    advise(network)
     say = lambda text: console.say(text, err=as_json)  # noqa: E731
     cells = _grid(made)
     say(f"{network.name}: {parts} parts on a grid of {cells[0]}x{cells[1]}, checked against the network itself")
@@ -108,19 +110,19 @@ def convert(
     say(f"a pass costs {cost:.2f} passes of {network.name}")
     if data:
         known = _labels(labels, network.spec) if labels is not None else None
-        result["agreement"] = _measure(network, made, data, known, batch_size, say, "as converted")
+        result["agreement"] = _measure(network, made, data, known, batch_size, say, warn, "as converted")
     if recalibrate:
-        images = (x for x, _ in batches(recalibrate, network.spec, batch_size))
+        images = (x for x, _ in batches(recalibrate, network.spec, batch_size, warn=warn))
         count = recalibrated(made, (x.to(_place(made)) for x in images))
         say(f"batch norm took its statistics from {count} images")
         result["recalibrated_on"] = count
         if data:
-            result["recalibrated"] = _measure(network, made, data, known, batch_size, say, "recalibrated")
+            result["recalibrated"] = _measure(network, made, data, known, batch_size, say, warn, "recalibrated")
     if distil is not None:
         _learn(network, made, distil, out, epochs, lr, all_layers, batch_size)
         result["distilled"] = {"on": distil, "epochs": epochs, "lr": lr, "all_layers": all_layers}
         if data:
-            result["distilled"] |= _measure(network, made, data, known, batch_size, say, "distilled")
+            result["distilled"] |= _measure(network, made, data, known, batch_size, say, warn, "distilled")
     save_weights(made, out, extra={"conversion": result})
     say(f"wrote {out}; next: xattn explain photo.jpg --model {out}")
     if as_json:
@@ -178,11 +180,13 @@ def network_accelerator(model: nn.Module) -> str:
     return kind if kind in ("cuda", "mps") else "cpu"
 
 
-def _measure(network: Any, made: Any, data: Sequence[str], known: Any, batch_size: int, say: Any, what: str) -> Any:
+def _measure(
+    network: Any, made: Any, data: Sequence[str], known: Any, batch_size: int, say: Any, warn: Any, what: str
+) -> Any:
     from xattn.models.agreement import agreement
 
     place = _place(network.model)
-    pairs = ((x.to(place), y) for x, y in batches(data, network.spec, batch_size, known))
+    pairs = ((x.to(place), y) for x, y in batches(data, network.spec, batch_size, known, warn=warn))
     found = agreement(network.model, made, pairs, spec=network.spec, changed_spec=made.spec)
     say(f"{what}: {found}")
     if found.labelled:
@@ -212,7 +216,12 @@ def _grid(made: Any) -> tuple[int, int]:
 
 
 def batches(
-    texts: Sequence[str], spec: ModelSpec, size: int, known: dict[str, int] | None = None
+    texts: Sequence[str],
+    spec: ModelSpec,
+    size: int,
+    known: dict[str, int] | None = None,
+    *,
+    warn: Callable[[str], None] = console.warn,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Images (N, C, H, W) as a network takes them, with the classes (N,) that are known, -1 elsewhere.
 
@@ -221,6 +230,7 @@ def batches(
         spec: facts about the network.
         size: images in a batch.
         known: class by name of file; None takes folders that are called like a class.
+        warn: is told of each image that cannot be read and is left out.
     """
     import torch
 
@@ -232,7 +242,7 @@ def batches(
         try:
             xs.append(preprocess(image, spec))
         except DataError as error:
-            console.warn(f"left out: {error}")
+            warn(f"left out: {error}")
             continue
         ys.append(label)
         if len(xs) == size:

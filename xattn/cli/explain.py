@@ -10,7 +10,6 @@ import typer
 from xattn.cli import EXIT_INTERRUPTED, console, options
 from xattn.cli.names import Names
 from xattn.cli.work import Work, facts_of
-from xattn.errors import ParameterError
 from xattn.labels import file_stems, slug
 from xattn.looks import COLORMAP
 
@@ -127,10 +126,8 @@ class Pictures:
     def __init__(self, work: Work, out: Path, save_maps: bool, style: dict[str, Any], count: int) -> None:
         from xattn.cli.panel_pages import PanelPages
 
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ParameterError(f"--out {out}: cannot be made a folder ({error.strerror}).") from error
+        options.check_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
         self.work, self.out, self.save_maps, self.style = work, out, save_maps, style
         self.written: list[Path] = []
         self.panels = PanelPages(out, work.columns, style, count * work.settings.topk)

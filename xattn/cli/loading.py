@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xattn.cli import console
 from xattn.errors import DataError, ParameterError, XattnError, reason_of
 from xattn.files import whole_file
 
@@ -119,6 +120,17 @@ def _changed(network: Network, head: str | None, parts: int, resolution: str) ->
     copy = dilated(network.model, factor, feature_layer=spec.feature_layer, input_size=spec.input_size)
     spec = dataclasses.replace(spec, ran={})
     return dataclasses.replace(network, model=copy, spec=spec, name=name, original=network)
+
+
+def advise(network: Network) -> None:
+    """Warn of what a network does not say or does not know."""
+    if network.random:
+        console.warn(f"{network.name} has random weights, so its maps mean nothing; pass --weights DEFAULT or a file.")
+    if network.spec.mean is None:
+        console.warn(
+            f"{network.name} does not say how its images are normalized; they are passed as they are, from 0 to 1. "
+            "Pass --mean and --std if it was trained otherwise."
+        )
 
 
 @contextmanager

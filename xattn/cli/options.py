@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,6 +121,46 @@ def check_numbers(counts: Mapping[str, int | None], alpha: float | None = None) 
             raise ParameterError(f"{option} must be at most {_LIMITS[option]} but is {value}.")
     if alpha is not None and not 0 <= alpha <= 1:
         raise ParameterError(f"--alpha must lie between 0 and 1 but is {alpha}.")
+
+
+def check_folder(folder: Path, out: Path | None = None) -> None:
+    """Refuse a folder of `--out` that cannot be made, before the work whose results it is for; nothing is made yet.
+
+    Args:
+        folder: to be made.
+        out: the value of the option, where that is a file in the folder.
+
+    Raises:
+        ParameterError: if a file is in its place or above it, or nothing can be written there.
+    """
+    reason = None
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not there.is_dir():
+            reason = os.strerror(errno.ENOTDIR)
+        elif not os.access(there, os.W_OK):
+            reason = os.strerror(errno.EACCES)
+    except OSError as error:  # such as a name that is too long
+        reason = reason_of(error)
+    if reason is not None:
+        what = "" if out is None else f"{folder} "
+        raise ParameterError(f"--out {folder if out is None else out}: {what}cannot be made a folder ({reason}).")
+
+
+def check_file(out: Path, suffixes: tuple[str, ...], expected: str) -> None:
+    """Refuse a file of `--out` that cannot be written, before the work whose result it is for.
+
+    Args:
+        out: the file.
+        suffixes: those it may have, in lower case.
+        expected: what the name must be, for the message.
+
+    Raises:
+        ParameterError: for a folder, another suffix, or a folder that cannot be made.
+    """
+    if out.suffix.lower() not in suffixes or out.is_dir():
+        raise ParameterError(f"--out {out}: expected the name of {expected}.")
+    check_folder(out.parent, out)
 
 
 def given(mean: str | None, std: str | None, classes: str | None, size: str | None) -> dict[str, Any]:

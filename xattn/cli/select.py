@@ -58,7 +58,7 @@ def select(
     ] = None,
     weights: options.Weights = None,
     head: options.Head = None,
-    resolution: options.Resolution = None,
+    resolution: options.Finer = None,
     mean: options.Mean = None,
     std: options.Std = None,
     classes: options.Classes = None,
@@ -78,7 +78,7 @@ def select(
 ) -> None:
     """Find the method to use for a model: compare a dozen on a folder of images, and stop as soon as it is decided."""
     from xattn.benchmark.select import select as find
-    from xattn.cli.loading import load
+    from xattn.cli.loading import advise, load
     from xattn.device import find_device
     from xattn.errors import ParameterError
 
@@ -87,12 +87,12 @@ def select(
     options.check_numbers({"--batch-size": batch_size})
     if images < 0 or seed < 0 or not 0 <= minutes < float("inf"):
         raise ParameterError("select: --images, --seed and --minutes must be at least 0.")
+    options.check_folder(out)
     given = options.given(mean, std, classes, size)
     network = load(
         model, weights=weights, head=head, resolution=resolution, device=find_device(device, "--device"), given=given
     )
-    if network.random:
-        console.warn(f"{network.name} has random weights, so its maps mean nothing; pass --weights.")
+    advise(network)
     entry = {"name": model, "weights": weights, "head": head, "resolution": resolution}
     with _progress(shown=not quiet) as progress:
         result = find(
