@@ -81,6 +81,30 @@ def test_files_are_told_apart_by_their_names_or_folders(people: Path, tmp_path: 
     assert " wrong" not in flat.stdout  # nothing says whom one folder shows
 
 
+def test_a_query_from_elsewhere_is_of_no_folder_of_the_gallery(people: Path, tmp_path: Path) -> None:
+    files = sorted((people / "bounding_box_test").glob("0011*"))
+    for i, folder in enumerate(("herd/11", "herd/12", "elsewhere")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.png").write_bytes(files[i].read_bytes())
+    common = ("--model", "tiny-cnn", "--device", "cpu", "-m", "gradcam", "--json", "--out", tmp_path / "m.png")
+    result = xattn("match", tmp_path / "elsewhere" / "a.png", tmp_path / "herd", *common)
+    assert result.exit_code == 0, result.output
+    assert [match["right"] for match in json.loads(result.stdout)["matches"]] == [None, None]
+
+
+def test_a_damaged_image_of_the_gallery_is_left_out(people: Path, tmp_path: Path) -> None:
+    files = sorted((people / "bounding_box_test").iterdir())[:3]
+    for i, file in enumerate(files):
+        (tmp_path / f"{i}.png").write_bytes(file.read_bytes()[: None if i else 200])
+    common = ("--model", "tiny-cnn", "--device", "cpu", "-m", "gradcam", "--out", tmp_path / "out" / "m.png")
+    result = xattn("match", files[0], tmp_path, *common)
+    assert result.exit_code == 3, result.output
+    assert "left out" in result.stderr
+    assert "0.png" in result.stderr
+    assert "the best 2 of 2 images" in result.stdout
+    assert (tmp_path / "out" / "m.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

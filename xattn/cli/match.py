@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xattn.cli import console, options
+from xattn.cli import EXIT_SOME_FAILED, console, options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +29,7 @@ EPILOG = "\n\n".join(
         "A match is right if it shows the same individual. It is known by the name of the file, as in "
         "0002_c1s1_000451_03.jpg, or by the folder where each individual has one. Images of the individual from the "
         "same camera or day as the query are left out where a data set knows it.",
+        "Exit status: 0 answered, 2 bad input, 3 some images of the gallery cannot be read and are left out.",
     )
 )
 
@@ -66,7 +67,7 @@ def match(
     The likeness is the cosine of the features behind the head. With a B-CNN or BR-NPA head it is the sum of the shares
     of its parts: part 1 of the query meets part 1 of the match, and so on.
     """
-    from xattn.cli.loading import load, picture_file
+    from xattn.cli.loading import advise, load, picture_file
     from xattn.data.preprocessing import view_of
     from xattn.device import find_device
     from xattn.errors import ParameterError
@@ -75,17 +76,19 @@ def match(
 
     if not 1 <= top <= 20:
         raise ParameterError(f"--top must be from 1 to 20 but is {top}.")
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise ParameterError(f"--out {out}: expected the name of a picture, such as match.png.")
+    options.check_file(out, (".png", ".jpg", ".jpeg", ".webp"), "a picture, such as match.png")
     if model is None:
         raise ParameterError("match: name the network with --model, such as best.safetensors of a training run.")
     network = load(model, weights=weights, head=head, device=find_device(device))
     embedder = Embedder.of(network.model).eval()
+    advise(network)
     one, others = _read(query, gallery)
     if not others:
         raise ParameterError(f"match: no image of '{gallery}' is left to compare with.")
-    matches, photographs = _search(embedder, one, others, top)
+    matches, photographs, damaged = _search(embedder, one, others, top)
+    compared = len(others) - damaged
     maps = _explained(embedder, photographs, method or _methods(embedder))
+    out.parent.mkdir(parents=True, exist_ok=True)
     with picture_file(out) as temporary:
         match_panel(view_of(photographs[0], embedder.spec), one.name, matches, maps).save(temporary)
     if as_json:
@@ -93,13 +96,13 @@ def match(
             {"name": m.name, "similarity": m.similarity, "right": m.right, "shares": list(m.shares), "met": list(m.met)}
             for m in matches
         ]
-        console.show_json({"query": one.name, "gallery": len(others), "matches": found, "picture": str(out)})
-        return
-    if network.random:
-        console.warn(f"{network.name} has random weights, so what it finds alike means nothing.")
-    for place, found_match in enumerate(matches, 1):
-        console.say(f"{place}. {_told(found_match)}")
-    console.say(f"wrote {out}: the best {len(matches)} of {len(others):,} images")
+        console.show_json({"query": one.name, "gallery": compared, "matches": found, "picture": str(out)})
+    else:
+        for place, found_match in enumerate(matches, 1):
+            console.say(f"{place}. {_told(found_match)}")
+        console.say(f"wrote {out}: the best {len(matches)} of {compared:,} images")
+    if damaged:
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 class _Image:
@@ -136,7 +139,7 @@ def _read(query: str, gallery: str) -> tuple[_Image, list[_Image]]:
     if colon and name in datasets:
         found = open_dataset(gallery, "gallery")
         labels = [found.classes[label] for label in found.labels]
-        return _file(Path(query), None), [
+        return _file(Path(query), set()), [
             _Image(f"{label} ({i})", partial(_pixels, found, i), None) for i, label in enumerate(labels)
         ]
     return _files(query, gallery)
@@ -158,42 +161,61 @@ def _files(query: str, gallery: str) -> tuple[_Image, list[_Image]]:
     if len(asked) != 1:
         raise DataError(f"match: '{query}' is {len(asked)} images; pass one query.")
     (one,) = asked
-    folders = {path.parent for path in found}
+    folders = {path.parent.resolve().name for path in found}
     others = [path for path in found if not path.samefile(one)]
     return _file(one, folders), [_file(path, folders) for path in others]
 
 
-def _file(path: Path, folders: set[Path] | None) -> _Image:
-    """An image file; the individual is in its name, or is its folder where there are several."""
+def _file(path: Path, folders: set[str]) -> _Image:
+    """An image file; the individual is in its name, or is its folder where the gallery has several, this among them."""
     from xattn.data.reading import read_image
 
-    person = _PERSON.match(path.name)
-    by_folder = path.parent.name if folders is not None and len(folders) > 1 else None
+    person, folder = _PERSON.match(path.name), path.parent.resolve().name
+    by_folder = folder if len(folders) > 1 and folder in folders else None
     return _Image(path.name, lambda: read_image(path), person[1] if person else by_folder)
 
 
-def _search(embedder: Embedder, one: _Image, others: list[_Image], top: int) -> tuple[list[Match], list[Image.Image]]:
-    """The best matches, and the photographs of the query and of these."""
+def _search(
+    embedder: Embedder, one: _Image, others: list[_Image], top: int
+) -> tuple[list[Match], list[Image.Image], int]:
+    """The best matches, the photographs of the query and of these, and how many images could not be read."""
     import torch
     from PIL import Image
 
     from xattn.data.preprocessing import to_batch, view_of
+    from xattn.errors import DataError
     from xattn.functional.retrieval import pair_distances, part_cosines, part_shares
     from xattn.trace import place_of
     from xattn.viz.matches import Match
 
     device, dtype = place_of(embedder)
 
-    def embed(images: list[_Image]) -> torch.Tensor:
+    def embed(pixels: list[Any]) -> torch.Tensor:
         with torch.no_grad():
-            return embedder(to_batch([image.read() for image in images], embedder.spec).to(device, dtype))
+            return embedder(to_batch(pixels, embedder.spec).to(device, dtype))
 
     def photograph(image: _Image) -> Image.Image:
         pixels = image.read()
         return pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
 
-    asked = embed([one])
-    found = torch.cat([embed(others[i : i + _AT_ONCE]) for i in range(0, len(others), _AT_ONCE)])
+    asked = embed([one.read()])
+    readable: list[_Image] = []
+    features = []
+    for i in range(0, len(others), _AT_ONCE):
+        pixels = []
+        for image in others[i : i + _AT_ONCE]:
+            try:
+                pixels.append(image.read())
+            except DataError as error:
+                console.warn(f"left out: {error}")
+                continue
+            readable.append(image)
+        if pixels:
+            features.append(embed(pixels))
+    damaged, others = len(others) - len(readable), readable
+    if not others:
+        raise DataError("match: no image of the gallery can be read.")
+    found = torch.cat(features)
     away = pair_distances(asked, found)[0]
     photographs, matches = [photograph(one)], []
     for i in away.argsort(stable=True)[:top].tolist():
@@ -210,7 +232,7 @@ def _search(embedder: Embedder, one: _Image, others: list[_Image], top: int) -> 
                 met=tuple(part_cosines(mine, theirs)[0].argmax(0).tolist()) if embedder.parts > 1 else (),
             )
         )
-    return matches, photographs
+    return matches, photographs, damaged
 
 
 def _methods(embedder: Embedder) -> list[str]:
