@@ -169,3 +169,35 @@ def test_without_the_libraries_the_line_that_installs_them_is_said(monkeypatch: 
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'xattn\[peers\]'$"):
         resolve("captum/Saliency")
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        ("input-x-gradient", "captum/InputXGradient"),
+        ("gradcam", "captum/LayerGradCam"),
+        ("gradcam", "grad-cam/GradCAM"),
+    ],
+)
+@pytest.mark.parametrize("target", [0, 1])
+def test_one_output_speaks_for_class_1_and_its_negative_for_class_0(own: str, other: str, target: int) -> None:
+    binary: nn.Module = tiny.seeded(Plain)
+    binary.fc = nn.Linear(8, 1)
+    maps, theirs = (e.maps for e in explain(binary, tiny.images(2, 32, 32, seed=3), [own, other], target))
+    theirs = torch.nn.functional.interpolate(theirs, maps.shape[2:], mode="area").relu() if own == "gradcam" else theirs
+    cosine = torch.cosine_similarity(maps.flatten(1), theirs.flatten(1))
+    assert bool((cosine[maps.flatten(1).any(1)] > 0.9).all()), cosine
+    assert bool((cosine[~maps.flatten(1).any(1)] == 0).all()), "a map that is all zero for xattn is so for the library"
+
+
+def test_one_call_of_a_layer_is_refused_by_the_reason() -> None:
+    class Twice(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.flat(self.pool(self.again(self.again(x)))))
+
+    twice: nn.Module = tiny.seeded(Twice)
+    twice.again, twice.fc = nn.Conv2d(3, 3, 3, 2, 1), nn.Linear(3, 4)
+    twice.spec = ModelSpec(feature_layer="again[1]")
+    for name in ("captum/LayerGradCam", "grad-cam/GradCAM"):
+        with pytest.raises(NotApplicableError, match=r"'again\[1\]' is one call of a layer that runs several times"):
+            explain(twice, tiny.images(1, 32, 32), name)

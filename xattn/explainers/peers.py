@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, XattnError, needs, reason_of, unknown
 from xattn.explainer import Explainer, Family, feature_layer
-from xattn.score import SCORES
+from xattn.score import SCORES, apply_score
 from xattn.spec import ModelSpec
+from xattn.taps import split_call
 from xattn.trace import Trace
 
 _PLAIN = (bool, int, float, str)  # types of the parameters that a name can set
@@ -123,15 +124,25 @@ class Scores(nn.Module):
         self._score = score
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scores of images (N, C, H, W)."""
+        """Scores of images (N, C, H, W); of both classes where the model has one output."""
         logits = self._trace.read(self._trace.feed(self.model, x), len(x), self.model)
-        if self._score == "sigmoid" or (self._score == "prob" and logits.shape[1] == 1):
+        if logits.shape[1] == 1:  # the libraries would take class 0 for the one output, which speaks for class 1
+            both = torch.arange(2, device=logits.device).unsqueeze(1).expand(-1, len(logits))
+            return torch.stack([apply_score(self._trace.score_fn, logits, target) for target in both], dim=1)
+        if self._score == "sigmoid":
             return logits.sigmoid()
         return logits.softmax(dim=1) if self._score == "prob" else logits
 
     def layer(self, spec: ModelSpec, method: str) -> nn.Module:
         """The module of the features in the copy."""
-        return self.model.get_submodule(feature_layer(spec, method))
+        name = feature_layer(spec, method)
+        layer, call = split_call(name, dict(self.model.named_modules()))
+        if call is not None:
+            raise NotApplicableError(
+                f"{method}: '{name}' is one call of a layer that runs several times, which the library cannot tell "
+                "apart; name another layer, ModelSpec.feature_layer, or use a method of xattn's own."
+            )
+        return self.model.get_submodule(layer)
 
 
 @contextmanager

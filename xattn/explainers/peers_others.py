@@ -59,7 +59,7 @@ class Zennit(Peer):
             fields |= dict(zip(("low", "high"), _box(self.name, trace), strict=True))
         composite = self.peer(**fields, canonizers=[_canonizer(scores.model)])
         with Gradient(model=scores, composite=composite) as attributor:
-            seed = torch.nn.functional.one_hot(target, trace.logits.shape[1])
+            seed = torch.nn.functional.one_hot(target, max(2, trace.logits.shape[1]))
             _, relevance = attributor(x, lambda output: output.detach() * seed.to(output))
         return relevance
 
