@@ -115,6 +115,15 @@ def test_refusals_say_what_works_and_it_does(x: Tensor) -> None:
         save_explanation(xattn.explain(model, x, "gradcam"), "e.npz")
 
 
+def test_noise_on_volumes_follows_the_method_that_it_averages(x: Tensor) -> None:
+    model = network()
+    plain, mean = xattn.explain(model, x, ["gradcam", "smoothgrad:of=gradcam,samples=3,noise=1e-6"], 1)
+    assert mean.maps.shape == plain.maps.shape
+    torch.testing.assert_close(mean.maps, plain.maps, atol=1e-5, rtol=1e-3)
+    with pytest.raises(NotApplicableError, match="blur-ig: is not defined for volumes"):
+        xattn.explain(model, x, "smoothgrad:of=blur-ig,samples=2")
+
+
 def test_videos_are_told_from_volumes_and_the_advice_works(x: Tensor) -> None:
     class Frames(nn.Module):
         def __init__(self) -> None:

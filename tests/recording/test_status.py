@@ -130,6 +130,7 @@ def test_a_layer_without_effect() -> None:
     doubted = replace(spec, evidence=spec.evidence | contradicted)
     assert status(Net(), "hirescam", spec=doubted) == {doubts.NO_EFFECT}
     assert status(Net(), "saliency", spec=doubted) == {"ok"}
+    assert status(Net(), "smoothgrad:of=hirescam,samples=2", spec=doubted) == {doubts.NO_EFFECT}
 
 
 def test_what_was_proved_survives_json() -> None:

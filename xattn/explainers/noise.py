@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from xattn.explainer import Explainer, Family, needs_of
+from xattn.explainer import Explainer, Family, needs_of, refuse_volumes
 from xattn.explainers import explainers
 from xattn.explainers.gradient import InputXGradient, Saliency
 from xattn.explainers.guided import GuidedBackprop, guided_gradient
@@ -54,12 +54,17 @@ class NoiseTunnel(Explainer):
     def check(self, spec: ModelSpec) -> None:
         explainers.parse(self.of).check(spec)
 
+    def layers(self, spec: ModelSpec) -> tuple[str, ...]:
+        """Those of the other method, so that what speaks against its maps is said of these too."""
+        return explainers.parse(self.of).layers(spec)
+
     def statistic(self, mean: Tensor, variance: Tensor) -> Tensor:
         """What is shown, from mean and variance over the copies."""
         raise NotImplementedError
 
     def attribute(self, trace: Trace) -> Tensor:
         inner = explainers.parse(self.of)
+        refuse_volumes(inner, trace.inputs)
         channels = getattr(inner, "channels", None) or _CHANNELS.get(type(inner))
         key = ("noise", inner, self.samples, self.noise)
         mean, variance = trace.once(key, lambda: self._moments(trace, inner, channels))
@@ -111,7 +116,8 @@ class NoiseTunnel(Explainer):
         seed: Tensor,
     ) -> Tensor:
         again = trace.again(laid_out(images), rows=own, seeds=seed.tolist(), **needs_of([inner], trace.spec))
-        return inner.explanation(again).maps if channels is None else channels(again)
+        maps = inner.explanation(again).maps if channels is None else channels(again)
+        return maps.flatten(2, 3) if maps.ndim == 5 else maps  # slices of a volume below each other, as in `attribute`
 
 
 @explainers.register("smoothgrad")
