@@ -138,3 +138,17 @@ def test_shares_of_parts_are_the_terms_of_the_cosine() -> None:
     assert part_shares(a * 0, b).abs().sum() == 0
     with pytest.raises(ShapeError, match="part_shares"):
         part_shares(a, b[:, :2])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "euclidean"])
+@pytest.mark.parametrize("rows", [20, 256])
+def test_near_duplicates_are_told_apart_whatever_the_rows(kind: Any, rows: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    centres = 3 + torch.rand(1, 64, generator=g) + 1e-4 * torch.randn(40, 64, generator=g)
+    query = centres + 1e-6 * torch.randn(40, 64, generator=g)
+    ids = torch.arange(40)
+    precision, first = retrieval_ranks(query, centres, ids, ids, distance=kind, rows=rows)
+    exact, _ = naive(query.double(), centres.double(), ids, ids, kind=kind)
+    torch.testing.assert_close(precision, exact)
+    assert precision.mean() > 0.99
+    assert first.max() == 1

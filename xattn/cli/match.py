@@ -216,7 +216,7 @@ def _search(
     if not others:
         raise DataError("match: no image of the gallery can be read.")
     found = torch.cat(features)
-    away = pair_distances(asked, found)[0]
+    away = pair_distances(asked.double(), found.double())[0]
     photographs, matches = [photograph(one)], []
     for i in away.argsort(stable=True)[:top].tolist():
         mine, theirs = (t.unflatten(1, (embedder.parts, -1)) for t in (asked, found[i : i + 1]))

@@ -69,10 +69,11 @@ def retrieval_ranks(
     if (query_groups is None) != (gallery_groups is None):
         raise ShapeError("retrieval: pass the groups of both the query and the gallery, or of neither.")
     precision, first = [], []
+    gallery = gallery.double()  # float32 cannot tell near-duplicates apart, and which it confuses depends on the rows
     place = torch.arange(len(gallery), device=gallery.device)
     for start in range(0, len(query), rows):
         part = slice(start, start + rows)
-        away = pair_distances(query[part], gallery, distance)
+        away = pair_distances(query[part].double(), gallery, distance)
         match = query_ids[part, None] == gallery_ids
         left = gallery_ids.ge(0).expand_as(match)
         if query_groups is not None and gallery_groups is not None:
