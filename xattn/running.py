@@ -58,7 +58,12 @@ class FixedBatch(FunctionModel):
         more = self.size - len(parts[-1])
         padded = [*parts[:-1], torch.cat([parts[-1], parts[-1][-1:].expand(more, *x.shape[1:])])] if more else parts
         outputs = [self.function(part) for part in padded]
-        return tree_map(lambda *rows: torch.cat(rows)[: len(x)], *outputs)
+        return tree_map(lambda *rows: torch.cat(rows)[: len(x)] if _rows(rows[0], self.size) else rows[0], *outputs)
+
+
+def _rows(value: Any, images: int) -> bool:
+    """Whether a value has a row for each image; what else a program returns is no answer about them."""
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == images
 
 
 def _is_exported(model: nn.Module) -> bool:

@@ -146,6 +146,21 @@ def test_every_method_that_is_left_works(name: str) -> None:
     assert all(explanation.maps.isfinite().all() for explanation in explanations)
 
 
+def test_what_a_program_returns_for_no_image_is_left_as_it_is() -> None:
+    class WithLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            logits = self.net(x)
+            return {"logits": logits, "loss": logits.square().mean()}
+
+    program = torch.export.export(WithLoss().eval(), (images(3),)).module()
+    maps = xattn.explain(program, images(4), "occlusion:window=0.5", 1).maps
+    torch.testing.assert_close(maps, xattn.explain(network(), images(4), "occlusion:window=0.5", 1).maps)
+
+
 def test_an_unflattened_program_has_layers() -> None:
     model, x = network(), images(2)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
