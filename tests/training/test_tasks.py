@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from xattn.models import create_model, load_model
 from xattn.models.checkpoint import read_state
 from xattn.training import loop
 from xattn.training.augment import crop_boxes, cut, draw, erase
-from xattn.training.data import open_source
+from xattn.training.data import Source, open_source
 from xattn.training.evaluation import features_of, load_trained
 from xattn.training.losses import triplet_loss
 from xattn.training.recipe import AugmentSection, DataSection, Recipe
@@ -273,6 +274,22 @@ def test_a_list_of_classes_divides_any_data_set(individuals: Path, tmp_path: Pat
     (tmp_path / "classes.txt").write_text("0021\n")
     with pytest.raises(LookupError, match=r"unknown class of .* '0021'"):
         open_source(section, "gallery")
+
+
+def test_classes_in_another_order_are_refused(run: Path, individuals: Path, tmp_path: Path) -> None:
+    model = create_model("tiny-cnn", head="linear", num_classes=2)
+    model.spec = dataclasses.replace(model.spec, classes=("0012", "0015"))
+
+    def part(names: str) -> Callable[[str | None], Source]:
+        (tmp_path / "classes.txt").write_text(names)
+        section = DataSection(source=str(individuals), class_list=str(tmp_path / "classes.txt"))
+        return lambda split: open_source(section, "gallery")
+
+    task = tasks.parse("classify")
+    values, _ = task.evaluate(model, part("0012\n0015\n"), None, batch_size=4)
+    assert values["images"] == 12
+    with pytest.raises(ParameterError, match=r"'0015' is class 0 of the images and 1 of the network"):
+        task.evaluate(model, part("0015\n0012\n"), None, batch_size=4)
 
 
 def test_features_are_those_of_one_image_at_a_time(individuals: Path) -> None:

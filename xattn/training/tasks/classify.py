@@ -55,6 +55,13 @@ class Classify(Task):
                 f"evaluate: the network knows {len(model.spec.classes)} classes but the images have {known}; pass the "
                 "data set that it was trained on."
             )
+        names = model.spec.classes
+        if moved := [c for c, own in zip(source.classes, names, strict=False) if c != own and c in names]:
+            raise ParameterError(
+                f"evaluate: the classes of the images are in another order than those of the network ('{moved[0]}' is "
+                f"class {source.classes.index(moved[0])} of the images and {names.index(moved[0])} of the network); "
+                "pass the data set or the list of classes that it was trained on."
+            )
         result = evaluate(model, source, **options)
         maps = "of the attention maps" if result.maps == "attention" else "of the class activation map"
         rows = [
