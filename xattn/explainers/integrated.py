@@ -17,8 +17,8 @@ from xattn.explainers.passes import (
     Chunk,
     as_image,
     baseline_image,
+    clean_scores,
     completeness_error,
-    end_scores,
     gradient_again,
     owners,
     scores_of,
@@ -115,7 +115,7 @@ class PathExplainer(PixelExplainer):
         return self._error(trace, maps, every) if self.reduce == "sum" else None
 
     def remedy(self, trace: Trace, maps: Tensor, i: int) -> str:
-        due = float(end_scores(trace)[i] - self._start_scores(trace)[i])
+        due = float(clean_scores(trace)[i] - self._start_scores(trace)[i])
         better = f"try steps={self.beyond}"
         if self.steps is not None:  # type: ignore[attr-defined]
             better = "leave steps out and they grow until it does"

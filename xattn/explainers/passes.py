@@ -85,7 +85,7 @@ def slopes_again(trace: Trace) -> ImageScore:
     def run(images: Tensor, own: Tensor) -> Tensor:
         again = trace.again(laid_out(images), rows=own, layers=(INPUT,))
         gradient = again.gradient(INPUT).flatten(1)
-        return torch.cat([gradient, end_scores(again)[:, None].to(gradient)], dim=1)
+        return torch.cat([gradient, clean_scores(again)[:, None].to(gradient)], dim=1)
 
     return Halving(run)
 
@@ -150,8 +150,8 @@ def baseline_image(trace: Trace, method: str, baseline: str) -> Tensor:
     return as_image(replacement(trace, baseline), method, baseline).expand_as(trace.x)
 
 
-def end_scores(trace: Trace) -> Tensor:
-    """Scores (N,) of the images themselves."""
+def clean_scores(trace: Trace) -> Tensor:
+    """Scores (N,) of the untouched images, from the recorded pass."""
     return apply_score(trace.score_fn, promote(trace.logits), trace.target)
 
 
@@ -170,7 +170,7 @@ def completeness_error(
     Returns:
         The error as a share of the largest of the two scores and their difference.
     """
-    end = end_scores(trace) if rows is None else end_scores(trace)[rows]
+    end = clean_scores(trace) if rows is None else clean_scores(trace)[rows]
     kind, (_, dtype) = trace.x.device.type, place_of(trace.model)
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)

@@ -17,6 +17,7 @@ from xattn.explainers.passes import (
     BaselineName,
     Chunk,
     baseline_image,
+    clean_scores,
     completeness_error,
     owners,
     replacement,
@@ -30,8 +31,7 @@ from xattn.functional.perturb import packed_scores, removal, segment_means
 from xattn.functional.pixels import denormalize_pixels
 from xattn.functional.sampling import Segments
 from xattn.schema import Range
-from xattn.score import apply_score
-from xattn.trace import Trace, promote
+from xattn.trace import Trace
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,6 @@ class HidingExplainer(Explainer):
     family: ClassVar[Family] = Family.PERTURBATION
     baseline: BaselineName = field(default="mean", kw_only=True)
     chunk: Chunk = field(default=64, kw_only=True, repr=False, compare=False)
-
-
-def clean_scores(trace: Trace) -> Tensor:
-    """Scores (N,) of the untouched images, from the recorded pass."""
-    return apply_score(trace.score_fn, promote(trace.logits), trace.target)
 
 
 @explainers.register("occlusion")

@@ -8,16 +8,15 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xattn.data.file_dataset import FileDataset, Index
 from xattn.data.folder import images_below
+from xattn.data.loose import LooseImages
 from xattn.errors import DataError, reason_of, unknown
 from xattn.files import read_regular, whole_file
 from xattn.training.augment import Draws, Size, crop_boxes, cut, sides
@@ -161,22 +160,6 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path(base) / "xattn"
 
 
-@dataclass(frozen=True)
-class Unlabelled(FileDataset):
-    """All images in a folder and below it, of one class that says nothing."""
-
-    title: ClassVar[str] = "folder of images"
-    splits: ClassVar[tuple[str, ...]] = ("all",)
-    training: ClassVar[str] = "all"
-    evaluation: ClassVar[str | None] = None
-    upright: ClassVar[bool] = True
-    split: str = "all"
-
-    def _list(self) -> Index:
-        files = images_below(self.home)
-        return Index(files, np.zeros(len(files), np.int64), ("image",))
-
-
 def open_source(section: DataSection, split: str | None, *, labelled: bool = True) -> Source:
     """The images that a recipe names.
 
@@ -198,7 +181,7 @@ def open_source(section: DataSection, split: str | None, *, labelled: bool = Tru
             f"data.source '{section.source}': set the variable in it, for example XATTN_DATA=/path/to/data."
         )
     plain = not labelled and Path(text).is_dir() and bool(images_below(Path(text)))
-    dataset = Unlabelled(text) if plain else open_dataset(text, split)
+    dataset = LooseImages(text) if plain else open_dataset(text, split)
     if len(dataset) == 0:
         raise DataError(f"'{text}' has no images for '{split or 'any part'}'.")
     labels = torch.as_tensor(dataset.labels, dtype=torch.int64)
