@@ -99,8 +99,8 @@ def say_what_is_explained(facts: Findings, kind: Kind) -> None:
         )
     elif facts.classifier is None and (what := _embedding(facts, values)) is not None:
         facts.warnings.append(
-            f"{what}, an embedding and no class scores; without a target the largest of its numbers is explained: pass "
-            "target=xattn.Similarity(image) for the likeness to another image"
+            f"{what}; without a target the largest of its numbers is explained, as the score of a class: if they are "
+            "an embedding, pass target=xattn.Similarity(image) for the likeness to another image"
         )
 
 

@@ -145,8 +145,8 @@ class Task(ABC):
 def groups_of_classes(labels: Tensor, batch: int, each: int, steps: int, generator: torch.Generator) -> Tensor:
     """Batches of P classes with K images each, as losses that compare images need them (PK sampling).
 
-    The classes of a batch are different and come equally often over an epoch; so do the images of a class. A class
-    with fewer than K images gives some of them twice.
+    The classes of a batch are different and come about equally often: in a random order, of which what does not fill a
+    batch is left out; so do the images of a class. A class with fewer than K images gives some of them twice.
 
     Args:
         labels: class of each image (n,).
