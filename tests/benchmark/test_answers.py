@@ -93,12 +93,14 @@ def test_duplicates_are_one_group() -> None:
     assert duplicates([table, table[:, [0, 3, 2, 1]]], 0.01) == [[0], [1], [2], [3]]
 
 
-def panel(images: int = 150, grid: str = "common", coverage: float = 1.0) -> Panel:
+def panel(
+    images: int = 150, grid: str = "common", coverage: float = 1.0, means: dict[str, list[float]] | None = None
+) -> Panel:
     """Grad-CAM and its copy, BR-NPA as good as they are, one good in one column alone, one that fails."""
     rng = np.random.default_rng(0)
     entries = [Entry("net", method) for method in METHODS]
     image = rng.normal(0, 0.1, (images, 1))
-    means = {
+    means = means or {
         "insertion": [0.6, 0.6, 0.601, 0.6, 0.25, 0.3, 0.2, 0.35],
         "deletion": [0.1, 0.1, 0.1, 0.42, 0.5, 0.4, 0.5, 0.3],
     }
@@ -138,6 +140,56 @@ def test_the_best_cannot_be_told_apart_and_copies_are_one() -> None:
     sentences = " ".join(answers.sentences(found, answer))
     assert f"All are shown to lie within {MARGIN} of each other." in sentences
     assert "Failed (not shown to beat every control in any column): eigencam." in sentences
+
+
+def test_columns_that_favour_different_methods_leave_both() -> None:
+    found = panel(means={
+        "insertion": [0.6, 0.6, 0.5, 0.4, 0.25, 0.3, 0.2, 0.3], "deletion": [0.2, 0.2, 0.1, 0.3, 0.5, 0.4, 0.5, 0.4],
+    })  # fmt: skip
+    answer = only(found)
+    assert groups(found, answer.best) == {("gradcam", "xgradcam"), ("brnpa",)}
+    assert (answer.proven, answer.shown, answer.crossed) == (True, False, True)
+    assert groups(found, answer.beat) == {("saliency",)}
+    assert "which is better depends on the column." in answers.headline(found, [answer])
+    assert "Which is better depends on the column." in answers.sentences(found, answer)
+
+
+def test_all_of_a_group_have_to_beat_every_control() -> None:
+    """Two methods that count as one may lie on both sides of a control."""
+    insertion = [0.309, 0.3, 0.2, 0.2, 0.2, 0.305, 0.2, 0.2]
+    found = panel(means={"insertion": insertion, "deletion": [0.1, 0.1, 0.3, 0.3, 0.3, 0.2, 0.2, 0.2]})
+    summary = found.summaries["insertion:grid=common", "insertion"]
+    values = np.random.default_rng(0).normal(0, 0.1, (150, 1)) + np.array(insertion)
+    values += np.random.default_rng(1).normal(0, 0.001, values.shape)
+    column = summarize(summary.column, values, summary.images, found.entries, resamples=50)
+    both = {**found.summaries, ("insertion:grid=common", "insertion"): column}
+    answer = only(Panel("d", "d", found.entries, found.labels, both, found.coverage, found.costs))
+    assert groups(found, answer.best) & {("gradcam", "xgradcam")}
+    assert answer.proven is False
+    assert groups(found, answer.failed) >= {("eigencam",)}
+
+
+def test_a_control_counts_in_the_column_that_it_has_and_a_method_that_lacks_one_is_named() -> None:
+    found = panel()
+    deletion = found.summaries["deletion:grid=common", "deletion"]
+    values = np.array(deletion.values)
+    values[:, [3, 5]] = np.nan  # saliency, and a control that is the best on insertion
+    insertion = found.summaries["insertion:grid=common", "insertion"]
+    high = np.array(insertion.values)
+    high[:, 5] += 0.5
+    both = {
+        key: summarize(s.column, v, s.images, found.entries, resamples=50)
+        for (key, s), v in zip(
+            {("insertion:grid=common", "insertion"): insertion, ("deletion:grid=common", "deletion"): deletion}.items(),
+            (high, values),
+            strict=True,
+        )
+    }
+    changed = Panel("d", "d", found.entries, found.labels, both, found.coverage, found.costs)
+    answer = only(changed)
+    assert answer.proven is False
+    assert [found.labels[j] for j in answer.partial] == ["saliency"]
+    assert "they lack a score in some column: saliency." in " ".join(answers.sentences(changed, answer))
 
 
 def test_few_images_leave_it_open() -> None:

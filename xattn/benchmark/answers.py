@@ -57,14 +57,16 @@ class Answer:
     Args:
         question: which.
         columns: that were measured, each with all methods on one grid.
-        best: groups of methods with equal scores, none of which is shown worse than another method by the margin in
-            any column; only those that beat the controls, where some do.
+        best: groups of methods with equal scores, to none of which another method is shown better by the margin in some
+            column and worse in none; only those that beat the controls, where some do.
         proven: the best ones are shown to beat every control in every column; None where none is held against them.
         shown: all best ones are shown to lie within the margin of each other.
+        crossed: some of the best ones are shown better than each other, by one column and by another.
         beat: other groups that beat the controls in every column.
         some: groups that do so in some columns.
         failed: groups that do so in none.
         unsound: methods whose maps are unsound on more than a tenth of the images, which are compared with nothing.
+        partial: methods that lack a score in some of the columns, likewise.
         images: fewest images of a column.
     """
 
@@ -73,10 +75,12 @@ class Answer:
     best: list[list[int]]
     proven: bool | None
     shown: bool
+    crossed: bool
     beat: list[list[int]]
     some: list[list[int]]
     failed: list[list[int]]
     unsound: list[int]
+    partial: list[int]
     images: int
 
 
@@ -91,20 +95,22 @@ def answers(panel: Panel) -> list[Answer]:
 def _columns(panel: Panel, question: Question) -> list[Summary]:
     """The columns of a question; for faithfulness what else was measured, where the usual ones were not."""
     there = [s for s in panel.directed if len(s.values) and s.column.matched]
-    columns = [s for key in question.columns for s in there if (s.column.base, s.column.name) == key]
     if question.name == "faithful":
         # One score decides: logits and margins of the same curves are other units, in which the margin means nothing.
-        columns = [s for s in columns if "score=" not in s.column.metric]
+        there = [s for s in there if "score=" not in s.column.metric]
+    columns = [s for key in question.columns for s in there if (s.column.base, s.column.name) == key]
+    if question.name == "faithful":
         columns = columns or [s for s in there if s.column.family == "perturbation"][:2]
     return columns
 
 
 def _answer(panel: Panel, question: Question, columns: list[Summary]) -> Answer:
     control = np.array([e.control for e in panel.entries])
-    known = np.all([~np.isnan(s.spread.mean) for s in columns], axis=0)
+    there = np.array([~np.isnan(s.spread.mean) for s in columns])
+    known = np.asarray(there.all(axis=0))
     sound = ~(panel.coverage < SOUND)
     compared = [j for j in range(len(control)) if known[j] and sound[j] and not control[j]]
-    held = [j for j in panel.controls if known[j] and question.held != "none"]
+    held = [j for j in panel.controls if there[:, j].any() and question.held != "none"]  # where it has a score
     if question.held == "blind":
         held = [j for j in held if panel.entries[j].blind]
     places = [*compared, *held]
@@ -113,9 +119,11 @@ def _answer(panel: Panel, question: Question, columns: list[Summary]) -> Answer:
     won = beats(tables, range(m, len(places)))[:, :m] if held else np.ones((len(columns), m), np.bool_)
     pairs = compare([t[:, :m] for t in tables], MARGIN) if m else None
     groups = duplicates([t[:, :m] for t in tables], MARGIN) if m else []
-    everywhere = np.asarray(won.all(axis=0))
-    field = [g for g in groups if everywhere[g[0]]] or groups if held else groups
-    best = [g for g in field if pairs is not None and not pairs.worse[g[0], [f[0] for f in field]].any()]
+    field = [g for g in groups if won[:, g].all()] or groups if held else groups
+    heads = [g[0] for g in field]
+    worse = np.zeros((m, m), np.bool_) if pairs is None else pairs.worse
+    behind = worse & ~worse.T
+    best = [g for g in field if not behind[g[0], heads].any()] or field
     means = np.array([np.nanmean(t[:, :m], axis=0) for t in tables])
 
     def in_order(some: list[list[int]]) -> list[list[int]]:
@@ -128,12 +136,14 @@ def _answer(panel: Panel, question: Question, columns: list[Summary]) -> Answer:
         question,
         columns,
         best=in_order(best),
-        proven=bool(best and everywhere[heads].all()) if held else None,
+        proven=bool(best and all(won[:, g].all() for g in best)) if held else None,
         shown=pairs is not None and bool(pairs.same[np.ix_(heads, heads)][~np.eye(len(heads), dtype=np.bool_)].all()),
-        beat=in_order([g for g in rest if held and everywhere[g[0]]]),
-        some=in_order([g for g in rest if held and won[:, g[0]].any() and not everywhere[g[0]]]),
-        failed=in_order([g for g in groups if held and not won[:, g[0]].any()]),
+        crossed=bool((worse & worse.T)[np.ix_(heads, heads)].any()),
+        beat=in_order([g for g in rest if held and won[:, g].all()]),
+        some=in_order([g for g in rest if held and won[:, g].any() and not won[:, g].all()]),
+        failed=in_order([g for g in groups if held and not won[:, g].any()]),
         unsound=[j for j in range(len(control)) if known[j] and not sound[j] and not control[j]],
+        partial=[j for j in range(len(control)) if there[:, j].any() and not known[j] and not control[j]],
         images=min((len(s.images) for s in columns), default=0),
     )
 
@@ -155,7 +165,11 @@ def columns_in_words(answer: Answer) -> str:
         name = label.name.replace("_", " ")
         found.setdefault(name, []).append(baseline or ("blur" if label.name in ("insertion", "deletion") else ""))
     baselines = sorted({b for own in found.values() for b in own if b})
-    return listing(list(found)) + (f" (baseline {listing(baselines)})" if baselines else "")
+    scorers = {"scorer=in-domain" in s.column.metric for s in answer.columns}
+    judges = {(True,): "judged by its scorer", (False, True): "judged by the network and by its scorer"}
+    about = [f"baseline {listing(baselines)}"] if baselines else []
+    about += [judges[key]] if (key := tuple(sorted(scorers))) in judges else []
+    return listing(list(found)) + (f" ({', '.join(about)})" if about else "")
 
 
 def sentences(panel: Panel, answer: Answer) -> list[str]:
@@ -163,8 +177,9 @@ def sentences(panel: Panel, answer: Answer) -> list[str]:
     on = columns_in_words(answer)
     number = sum(map(len, answer.best))
     lines = []
+    partial = f"Not compared, as they lack a score in some column: {names(panel, [[j] for j in answer.partial])}."
     if not answer.best:
-        return [f"No method has a sound map and a score on {on}."]
+        return [f"No method has a sound map and a score on {on}.", *([partial] if answer.partial else [])]
     if answer.proven is False:
         lines.append(f"No method is shown to beat every control on {on} ({answer.images:,} images).")
         lines.append(f"First by their means, which more images may confirm: {names(panel, answer.best, 3)}.")
@@ -174,9 +189,9 @@ def sentences(panel: Panel, answer: Answer) -> list[str]:
         lines.append(f"By {on} ({answer.images:,} images).")
     if len(answer.best) > 1 and answer.proven is not False:
         equal = f"All are shown to lie within {MARGIN} of each other."
-        lines.append(
-            equal if answer.shown else f"None is shown to be {MARGIN} worse than another, nor all to be equal."
-        )
+        undecided = f"None is shown to be {MARGIN} worse than another, nor all to be equal."
+        crossed = "Which is better depends on the column."
+        lines.append(equal if answer.shown else crossed if answer.crossed else undecided)
     if answer.beat:
         lines.append(f"These beat the controls too, but less: {names(panel, answer.beat)}.")
     if answer.some:
@@ -184,7 +199,10 @@ def sentences(panel: Panel, answer: Answer) -> list[str]:
     if answer.failed and answer.proven is not False:
         lines.append(f"Failed ({answer.question.failing}): {names(panel, answer.failed)}.")
     if answer.unsound:
-        lines.append(f"Not ranked, as more than a tenth of their maps are unsound: {names(panel, [answer.unsound])}.")
+        each = [[j] for j in answer.unsound]
+        lines.append(f"Not ranked, as more than a tenth of their maps are unsound: {names(panel, each)}.")
+    if answer.partial:
+        lines.append(partial)
     return lines
 
 
@@ -204,7 +222,8 @@ def headline(panel: Panel, given: Sequence[Answer]) -> str:
         return (
             f"Use {names(panel, first.best)}: it beats every control on {on} and is better than the others that do so."
         )
-    return f"Use any of {names(panel, first.best, 3)}: each beats every control on {on}; none is shown better."
+    last = "which is better depends on the column" if first.crossed else "none is shown better"
+    return f"Use any of {names(panel, first.best, 3)}: each beats every control on {on}; {last}."
 
 
 def _is(groups: Sequence[Sequence[int]]) -> str:

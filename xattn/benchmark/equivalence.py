@@ -12,6 +12,7 @@ from scipy import special
 from xattn.functional.statistics import ALPHA, Array, holm, table
 
 _ALIKE = 0.99  # correlation over images from which two methods count as one
+_FEWEST = 8  # images for that: any two lines of two points correlate
 
 
 def exceeds(differences: ArrayLike, margin: float = 0.0) -> Array:
@@ -100,8 +101,8 @@ def beats(tables: Sequence[Array], controls: Sequence[int], alpha: float = ALPHA
 def duplicates(tables: Sequence[Array], margin: float) -> list[list[int]]:
     """Methods whose scores are the same but for noise, in groups: in each column they correlate and have one mean.
 
-    A method joins the first group with every member of which its values correlate by 0.99 or more over the images,
-    with means that are no further apart than the margin.
+    A method joins the first group with every member of which its values correlate by 0.99 or more over eight images or
+    more, with means that are no further apart than the margin.
 
     Args:
         tables: as for `compare`.
@@ -121,7 +122,7 @@ def duplicates(tables: Sequence[Array], margin: float) -> list[list[int]]:
 def _alike(a: Array, b: Array, margin: float) -> bool:
     both = ~np.isnan(a) & ~np.isnan(b)
     a, b = a[both], b[both]
-    if len(a) < 2 or abs(a.mean() - b.mean()) > margin:
+    if len(a) < _FEWEST or abs(a.mean() - b.mean()) > margin:
         return False
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return bool(np.array_equal(a, b))
