@@ -61,8 +61,13 @@ class Verdict:
 
     @property
     def tested(self) -> bool:
-        """There are controls to beat."""
-        return bool(self.questions) and all(control is not None for control in self.controls)
+        """There are controls to beat, on the grid of the methods."""
+        return bool(self.questions) and self.matched and all(control is not None for control in self.controls)
+
+    @property
+    def matched(self) -> bool:
+        """All maps were ranked on one grid."""
+        return all(s.column.matched for s in self.questions)
 
     @property
     def mixed(self) -> bool:
@@ -153,7 +158,8 @@ def headline(verdict: Verdict) -> str:
         return "There is no score yet by which methods could be judged."
     top, trusted = verdict.top, verdict.trusted
     if not verdict.tested:
-        return f"{verdict.names(top, 3)} {_is(top, 'comes', 'come')} first; no control was scored to beat."
+        why = "no control was scored to beat" if verdict.matched else "each map was ranked on a grid of its own"
+        return f"{verdict.names(top, 3)} {_is(top, 'comes', 'come')} first; {why}."
     if trusted:
         return f"{verdict.names(trusted, 3)} {_is(trusted, 'beats', 'beat')} every control on {verdict.asked}."
     return f"No method is shown to beat the controls on {verdict.asked}."
@@ -179,6 +185,8 @@ def trust(verdict: Verdict) -> list[str]:
 
 def unproven(verdict: Verdict) -> list[str]:
     """Which methods do not beat the controls, and which controls these are."""
+    if not verdict.matched:
+        return []  # as the cautions say
     if not verdict.tested:
         return ["No control was scored, so nothing shows that a method is better than a map that knows nothing."]
     some, count, asked = verdict.unproven, len(verdict.order), verdict.any_asked
@@ -283,7 +291,7 @@ def cautions(verdict: Verdict) -> list[str]:
     if bad:
         shares = listing([f"{100 * (1 - panel.coverage[j]):.2g} % of {panel.labels[j]}" for j in bad], most=3)
         lines.append(f"Some maps are constant, undefined or do not add up: {shares}.")
-    if any(not s.column.matched for s in verdict.questions):
+    if not verdict.matched:
         lines.append(
             "Maps were ranked on pixels, or each on its own grid, where a finer one scores otherwise whatever it says: "
             "nothing is held against the controls. Run again for scores on one grid."
