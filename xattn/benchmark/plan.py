@@ -33,8 +33,7 @@ from xattn.metrics.perturbation import PerturbationMetric
 from xattn.models import create_model
 from xattn.models.header import read_header
 from xattn.spec import ModelSpec
-from xattn.targets import logits_of
-from xattn.trace import record
+from xattn.trace import place_of, record
 
 CONTROLS = ("random", "center", "edges", "pooled-gradient")
 _EXPLAIN_AGAIN = ("robustness", "sanity")
@@ -142,9 +141,11 @@ def misfit_of(scorer: nn.Module, model: nn.Module, spec: ModelSpec, entry: Model
         for name in ("input_size", "mean", "std"):
             if getattr(theirs, name) != getattr(spec, name):
                 return f"{who} has {name} {getattr(theirs, name)} but the model has {getattr(spec, name)}"
-    pixels = torch.zeros(1, len(spec.mean or (0, 0, 0)), *spec.input_size)
-    with torch.no_grad():
-        shapes = [tuple(logits_of(network(pixels), network, 1).shape) for network in (scorer, model)]
+    shapes = []
+    for network in (scorer, model):
+        device, dtype = place_of(network)
+        pixels = torch.zeros(1, len(spec.mean or (0, 0, 0)), *spec.input_size, device=device, dtype=dtype)
+        shapes.append(tuple(record(network, pixels, spec=spec, grad=False).logits.shape))
     return None if shapes[0] == shapes[1] else f"{who} has {shapes[0][1]} classes but the model has {shapes[1][1]}"
 
 
