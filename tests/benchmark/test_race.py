@@ -157,3 +157,24 @@ def test_bad_scores_and_rules_are_told() -> None:
         race().add(np.zeros((3, 4)))
     with pytest.raises(ParameterError, match="rules: alpha"):
         Rules(alpha=0.0)
+
+
+def test_what_a_method_that_is_taken_out_had_shown_is_taken_back() -> None:
+    """A is ahead of B, which beats the control; then A's maps are found not to be fine."""
+    rng = np.random.default_rng(0)
+    means = np.array([0.6, 0.4, 0.2])
+    x = means + rng.normal(0, 0.01, (48, 1, 3))
+    race = Race(["a", "b", "control"], [False, False, True], ["blur"], rules=Rules(first=0))
+    replay(race, x[:32], batch=4)
+    assert race.stopped[1] >= 0
+    assert race.winners() == [0]
+    race.drop(0)
+    assert race.winners() == [1]
+    alone = Race(["b", "control"], [False, True], ["blur"], rules=Rules(first=0))
+    stopped = race.images
+    alone.add(x[: int((~np.isnan(race.scores[:, 0, 1])).sum()), :, 1:])
+    assert race.beats_controls(0, 1) == alone.beats_controls(0, 0)
+    race.add(x[32:])
+    assert race.images > stopped or race.decided
+    assert np.isnan(race.scores[:, 0, 0]).all()
+    assert race.beats_controls(0, 1)

@@ -120,3 +120,31 @@ def test_the_methods_of_a_toml_file_are_those_that_ran(tmp_path: Path) -> None:
     assert config == result.config
     assert config.methods == ("gradcam",)
     assert config.data[0].limit == 0
+
+
+def test_images_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for i in range(7):
+        pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    for i in range(3):
+        (tmp_path / f"bad{i}.png").write_bytes(b"no image")
+    result = select(cnn(), tmp_path, ["gradcam", "activation"], device="cpu")
+    assert len(result.unreadable) == 3
+    assert result.race.images == 7
+    assert any("3 images could not be read (first: " in line for line in result.notes())
+    assert any("there are no more" in line for line in result.notes()) or result.race.decided
+    assert len(result.to_dict()["unreadable"]) == 3
+
+
+def test_few_images_ask_every_question() -> None:
+    result = select(cnn(), "synthetic:length=12", ["gradcam", "activation"], batch=2, device="cpu")
+    if not result.race.decided:
+        assert (result.race.counts()[: len(QUESTIONS), result.winners[0]] > 0).all()
+
+
+def test_the_controls_of_a_race_know_nothing_of_the_network() -> None:
+    result = select(cnn(), DATA, ["gradcam", "input-x-gradient"], images=4, device="cpu")
+    controls = [name for name, is_one in zip(result.race.names, result.race.controls, strict=True) if is_one]
+    assert controls == ["random", "center", "edges"]

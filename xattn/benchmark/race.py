@@ -75,13 +75,19 @@ class Race:
         late: Sequence[bool] | None = None,
         rules: Rules | None = None,
     ) -> None:
-        k, q = len(names), len(questions)
+        self._taken: dict[int, int] = {}  # methods taken out, and after how many images
         self.names, self.questions = list(names), list(questions)
         self.controls: Marks = np.array(controls, np.bool_)
-        self.deciding: Marks = np.ones(q, np.bool_) if deciding is None else np.array(deciding, np.bool_)
+        k = len(names)
+        self.deciding: Marks = np.ones(len(questions), np.bool_) if deciding is None else np.array(deciding, np.bool_)
         self.cost = np.zeros(k) if cost is None else np.array(cost, np.float64)
         self.late: Marks = np.zeros(k, np.bool_) if late is None else np.array(late, np.bool_)
         self.rules = rules or Rules()
+        self._begin()
+
+    def _begin(self) -> None:
+        """As before the first image."""
+        k, q = len(self.names), len(self.questions)
         self.images = 0
         self.beaten: Marks = np.zeros((q, k), np.bool_)
         """(Q, K): another is shown to be better."""
@@ -91,6 +97,8 @@ class Race:
         """(K,): the method that goes on in place of each, itself at first."""
         self.stopped = np.full(k, -1)
         """(K,): images after which each stopped, or -1."""
+        for j, images in self._taken.items():
+            self.stopped[j] = images
         self._scores: list[Array] = []
         self._beaten = np.zeros((q, k, len(STAKES)))  # logarithms of wealth
         self._above = np.zeros((q, k, k, len(STAKES)))
@@ -141,6 +149,7 @@ class Race:
         racing, asked = self.racing, self.asked
         x[:, ~asked] = np.nan
         x[:, :, ~racing] = np.nan
+        x[:, :, [*self._taken]] = np.nan
         self._scores.append(x)
         difference = x[..., :, None] - x[..., None, :]  # (n, Q, K, K): how far the first is ahead
         for one in difference:
@@ -167,8 +176,15 @@ class Race:
         self.above |= shown[1]
 
     def drop(self, j: int) -> None:
-        """Take a method out that cannot be scored."""
-        self.stopped[j] = self.images if self.stopped[j] < 0 else self.stopped[j]
+        """Take a method out that cannot be scored, with all that was shown by its scores.
+
+        What they put out comes back, since nothing that is said may rest on maps that are not fine.
+        """
+        self._taken[j] = self.images
+        done = self._scores
+        self._begin()
+        for scores in done:
+            self.add(scores)
 
     def _stop(self) -> None:
         """Stop what can no longer win, what scores like another, and controls that all have beaten for sure."""

@@ -135,8 +135,10 @@ def select(
     config = Config.build(values, "select")
     loaded = Loaded(cell, *cell.load(values["run"]["device"]), fast_copy(model, spec) if fast else None)
     with _counted(loaded) as passes:
-        runner = _Runner(loaded, config, questions, rules or Rules())
-        for group in _batches(cell, spec, batch):
+        if rules is None:  # of few images the second question and the methods of many passes have their share, too
+            rules = Rules(first=min(Rules.first, len(cell.indices) // 4))
+        runner = _Runner(loaded, config, questions, rules)
+        for group in runner.batches(batch):
             runner.score(group)
             race = runner.race
             if progress is not None:
@@ -152,6 +154,7 @@ def select(
             runner.left_out,
             runner.costs,
             _full(values, cell, questions),
+            unreadable=runner.unreadable,
         )
         result.explanations = runner.explain(result)
     result.passes, result.seconds = passes[0], time.monotonic() - start
@@ -162,6 +165,9 @@ def _cell(values: dict[str, Any], built: tuple[nn.Module, ModelSpec]) -> Cell:
     """Everything opened and checked, as for a benchmark."""
     config = Config.build(values, "select")
     (cell,) = plan(config, {config.models[0].title: built})
+    # The pooled gradient is the map of input-x-gradient, a method that races itself and would have to beat its copy.
+    methods = {name: m for name, m in cell.methods.items() if m.family is not Family.CONTROL or not m.grad}
+    cell = dataclasses.replace(cell, methods=methods)
     if all(method.family is Family.CONTROL for method in cell.methods.values()):
         why = "; ".join(f"{name}: {reason}" for name, reason in cell.left_out.items())
         raise ParameterError(f"select: none of the methods is defined for {cell.model.title} ({why}).")
@@ -183,14 +189,6 @@ def source_of(data: str | Path) -> str:
             raise reason from None
         return f"images:{path}"
     return str(path)
-
-
-def _batches(cell: Cell, spec: ModelSpec, size: int) -> Iterator[Batch]:
-    """The images that can be read, in random order."""
-    for first in range(0, len(cell.indices), size):
-        batch, _ = read_batch(cell, cell.indices[first : first + size], spec)
-        if batch is not None:
-            yield batch
 
 
 @contextmanager
@@ -224,6 +222,7 @@ class _Runner:
         self.loaded, self.config, self.questions = loaded, config, questions
         cell = loaded.cell
         self.left_out = dict(cell.left_out)
+        self.unreadable: list[str] = []
         self.first: Batch | None = None
         index = next((i for i in cell.indices if read_batch(cell, [i], loaded.spec)[0] is not None), None)
         if index is None:
@@ -243,6 +242,15 @@ class _Runner:
         )
         self.seen = dict.fromkeys(cell.methods, 0)
         self.unsound = dict.fromkeys(cell.methods, 0)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """The images that can be read, in random order."""
+        cell = self.loaded.cell
+        for first in range(0, len(cell.indices), size):
+            batch, problems = read_batch(cell, cell.indices[first : first + size], self.loaded.spec)
+            self.unreadable += problems.values()
+            if batch is not None:
+                yield batch
 
     def score(self, batch: Batch) -> None:
         """Score a batch by what is asked, for what is still in the race."""

@@ -59,6 +59,7 @@ class Selection:
         left_out: reason by name for each method that did not run, or was taken out.
         costs: of each method, by name.
         config: what would be the full benchmark.
+        unreadable: the reason for each image that could not be read.
         passes: images that went through the network.
         seconds: all of it took.
         explanations: of some images by the methods that are left, the best first.
@@ -72,6 +73,7 @@ class Selection:
     left_out: dict[str, str]
     costs: dict[str, MethodCost]
     config: Config
+    unreadable: list[str] = field(default_factory=list)
     passes: int = 0
     seconds: float = 0.0
     explanations: list[Explanation] = field(default_factory=list)
@@ -153,12 +155,17 @@ class Selection:
         """What else is to be said, a line each."""
         race = self.race
         alpha = race.rules.alpha
-        lines = [
-            f"Chance that any of this is wrong: {100 * alpha:.2g} % at most, however long it ran."
-            if race.decided or not self.winners
-            else f"Undecided after {counted(race.images, 'image')}, of {self.available:,}: more may tell. Chance that "
-            f"what is said is wrong: {100 * alpha:.2g} % at most."
-        ]
+        if race.decided or not self.winners:
+            lines = [f"Chance that any of this is wrong: {100 * alpha:.2g} % at most, however long it ran."]
+        else:
+            more = race.images + len(self.unreadable) < self.available
+            lines = [
+                f"Undecided after {counted(race.images, 'image')}, of {self.available:,}: "
+                f"{'more may tell' if more else 'there are no more'}. Chance that what is said is wrong: "
+                f"{100 * alpha:.2g} % at most."
+            ]
+        if self.unreadable:
+            lines.append(f"{counted(len(self.unreadable), 'image')} could not be read (first: {self.unreadable[0]}).")
         for q, question in enumerate(self.questions):
             if not question.deciding and self.winners:
                 means = race.means()[q]
@@ -167,8 +174,9 @@ class Selection:
                     first = max(there, key=lambda j: means[j])
                     kind = ", a control" if race.controls[first] else ""
                     lines.append(f"Most {question.what}, of those left: {race.names[first]}{kind}.")
-        lines += [f"Left out: {name}: {reason}" for name, reason in self.left_out.items() if not _unfit(reason)]
-        unfit = [name for name, reason in self.left_out.items() if _unfit(reason)]
+        shown = [name for name in self.left_out if name in race.names]
+        lines += [f"Left out: {name}: {self.left_out[name]}" for name in shown]
+        unfit = [name for name in self.left_out if name not in race.names]
         if unfit:
             lines.append(f"Not defined for {self.model}: {listing(unfit, 8)}.")
         return lines
@@ -177,7 +185,7 @@ class Selection:
         """What became of a method or control, in a word or two."""
         race = self.race
         if race.names[j] in self.left_out:
-            return "maps not fine"
+            return "maps not fine" if self.left_out[race.names[j]].startswith("its maps") else "refused"
         end = race.end(j)
         if race.controls[j]:
             return "control" if race.stopped[j] < 0 else "control, beaten"
@@ -246,11 +254,8 @@ class Selection:
             "questions": {question.head: f"{question.label} {question.column}" for question in self.questions},
             "methods": methods,
             "left_out": self.left_out,
+            "unreadable": self.unreadable,
         }
-
-
-def _unfit(reason: str) -> bool:
-    return not reason.startswith("its maps")
 
 
 def _mean(values: Any) -> float:
