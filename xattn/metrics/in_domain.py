@@ -103,7 +103,7 @@ class SingleDeletion(PerturbationMetric):
 @metrics.register("f_fidelity", "ffid")
 @dataclass(frozen=True)
 class FFidelity(PerturbationMetric):
-    """F-Fidelity: fall of the score when random cells of the explanation go, and of the rest (Zheng et al. 2025).
+    """F-Fidelity: fall of the score without random cells of the map's top, and its bottom (Zheng et al. 2025).
 
     The explanation of size s are the share s of cells with the highest importance. Of these each is removed with
     probability min(alpha, beta / s), so that no more than a share beta of the image is expected to go, which a network
