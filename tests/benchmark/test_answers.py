@@ -15,7 +15,7 @@ from xattn.benchmark.answers import MARGIN, Answer
 from xattn.benchmark.equivalence import beats, compare, duplicates, exceeds
 from xattn.benchmark.panels import Panel, summarize
 from xattn.benchmark.scores import Column, Entry
-from xattn.benchmark.tables import rounded
+from xattn.benchmark.tables import leaderboard, rounded
 from xattn.metric import HIGHER, LOWER, Direction
 
 METHODS = ("gradcam", "xgradcam", "brnpa", "saliency", "eigencam", "random", "center", "pooled-gradient")
@@ -140,6 +140,40 @@ def test_the_best_cannot_be_told_apart_and_copies_are_one() -> None:
     sentences = " ".join(answers.sentences(found, answer))
     assert f"All are shown to lie within {MARGIN} of each other." in sentences
     assert "Failed (not shown to beat every control in any column): eigencam." in sentences
+
+
+def test_entries_stand_in_the_order_of_the_first_answer() -> None:
+    found = panel(coverage=0.85)
+    at = answers.standings(found)
+    assert [(found.labels[s.entry], s.word, found.labels[s.like]) for s in at] == [
+        ("gradcam", "best", "gradcam"),
+        ("xgradcam", "best", "gradcam"),
+        ("saliency", "in some columns", "saliency"),
+        ("eigencam", "fails", "eigencam"),
+        ("brnpa", "unsound maps", "brnpa"),
+        ("random", "control", "random"),
+        ("center", "control", "center"),
+        ("pooled-gradient", "control", "pooled-gradient"),
+    ]
+    assert answers.order(found) == [s.entry for s in at]
+    table = leaderboard(found)
+    assert [row[:2] for row in table.rows[:3]] == [
+        ("gradcam", "best"), ("xgradcam", "= gradcam"), ("saliency", "in some columns"),
+    ]  # fmt: skip
+
+
+def test_what_beats_the_controls_but_less_stands_behind_the_best() -> None:
+    insertion = [0.6, 0.6, 0.5, 0.6, 0.25, 0.3, 0.2, 0.3]
+    found = panel(means={"insertion": insertion, "deletion": [0.1, 0.1, 0.2, 0.1, 0.5, 0.4, 0.5, 0.4]})
+    words = {found.labels[s.entry]: s.word for s in answers.standings(found)}
+    assert (words["gradcam"], words["brnpa"], words["eigencam"]) == ("best", "beats the controls", "fails")
+
+
+def test_entries_without_an_answer_stand_by_the_first_column() -> None:
+    found = panel(grid="pixels")
+    means = found.summaries["insertion:grid=pixels", "insertion"].spread.mean
+    assert answers.order(found) == sorted(range(len(METHODS)), key=lambda j: -means[j])
+    assert {s.word for s in answers.standings(found)} == {"", "control"}
 
 
 def test_columns_that_favour_different_methods_leave_both() -> None:

@@ -65,10 +65,11 @@ def test_sentences() -> None:
         "brnpa does so on insertion alone.",
     ]
     assert verdict.unproven(judged)[0] == "1 of 4 methods does not beat the best control on insertion or deletion."
-    assert verdict.ties(judged) == [
-        f"{first} comes first; {second} cannot be told from it on insertion or deletion.",
-        "5 of 6 pairs of methods differ on 120 images.",
+    assert verdict.ties(judged) == [f"{first} comes first; {second} cannot be told from it on insertion or deletion."]
+    assert verdict.pairs(judged) == [
+        "5 of 6 pairs of methods are shown to differ by more than 0.01 on insertion or deletion (120 images)."
     ]
+    assert verdict.controls_ahead(judged) == []
     assert verdict.costs(judged)[0] == "gradcam is the cheapest with 2 ms an image."
     assert verdict.costs(judged)[-1] == "eigencam is the most expensive: 128 ms, 64 times as long."
     assert verdict.cautions(judged) == []
@@ -99,7 +100,7 @@ def test_a_control_that_wins_is_told() -> None:
     values[:, 4] += 1
     found.summaries["insertion", "insertion"] = summarize(s.column, values, s.images, found.entries, resamples=20)
     said = " ".join(verdict.summary(found))
-    assert "On insertion a control, random, has the best mean of all." in said
+    assert "On insertion ↑ a control, random, has the best mean of all." in said
     assert "A control wins 1 of them, by which no method should be judged." in said
 
 

@@ -296,7 +296,7 @@ def test_the_leaderboard_sorts_by_every_column(made: Path, open_page: Open) -> N
         at_first = (
             "[...document.querySelectorAll('.view:not([hidden]) .board [aria-sort=ascending]')].map(h => h.innerText)"
         )
-        assert tab.get(at_first) == ["rank"]
+        assert tab.get(at_first) == ["standing"]
         heads = page.query_selector_all(".view:not([hidden]) .board thead th:not(.extra)")
         for head in heads:
             i = head.evaluate("h => h.cellIndex")

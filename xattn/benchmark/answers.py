@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xattn.benchmark.equivalence import beats, compare, duplicates
 from xattn.benchmark.panels import Panel, Summary
 from xattn.labels import Label, listing
 
+Marks = NDArray[np.bool_]
 MARGIN = 0.01
 """Methods whose means differ by less are as good as each other."""
 SOUND = 0.9
@@ -57,6 +60,9 @@ class Answer:
     Args:
         question: which.
         columns: that were measured, each with all methods on one grid.
+        won: bool (columns, M), entries that are shown to beat every control; all False where none is held against them.
+        pairs: bool (M, M), the two are shown to differ by more than the margin in some column.
+        groups: all methods that were compared, those of equal scores together, by their distance from the best means.
         best: groups of methods with equal scores, to none of which another method is shown better by the margin in some
             column and worse in none; only those that beat the controls, where some do.
         proven: the best ones are shown to beat every control in every column; None where none is held against them.
@@ -72,6 +78,9 @@ class Answer:
 
     question: Question
     columns: list[Summary]
+    won: Marks
+    pairs: Marks
+    groups: list[list[int]]
     best: list[list[int]]
     proven: bool | None
     shown: bool
@@ -82,6 +91,77 @@ class Answer:
     unsound: list[int]
     partial: list[int]
     images: int
+
+    @property
+    def held(self) -> bool:
+        """There is a control that methods have to beat."""
+        return self.proven is not None
+
+
+BEST, BEATS, SOME, FAILS, FIRST, REST = (
+    "best", "beats the controls", "in some columns", "fails", "not told from the first", "behind",
+)  # fmt: skip
+UNSOUND, PARTIAL, CONTROL, UNASKED = "unsound maps", "lacks a score", "control", ""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an entry stands.
+
+    Args:
+        entry: its place in the panel.
+        word: what the first question says of it.
+        like: the first of its group, where its scores are those of another; itself otherwise.
+    """
+
+    entry: int
+    word: str
+    like: int
+
+
+def standings(panel: Panel, given: Sequence[Answer] | None = None) -> list[Standing]:
+    """All entries in the order in which they are shown: by the answer to one question, the first that was asked.
+
+    What is best comes first, then what beats the controls in all columns, in some, in none; then methods of unsound
+    maps and of missing scores, and the controls. Within one of these the distance from the best means decides, in the
+    columns of that question alone. Where nothing was answered it is the mean of the first column.
+    """
+    given = answers(panel) if given is None else given
+    count = len(panel.entries)
+    if not given:
+        shown = panel.headline(1, directed=True)
+        mean = shown[0].spread.mean * shown[0].column.sign if shown else np.full(count, np.nan)
+        order = sorted(range(count), key=lambda j: (math.isnan(mean[j]), -mean[j] if not math.isnan(mean[j]) else 0, j))
+        return [Standing(j, CONTROL if panel.entries[j].control else UNASKED, j) for j in order]
+    first = given[0]
+    found = {j: s for s in _of_methods(first) for j in [s.entry]}
+    for word, some in ((UNSOUND, first.unsound), (PARTIAL, first.partial)):
+        found |= {j: Standing(j, word, j) for j in some}
+    found |= {j: Standing(j, UNASKED, j) for j in range(count) if j not in found and not panel.entries[j].control}
+    found |= {j: Standing(j, CONTROL, j) for j in panel.controls}
+    return list(found.values())
+
+
+def _of_methods(answer: Answer) -> Iterator[Standing]:
+    """Those of the methods that were compared."""
+    tiers: dict[str, list[list[int]]] = {}
+    for group in answer.groups:
+        won = answer.won[:, group]
+        if not answer.held:
+            word = FIRST if group in answer.best else REST
+        elif won.all():
+            word = BEST if group in answer.best else BEATS
+        else:
+            word = SOME if won.any() else FAILS
+        tiers.setdefault(word, []).append(group)
+    for word in (BEST, BEATS, SOME, FAILS, FIRST, REST):
+        for group in tiers.get(word, []):
+            yield from (Standing(j, word, group[0]) for j in group)
+
+
+def order(panel: Panel, given: Sequence[Answer] | None = None) -> list[int]:
+    """Entries in the order in which they are shown (`standings`)."""
+    return [s.entry for s in standings(panel, given)]
 
 
 def answers(panel: Panel) -> list[Answer]:
@@ -131,10 +211,17 @@ def _answer(panel: Panel, question: Question, columns: list[Summary]) -> Answer:
         return [[compared[j] for j in g] for g in sorted(some, key=lambda g: short[g[0]])]
 
     rest = [g for g in groups if g not in best]
+    shown, apart = np.zeros((len(columns), len(control)), np.bool_), np.zeros((len(control),) * 2, np.bool_)
+    if held:
+        shown[:, compared] = won
+    apart[np.ix_(compared, compared)] = worse | worse.T
     heads = [g[0] for g in best]
     return Answer(
         question,
         columns,
+        won=shown,
+        pairs=apart,
+        groups=in_order(groups),
         best=in_order(best),
         proven=bool(best and all(won[:, g].all() for g in best)) if held else None,
         shown=pairs is not None and bool(pairs.same[np.ix_(heads, heads)][~np.eye(len(heads), dtype=np.bool_)].all()),

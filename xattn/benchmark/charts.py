@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import LogLocator, NullLocator
 
+from xattn.benchmark.answers import order
 from xattn.benchmark.panels import Panel, Summary
 from xattn.benchmark.statistics import critical_difference, pairwise
 from xattn.benchmark.tables import interval_text, text_of
@@ -69,9 +71,15 @@ def names_above(axis: Axes, names: Sequence[str]) -> None:
         spine.set_visible(False)
 
 
+@lru_cache(maxsize=4)
+def order_of(panel: Panel) -> tuple[int, ...]:
+    """Entries in the order of the report, found once for all charts of a panel."""
+    return tuple(order(panel))
+
+
 def pairs(axis: Axes, panel: Panel, s: Summary) -> tuple[ScalarMappable, Tips]:
     """Upper triangular dot matrix of pairwise tests (after fig. 6 of Gomez et al. 2022, arXiv:2106.02566)."""
-    order = panel.order
+    order = [*order_of(panel)]
     m = len(order)
     tested = pairwise(s.values[:, order])
     x, y = np.meshgrid(range(m), range(m))
@@ -203,7 +211,7 @@ def against(axis: Axes, panel: Panel, s: Summary, xs: Array, *, timed: bool, nam
         names: what stands beside each mark.
     """
     tips = {}
-    for j in panel.order:
+    for j in order_of(panel):
         mean, low, high = s.spread.mean[j], s.spread.low[j], s.spread.high[j]
         if not xs[j] > 0 or math.isnan(mean):
             continue
@@ -230,7 +238,7 @@ def against(axis: Axes, panel: Panel, s: Summary, xs: Array, *, timed: bool, nam
 
 def few(panel: Panel) -> Looks:
     """Colour, line and mark of the five best methods and of the controls."""
-    methods = [j for j in panel.order if not panel.entries[j].control][:5]
+    methods = [j for j in order_of(panel) if not panel.entries[j].control][:5]
     palette = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]
     lines: Looks = {j: (palette[i], "-", "osD^v"[i]) for i, j in enumerate(methods)}
     return lines | {j: ("#777777", [":", "--", "-."][i % 3], "") for i, j in enumerate(panel.controls)}

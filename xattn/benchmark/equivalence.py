@@ -12,7 +12,8 @@ from scipy import special
 from xattn.functional.statistics import ALPHA, Array, holm, table
 
 _ALIKE = 0.99  # correlation over images from which two methods count as one
-_FEWEST = 8  # images for that: any two lines of two points correlate
+FEWEST = 8
+"""Images without which nothing is said: a t test of fewer rests on how scores are distributed; any lines correlate."""
 
 
 def exceeds(differences: ArrayLike, margin: float = 0.0) -> Array:
@@ -37,6 +38,11 @@ def exceeds(differences: ArrayLike, margin: float = 0.0) -> Array:
         t = (mean - margin) / np.sqrt(variance / n)
     p: Array = special.stdtr(np.maximum(n - 1, 1), -t)
     return np.where(n < 2, np.nan, np.where(variance == 0, np.where(mean > margin, 0.0, 1.0), p))
+
+
+def _tested(differences: Array, margin: float) -> Array:
+    """`exceeds`, NaN for fewer than `FEWEST` images."""
+    return np.where((~np.isnan(differences)).sum(0) < FEWEST, np.nan, exceeds(differences, margin))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +71,8 @@ def compare(tables: Sequence[Array], margin: float, alpha: float = ALPHA) -> Com
     """
     methods = tables[0].shape[1]
     first, second = np.nonzero(~np.eye(methods, dtype=np.bool_))
-    above = np.stack([exceeds(t[:, first] - t[:, second], margin) for t in tables])
-    below = np.stack([exceeds(t[:, first] - t[:, second], -margin) for t in tables])
+    above = np.stack([_tested(t[:, first] - t[:, second], margin) for t in tables])
+    below = np.stack([_tested(t[:, first] - t[:, second], -margin) for t in tables])
     worse, same = np.zeros((2, methods, methods), np.bool_)
     with np.errstate(invalid="ignore"):
         worse[second, first] = (holm(above) < alpha).any(0)
@@ -91,7 +97,7 @@ def beats(tables: Sequence[Array], controls: Sequence[int], alpha: float = ALPHA
     for c, t in enumerate(tables):
         known = [k for k in controls if not np.isnan(t[:, k]).all()]
         if known:
-            p[c] = np.max([exceeds(t - t[:, [k]]) for k in known], axis=0)
+            p[c] = np.max([_tested(t - t[:, [k]], 0.0) for k in known], axis=0)
     p[:, list(controls)] = np.nan
     with np.errstate(invalid="ignore"):
         better: NDArray[np.bool_] = holm(p) < alpha
@@ -122,7 +128,7 @@ def duplicates(tables: Sequence[Array], margin: float) -> list[list[int]]:
 def _alike(a: Array, b: Array, margin: float) -> bool:
     both = ~np.isnan(a) & ~np.isnan(b)
     a, b = a[both], b[both]
-    if len(a) < _FEWEST or abs(a.mean() - b.mean()) > margin:
+    if len(a) < FEWEST or abs(a.mean() - b.mean()) > margin:
         return False
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return bool(np.array_equal(a, b))

@@ -62,7 +62,7 @@ def draw_all(panel: Panel, scores: Scores) -> dict[str, tuple[str, Figure]]:
     makers: dict[str, tuple[str, Callable[[], Figure | None]]] = {
         "leaderboard": (
             f"Mean of each method with its {INTERVAL} bootstrap interval. The line is the best control, hollow marks "
-            "are not better than it (paired Wilcoxon test with Holm's correction).",
+            "are not shown to beat every control (one-sided paired t tests with Holm's correction).",
             lambda: leaderboard(panel),
         ),
         "curves": (
@@ -143,7 +143,7 @@ def leaderboard(panel: Panel) -> Figure | None:
     shown = panel.headline(_MOST)
     if not shown:
         return None
-    order = panel.order
+    order = charts.order_of(panel)
     height = 0.24 * len(order) + 1.1
     figure, axes = _grid(len(shown), 2.9, height, sharey=True)
     for axis, s in zip(axes, shown, strict=True):
@@ -193,7 +193,7 @@ def ranks(panel: Panel) -> Figure | None:
     shown = panel.directed
     if not shown:
         return None
-    order = panel.order
+    order = charts.order_of(panel)
     values = np.array([[s.rank[j] for s in shown] for j in order])
     figure = Figure(figsize=(0.3 * len(shown) + 2.6, 0.24 * len(order) + 2.4), layout="constrained")
     axis = figure.subplots()
@@ -212,7 +212,7 @@ def ranks(panel: Panel) -> Figure | None:
 def significance(panel: Panel) -> Figure | None:
     """Upper triangular dot matrices of pairwise tests (after fig. 6 of Gomez et al. 2022, arXiv:2106.02566)."""
     shown = [s for s in panel.headline(_MOST) if len(s.values)]
-    m = len(panel.order)
+    m = len(charts.order_of(panel))
     if not shown or m < 2:
         return None
     figure, axes = _grid(len(shown), 0.21 * m + 2.0, 0.21 * m + 1.5, columns=2 if m > 10 else 3)
@@ -294,7 +294,7 @@ def against(panel: Panel, what: str) -> Figure | None:
     faithful = [s for s in panel.headline(len(panel.summaries)) if s.column.family == "perturbation"][:2]
     timed = what == "cost"
     xs = charts.costs_of(panel) if timed else charts.sparsity_of(panel)
-    there = [j for j in panel.order if xs[j] > 0]
+    there = [j for j in charts.order_of(panel) if xs[j] > 0]
     if not faithful or not there:
         return None
     figure, axes = _grid(len(faithful), 4.6, 4.0, columns=2)

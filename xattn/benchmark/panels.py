@@ -6,11 +6,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn.benchmark.equivalence import beats
 from xattn.benchmark.scores import Column, Cost, Entry, Scores, shortened
 from xattn.benchmark.statistics import (
     AgainstBest,
@@ -20,13 +20,11 @@ from xattn.benchmark.statistics import (
     against_best,
     friedman,
     intervals,
-    means_of,
-    pairwise,
     pooled_intervals,
     reliability,
 )
 from xattn.explainer import Family
-from xattn.functional.statistics import ALPHA, Array, holm, kendall
+from xattn.functional.statistics import Array, kendall
 from xattn.metric import HIGHER, NEITHER
 from xattn.metrics import metrics as known_metrics
 
@@ -55,8 +53,8 @@ class Summary:
         rank: (M,) of the means, 1 is best; NaN where there is no direction or no value.
         best: tests against the best entry; None where there is no direction.
         friedman: ranks in each image; None where there is no direction.
-        unproven: (M,), methods that are not better than the best control (paired Wilcoxon, Holm); no control is one,
-            and nothing where there is no direction or no control, or methods were not ranked on one grid.
+        unproven: (M,), methods that are not shown to beat every control (`equivalence.beats`); no control is one, and
+            nothing where there is no direction or no control, or methods were not ranked on one grid.
         reliability: agreement of images on the order; None where there is no direction.
     """
 
@@ -121,17 +119,6 @@ class Panel:
             if s.column.base not in {t.column.base for t in chosen}:
                 chosen.append(s)
         return [s for s in chosen if s in self.directed or not directed][:count]
-
-    @cached_property
-    def mean_rank(self) -> Array:
-        """Mean (M,) over the directed headline columns of the rank; NaN without any."""
-        ranks = [s.rank for s in self.headline(8, directed=True)]
-        return means_of(np.array(ranks).reshape(-1, len(self.entries)))
-
-    @cached_property
-    def order(self) -> list[int]:
-        """Entries from best to worst mean rank."""
-        return sorted(range(len(self.entries)), key=lambda j: (math.isnan(self.mean_rank[j]), self.mean_rank[j], j))
 
     @property
     def controls(self) -> list[int]:
@@ -212,8 +199,11 @@ def summarize(
         spread,
         rank_of(spread.mean, higher),
         # Where maps were ranked on grids of their own, a finer control is no measure of a coarse method.
-        _unproven(values, spread.mean * column.sign, [column.matched and _held(column, e) for e in entries])
-        & ~np.array([e.control for e in entries]),
+        _unproven(
+            values * column.sign,
+            [not e.control for e in entries],
+            [column.matched and _held(column, e) for e in entries],
+        ),
         best=against_best(values, higher=higher, resamples=resamples, seed=seed),
         friedman=friedman(_compared(values), higher=higher),
         reliability=reliability(_compared(values) * column.sign, resamples=min(resamples, 200), seed=seed),
@@ -238,19 +228,14 @@ def rank_of(mean: Array, higher: bool) -> Array:
     return np.where(np.isnan(x), np.nan, below + (same + 1) / 2)
 
 
-def _unproven(values: Array, mean: Array, control: Sequence[bool]) -> NDArray[np.bool_]:
-    """Methods (M,) not better than the control with the best mean; `mean` is turned so that higher is better."""
-    marks = np.array(control) & ~np.isnan(mean)
-    if not marks.any():
-        return np.zeros(len(mean), np.bool_)
-    best = int(np.nanargmax(np.where(marks, mean, np.nan)))
-    p = np.full(len(mean), np.nan)
-    for j in range(len(mean)):
-        if not control[j] and not math.isnan(mean[j]):
-            p[j] = pairwise(values[:, [j, best]], correct=False).p[0, 1]
-    with np.errstate(invalid="ignore"):
-        better = (holm(p) < ALPHA) & (mean > mean[best])
-    unproven: NDArray[np.bool_] = ~better & ~np.array(control)
+def _unproven(values: Array, method: Sequence[bool], held: Sequence[bool]) -> NDArray[np.bool_]:
+    """Methods (M,) that are not shown to beat every control held against them; `values` (N, M), higher is better."""
+    unproven = np.zeros(values.shape[1], np.bool_)
+    methods, controls = ([j for j, marked in enumerate(marks) if marked] for marks in (method, held))
+    if controls and methods and not np.isnan(values[:, controls]).all():
+        places = [*methods, *controls]
+        better = beats([values[:, places]], range(len(methods), len(places)))[0, : len(methods)]
+        unproven[methods] = ~better
     return unproven
 
 

@@ -123,14 +123,14 @@ def _section(panel: Panel, scores: Scores, folder: Path) -> list[str]:
 def _answer(panel: Panel) -> list[str]:
     """The answer in bold, then one to each question, then what else there is to say."""
     given = answers.answers(panel)
-    judged = verdict.judge(panel)
+    judged = verdict.judge(panel, given)
     first = verdict.headline(judged) if judged.mixed else answers.headline(panel, given)
     lines = [in_markdown(f"**{first}**", 10_000), ""]
     for answer in given:
         best = answers.names(panel, answer.best) if answer.proven is not False else "none"
         said = " ".join(answers.sentences(panel, answer))
         lines.append(in_markdown(f"- *{answer.question.text}* **{best or 'none'}.** {said}", 10_000))
-    _, *others = verdict.summary(panel)
+    _, *others = verdict.summary(panel, given)
     return [*lines, "", in_markdown(" ".join(others), 10_000)]
 
 

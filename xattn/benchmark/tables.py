@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from xattn.benchmark.answers import Answer, Standing, answers, columns_in_words, standings
 from xattn.benchmark.panels import Panel, Summary, agreement, by_size, protocols
 from xattn.benchmark.scores import Scores, shortened
 from xattn.files import whole_file
 from xattn.functional.statistics import ALPHA, INTERVAL, Array
 
 MARK = "†"
-"""Behind a score that is not better than that of the best control."""
+"""Behind a score that is not shown to beat every control."""
 
 
 Cell = str | float | int | None
@@ -163,26 +164,33 @@ def interval_text(summary: Summary, j: int) -> str:
     return inside + (MARK if summary.marked(j) else "")
 
 
-MARK_NOTE = f"{MARK} not better than the best control (paired Wilcoxon test with Holm's correction, p < {ALPHA})."
+MARK_NOTE = f"{MARK} not shown to beat every control (one-sided paired t tests with Holm's correction, p < {ALPHA})."
 
 
-def leaderboard(panel: Panel) -> Table:
-    """Entries from best to worst with the headline columns."""
+def standing_text(panel: Panel, at: Standing) -> str:
+    """Where an entry stands, in a word or two."""
+    return at.word if at.like == at.entry else f"= {panel.labels[at.like]}"
+
+
+def leaderboard(panel: Panel, given: Sequence[Answer] | None = None) -> Table:
+    """Entries by what the first question says of them, with the headline columns."""
     shown = panel.headline(8)
-    header = ("method", "mean rank", "maps ok", *(s.column.arrow for s in shown))
+    header = ("method", "standing", "maps ok", *(s.column.arrow for s in shown))
+    given = answers(panel) if given is None else given
     rows: list[tuple[Cell, ...]] = [
         (
-            panel.labels[j] + (" (control)" if panel.entries[j].control else ""),
-            "" if math.isnan(panel.mean_rank[j]) else f"{panel.mean_rank[j]:.2f}",
-            f"{panel.coverage[j]:.1%}",
-            *(interval_text(s, j) for s in shown),
+            panel.labels[at.entry],
+            standing_text(panel, at),
+            f"{panel.coverage[at.entry]:.1%}",
+            *(interval_text(s, at.entry) for s in shown),
         )
-        for j in panel.order
+        for at in standings(panel, given)
     ]
     counts = "; ".join(f"{s.column.title}: {len(s.images)}" for s in shown if s.images)
     notes = (
-        f"Mean over images [{INTERVAL} bootstrap interval]; mean rank over the columns with an arrow, which points to "
-        "the better side; maps ok: share of maps that are neither constant nor NaN and add up to what they should.",
+        f"Mean over images [{INTERVAL} bootstrap interval], in the digits that it allows; arrows point to the better "
+        "side; maps ok: share of maps that are neither constant nor NaN and add up to what they should.",
+        *([f"Standing: {columns_in_words(given[0])}; = has the scores of that method."] if given else []),
         MARK_NOTE,
         f"Images: {counts}.",
     )

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from xattn.benchmark.answers import MARGIN, Answer, answers, order
+from xattn.benchmark.equivalence import compare
 from xattn.benchmark.panels import Panel, Summary, protocols
 from xattn.benchmark.panels import agreement as tau_of
 from xattn.benchmark.scores import shortened
-from xattn.benchmark.statistics import means_of, pairwise
-from xattn.functional.statistics import ALPHA, holm
 from xattn.labels import listing
 
 _QUESTIONS = 2  # the headline pair, insertion and deletion
@@ -23,26 +23,25 @@ _NAMED = 5  # methods of a long list that are named
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What can be said of a panel.
+    """What can be said of a panel: the answer to its first question, and what is left to say beside it.
 
     Args:
         panel: of which.
-        questions: the columns that decide: insertion and deletion, or what was measured in their place.
-        order: methods with a value, controls left out, from best to worst mean rank over the questions.
-        mean_rank: (M,), over the questions, controls too; NaN where there is no value.
-        won: (M,), how many of the questions each entry answers better than the best control.
-        controls: for each question the control with the best mean; None without one.
-        apart: (M, M), pairs that differ in at least one question (paired Wilcoxon tests, Holm's correction over all
-            pairs and questions).
+        questions: the columns of the first question; insertion and deletion where none was answered.
+        order: methods with a value, controls left out, as they are shown (`answers.standings`).
+        won: (M,), in how many of the columns each entry is shown to beat every control.
+        controls: for each column the control with the best mean; None without one.
+        apart: (M, M), pairs that are shown to differ by more than the margin in at least one column.
+        given: the answers.
     """
 
     panel: Panel
     questions: list[Summary]
     order: list[int]
-    mean_rank: NDArray[np.float64]
     won: NDArray[np.int64]
     controls: list[int | None]
     apart: NDArray[np.bool_]
+    given: Sequence[Answer]
 
     @property
     def trusted(self) -> list[int]:
@@ -96,37 +95,41 @@ class Verdict:
     @property
     def asked(self) -> str:
         """All questions in a sentence."""
-        return ("both " if len(self.questions) == 2 else "") + listing([name_of(s) for s in self.questions], _NAMED)
+        return ("both " if len(self._asked) == 2 else "") + listing(self._asked, _NAMED)
 
     @property
     def any_asked(self) -> str:
         """Any of the questions in a sentence."""
-        return " or ".join(name_of(s) for s in self.questions)
+        return " or ".join(self._asked)
+
+    @property
+    def _asked(self) -> list[str]:
+        return list(dict.fromkeys(name_of(s) for s in self.questions))
 
 
-def judge(panel: Panel) -> Verdict:
-    """What can be said of a panel."""
-    questions = _questions(panel)
-    entries = len(panel.entries)
-    won = np.zeros(entries, np.int64)
-    controls: list[int | None] = []
-    raw = np.full((len(questions), entries, entries), np.nan)
+def judge(panel: Panel, given: Sequence[Answer] | None = None) -> Verdict:
+    """What can be said of a panel, from the answers to its questions.
+
+    Across models, which have controls of their own, nothing is answered: each column is judged by itself.
+    """
+    given = answers(panel) if given is None else given
+    questions = given[0].columns if given else _questions(panel)
+    control = np.array([e.control for e in panel.entries])
+    known = np.zeros((len(questions), len(control)), np.bool_)
     for q, s in enumerate(questions):
-        turned = np.where([e.control for e in panel.entries], s.spread.mean * s.column.sign, np.nan)
-        controls.append(None if np.isnan(turned).all() else int(np.nanargmax(turned)))
-        known = ~np.isnan(s.spread.mean) & ~np.array([e.control for e in panel.entries])
-        won += (known & ~s.unproven & (controls[-1] is not None and s.column.matched)).astype(np.int64)
-        raw[q] = pairwise(s.values, correct=False).p
-    upper = np.triu_indices(entries, 1)
-    apart = np.zeros((entries, entries), np.bool_)
-    if questions:
-        with np.errstate(invalid="ignore"):
-            apart[upper] = (holm(raw[:, upper[0], upper[1]]) < ALPHA).any(0)
-    apart |= apart.T
-    mean = means_of(np.array([s.rank for s in questions]).reshape(len(questions), entries))
-    order = [j for j, e in enumerate(panel.entries) if not e.control and not math.isnan(mean[j])]
-    order.sort(key=lambda j: (mean[j], panel.mean_rank[j], j))
-    return Verdict(panel, questions, order, mean, won, controls, apart)
+        known[q] = ~np.isnan(s.spread.mean)
+    best = [np.where(control, s.spread.mean * s.column.sign, np.nan) for s in questions]
+    controls = [None if np.isnan(turned).all() else int(np.nanargmax(turned)) for turned in best]
+    if given:
+        won, apart = given[0].won, given[0].pairs
+    else:
+        won = known & ~control
+        for q, (s, c) in enumerate(zip(questions, controls, strict=True)):
+            won[q] &= ~s.unproven & (s.column.matched and c is not None)
+        worse = compare([s.values * s.column.sign for s in questions], MARGIN).worse if questions else known[:0]
+        apart = worse | worse.T if questions else np.zeros((len(control),) * 2, np.bool_)
+    methods = [j for j in order(panel, given) if not control[j] and known[:, j].any()]
+    return Verdict(panel, questions, methods, won.sum(0), controls, apart, given)
 
 
 def _questions(panel: Panel) -> list[Summary]:
@@ -172,15 +175,21 @@ def trust(verdict: Verdict) -> list[str]:
     trusted, count = verdict.trusted, len(verdict.order)
     beat = "beats" if len(trusted) < 2 else "beat"
     lines = [f"{len(trusted) or 'None'} of {count} methods {beat} the best control on {verdict.asked}."]
-    for q, s in enumerate(verdict.questions):
+    for s in verdict.questions:
         some = [j for j in verdict.partly if not s.unproven[j]]
         if some:
             lines.append(f"{verdict.names(some)} {_is(some, 'does', 'do')} so on {name_of(s)} alone.")
-        control = verdict.controls[q]
-        turned = s.spread.mean * s.column.sign
-        if control is not None and not verdict.mixed and int(np.nanargmax(turned)) == control:
-            lines.append(f"On {name_of(s)} a control, {verdict.panel.labels[control]}, has the best mean of all.")
     return lines
+
+
+def controls_ahead(verdict: Verdict) -> list[str]:
+    """In which columns a control has the best mean of all."""
+    ahead = [
+        (s.column.arrow, verdict.panel.labels[c])
+        for s, c in zip(verdict.questions, verdict.controls, strict=True)
+        if c is not None and int(np.nanargmax(s.spread.mean * s.column.sign)) == c
+    ]
+    return [f"On {column} a control, {name}, has the best mean of all." for column, name in ahead]
 
 
 def unproven(verdict: Verdict) -> list[str]:
@@ -219,10 +228,20 @@ def ties(verdict: Verdict) -> list[str]:
     weaker = [j for j in verdict.same(first) if j not in verdict.top]
     if weaker:
         lines.append(f"{verdict.names(weaker)} cannot be told from it either, though not shown to beat the controls.")
-    pairs = len(order) * (len(order) - 1) // 2
-    apart = int(np.triu(verdict.apart[np.ix_(order, order)], 1).sum())
-    lines.append(f"{apart} of {pairs} pairs of methods differ on {verdict.images:,} images.")
     return lines
+
+
+def pairs(verdict: Verdict) -> list[str]:
+    """How many pairs of methods can be told apart."""
+    order = verdict.order
+    if len(order) < 2:
+        return []
+    apart = int(np.triu(verdict.apart[np.ix_(order, order)], 1).sum())
+    count = len(order) * (len(order) - 1) // 2
+    return [
+        f"{apart} of {count} pairs of methods are shown to differ by more than {MARGIN} on "
+        f"{verdict.any_asked} ({verdict.images:,} images)."
+    ]
 
 
 def costs(verdict: Verdict) -> list[str]:
@@ -234,9 +253,11 @@ def costs(verdict: Verdict) -> list[str]:
         return []
     first, last = known[0], known[-1]
     lines = [f"{panel.labels[first]} is the cheapest with {duration(seconds[first])} an image."]
-    best = verdict.top[0]
-    if best in known and best != first:
-        lines.append(f"{panel.labels[best]}, the first, takes {duration(seconds[best])}{_times(seconds, best, first)}.")
+    top = [j for j in known if j in verdict.top]
+    best = top[0] if top else first
+    if best != first:
+        who = f"Of those that come first {panel.labels[best]} is the cheapest"
+        lines.append(f"{who}: {duration(seconds[best])}{_times(seconds, best, first)}.")
     if last not in (first, best):
         took = f"{duration(seconds[last])}{_times(seconds, last, first)}"
         lines.append(f"{panel.labels[last]} is the most expensive: {took}.")
@@ -303,10 +324,12 @@ def cautions(verdict: Verdict) -> list[str]:
     return lines
 
 
-def summary(panel: Panel) -> list[str]:
-    """Everything that can be said of a panel, as sentences."""
-    verdict = judge(panel)
-    parts = (trust, unproven, ties, costs, sensitivity, cautions)
+def summary(panel: Panel, given: Sequence[Answer] | None = None) -> list[str]:
+    """What else there is to say beside the answers, as sentences; where nothing was answered, all of it."""
+    given = answers(panel) if given is None else given
+    verdict = judge(panel, given)
+    alone = () if given else (trust, unproven, ties)
+    parts = (*alone, *(() if verdict.mixed else (controls_ahead,)), pairs, costs, sensitivity, cautions)
     return [headline(verdict), *(text for part in parts for text in part(verdict) if verdict.order)]
 
 

@@ -28,6 +28,7 @@ from xattn.pages.html import picture_uri, write
 
 Array = NDArray[np.float64]
 
+_KINDS = {answers.BEST: "yes", answers.BEATS: "yes", answers.SOME: "warn", answers.FAILS: "no", answers.UNSOUND: "no"}
 _SHOWN = 6  # columns of the leaderboard at first
 _COMPARED = 24  # columns whose rankings are compared
 _CHEAPEST = 3  # methods that are named
@@ -104,6 +105,7 @@ def full_report(
         unreadable=[(f"{dataset} {image}", note) for (dataset, image), note in sorted(scores.unreadable().items())],
         kinds=pictures.KINDS,
         alpha=ALPHA,
+        margin=answers.MARGIN,
     )
 
 
@@ -111,9 +113,9 @@ def _view(
     panel: Panel, judged: Verdict, scores: Scores, folder: Path, shown: Sequence[pictures.Picture], notes: Sequence[str]
 ) -> dict[str, Any]:
     """What the template shows of a panel."""
-    asked, given = protocols(panel), answers.answers(panel)
+    asked, given = protocols(panel), judged.given
     columns = [s for s in panel.headline(_COMPARED, directed=True) if not np.isnan(s.spread.mean).all()]
-    order = [j for j in _order(panel, judged) if not math.isnan(judged.mean_rank[j])]
+    order = [j for j in answers.order(panel, given) if not all(math.isnan(s.spread.mean[j]) for s in judged.questions)]
     lines = charts.line_looks(panel, order)
     return {
         "id": folder.name,
@@ -192,12 +194,6 @@ def _entries(panel: Panel) -> list[dict[str, Any]]:
 # The leaderboard
 
 
-def _order(panel: Panel, judged: Verdict) -> list[int]:
-    """All entries by the columns that decide, then by the headline."""
-    key = judged.mean_rank
-    return sorted(panel.order, key=lambda j: (math.isnan(key[j]), key[j]))
-
-
 def _board(panel: Panel, judged: Verdict) -> dict[str, Any]:
     shown = panel.headline(_SHOWN)
     more = [s for s in panel.directed if s not in shown]
@@ -207,13 +203,15 @@ def _board(panel: Panel, judged: Verdict) -> dict[str, Any]:
     rows = [
         {
             "j": j,
-            "won": int(judged.won[j]) if judged.tested and not panel.entries[j].control else None,
+            "place": place,
+            "standing": tables.standing_text(panel, at),
+            "kind": _KINDS.get(at.word, ""),
             "won_of": [
-                f"{verdict.name_of(s)}: {'not shown' if s.unproven[j] else 'better'}"
-                for s in judged.questions
-                if not math.isnan(s.spread.mean[j])
-            ],
-            "rank": float(judged.mean_rank[j]),
+                f"{s.column.arrow}: {'better than every control' if won else 'not shown'}"
+                for s, won in zip(judged.questions, judged.given[0].won[:, j].tolist(), strict=True)
+            ]
+            if judged.tested and judged.given and at.word in _KINDS
+            else [],
             "same": judged.same(j),
             "ok": float(panel.coverage[j]),
             "seconds": seconds[j],
@@ -221,7 +219,8 @@ def _board(panel: Panel, judged: Verdict) -> dict[str, Any]:
             "passes": [panel.costs[j].get(name) for name in ("forwards", "backwards")],
             "cells": [_cell(s, j, scale, bar=s in shown) for s, scale in zip(columns, scales, strict=True)],
         }
-        for j in _order(panel, judged)
+        for place, at in enumerate(answers.standings(panel, judged.given))
+        for j in [at.entry]
     ]
     return {
         "columns": [
@@ -238,8 +237,7 @@ def _board(panel: Panel, judged: Verdict) -> dict[str, Any]:
         ],
         "rows": rows,
         "more": len(more),
-        "tested": judged.tested,
-        "asked": len(judged.questions),
+        "answered": bool(judged.given),
         "timed": any(cost.get("seconds") for cost in panel.costs),
     }
 
@@ -346,7 +344,8 @@ def _details(scores: Scores, resamples: int, seed: int) -> list[tuple[str, list[
             "Statistics",
             [
                 f"{INTERVAL} BCa bootstrap intervals, {resamples:,} resamples, seed {seed}",
-                f"paired Wilcoxon tests with Holm's correction, p < {ALPHA}",
+                f"the answers: paired t tests with a margin of {answers.MARGIN} and Holm's correction, p < {ALPHA}",
+                "pairs in one column, and those not told from its best: paired Wilcoxon tests with Holm's correction",
                 "Friedman and Nemenyi tests of ranks",
                 "Krippendorff's alpha of ranks",
             ],
