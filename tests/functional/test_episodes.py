@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from xattn.errors import DataError, ShapeError
-from xattn.functional.episodes import draw_episodes, episode_accuracy, episode_scores, half_interval
+from xattn.functional.episodes import draw_episodes, episode_accuracy, episode_scores, half_interval, learned_scores
 
 LABELS = torch.tensor([3, 0, 0, 1, 3, 1, 0, 3, 1, 2, 3, 0])  # 2 has one image
 
@@ -64,6 +64,38 @@ def test_scores_equal_loops(comparison) -> None:
                     dot = sum(a * b for a, b in zip(q, mean, strict=True))
                     expected = dot / math.sqrt(sum(a * a for a in q) * sum(b * b for b in mean))
                 assert float(found[e, m, n]) == pytest.approx(expected, abs=1e-12)
+
+
+def naive_layer(shown: list[list[float]], answers: list[int], way: int, steps: int, rate: float):
+    """Softmax regression from zero, one weight after the other."""
+    weight, bias = [[0.0] * len(shown[0]) for _ in range(way)], [0.0] * way
+    for _ in range(steps):
+        errors = []
+        for x, answer in zip(shown, answers, strict=True):
+            logits = [b + sum(w * v for w, v in zip(row, x, strict=True)) for row, b in zip(weight, bias, strict=True)]
+            total = sum(math.exp(z) for z in logits)
+            errors.append([math.exp(z) / total - (n == answer) for n, z in enumerate(logits)])
+        for n in range(way):
+            for d in range(len(shown[0])):
+                weight[n][d] -= rate * sum(e[n] * x[d] for e, x in zip(errors, shown, strict=True)) / len(shown)
+            bias[n] -= rate * sum(e[n] for e in errors) / len(shown)
+    return weight, bias
+
+
+def test_a_learned_layer_is_that_of_the_loop() -> None:
+    generator = seeded(6)
+    support = torch.randn(2, 3, 2, 4, generator=generator, dtype=torch.float64)
+    query = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    found = learned_scores(support, query, steps=7, rate=0.8)
+    for e in range(2):
+        weight, bias = naive_layer(support[e].flatten(0, 1).tolist(), [0, 0, 1, 1, 2, 2], 3, 7, 0.8)
+        for m in range(5):
+            for n in range(3):
+                expected = bias[n] + sum(w * v for w, v in zip(weight[n], query[e, m].tolist(), strict=True))
+                assert float(found[e, m, n]) == pytest.approx(expected, abs=1e-12)
+    assert torch.equal(episode_scores(support, query, "learned"), learned_scores(support, query))
+    shown = support.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: learned_scores(s, query, 3, 0.5), shown)
 
 
 def test_accuracy_is_the_share_of_queries_nearest_to_their_class() -> None:

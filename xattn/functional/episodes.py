@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from xattn.errors import DataError, ShapeError
 
-Comparison = Literal["cosine", "euclidean"]
+Comparison = Literal["cosine", "euclidean", "learned"]
 
 _AT_ONCE = 250  # episodes
+_STEPS, _RATE = 100, 0.01  # of a last layer that learns in an episode
 
 
 def draw_episodes(labels: Tensor, way: int, images: int, episodes: int, generator: torch.Generator) -> Tensor:
@@ -61,7 +62,8 @@ def episode_scores(support: Tensor, query: Tensor, comparison: Comparison = "euc
 
     `"euclidean"` is minus the squared distance to the mean of the support (prototypical networks, Snell et al. 2017,
     arXiv:1703.05175, eqs. 1-2). `"cosine"` is the cosine with the mean of the normalized support: a cosine classifier
-    whose weights are the averages of Gidaris and Komodakis 2018, arXiv:1804.09458, eq. 5.
+    whose weights are the averages of Gidaris and Komodakis 2018, arXiv:1804.09458, eq. 5. `"learned"` is
+    `learned_scores`.
 
     Args:
         support: features (E, N, K, D) of E episodes.
@@ -80,12 +82,46 @@ def episode_scores(support: Tensor, query: Tensor, comparison: Comparison = "euc
             f"few-shot: expected features (E, N, K, D) and (E, M, D) but got {tuple(support.shape)} and "
             f"{tuple(query.shape)}."
         )
+    if comparison == "learned":
+        return learned_scores(support, query)
     if comparison == "cosine":
         means = F.normalize(F.normalize(support, dim=3).mean(2), dim=2)
         return F.normalize(query, dim=2) @ means.transpose(1, 2)
     means = support.mean(2)
     square = (query**2).sum(2)[..., None] + (means**2).sum(2)[:, None]
     return 2 * query @ means.transpose(1, 2) - square
+
+
+def learned_scores(support: Tensor, query: Tensor, steps: int = _STEPS, rate: float = _RATE) -> Tensor:
+    """Class scores of queries by a linear layer that learns from a few images of each class (MTL, arXiv:1812.02391).
+
+    The layer begins at zero and takes steps of gradient descent on the mean cross-entropy of the support: the base
+    learner of meta-transfer learning (Sun et al. 2019), which begins from learned weights there. The gradient flows
+    through all steps to the features.
+
+    Args:
+        support: features (E, N, K, D) of E episodes.
+        query: features (E, M, D).
+        steps: of gradient descent.
+        rate: of a step.
+
+    Returns:
+        Scores (E, M, N).
+
+    >>> support = torch.tensor([[[[0.0, 1.0]], [[1.0, 0.0]]]])
+    >>> learned_scores(support, torch.tensor([[[0.0, 2.0]]]), steps=1, rate=1.0)
+    tensor([[[ 0.5000, -0.5000]]])
+    """
+    episodes, way, shot = support.shape[:3]
+    shown = support.flatten(1, 2)
+    answer = torch.eye(way, dtype=support.dtype, device=support.device).repeat_interleave(shot, 0)
+    weight = support.new_zeros(episodes, way, support.shape[3])
+    bias = support.new_zeros(episodes, 1, way)
+    for _ in range(steps):
+        error = ((shown @ weight.transpose(1, 2) + bias).softmax(2) - answer) / (way * shot)
+        weight = weight - rate * error.transpose(1, 2) @ shown
+        bias = bias - rate * error.sum(1, keepdim=True)
+    return query @ weight.transpose(1, 2) + bias
 
 
 def episode_accuracy(features: Tensor, episodes: Tensor, shot: int, comparison: Comparison = "euclidean") -> Tensor:
