@@ -21,6 +21,7 @@ from xattn.cli import app
 from xattn.errors import DataError, ParameterError, XattnWarning
 from xattn.models import create_model, load_model
 from xattn.models.checkpoint import read_state
+from xattn.models.embedded import FOLDER
 from xattn.training import loop
 from xattn.training.augment import crop_boxes, cut, draw, erase
 from xattn.training.data import Source, open_source
@@ -173,6 +174,13 @@ RECIPES = {
     "prototypes": lambda data, out: fewshot_recipe(
         data, out, run__task="fewshot:method=prototypes,way=2,shot=1,queries=1", run__batch_size=6
     ),
+    "mtl": lambda data, out: fewshot_recipe(
+        data,
+        out,
+        run__task="fewshot:method=mtl,way=2,shot=1,queries=1,comparison=learned",
+        run__batch_size=6,
+        model__start=str(FOLDER / "tiny-cnn.safetensors"),
+    ),
 }
 
 
@@ -315,6 +323,7 @@ def test_features_are_those_of_one_image_at_a_time(individuals: Path) -> None:
         ("fewshot:way=7", {}, "of 8 classes 7 are held out"),
         ("fewshot:way=2,queries=15", {}, "0 of 2 classes have so many, the smallest has 6; lower way, shot or queries"),
         ("fewshot:method=prototypes", {"distill__teacher": "x"}, "has no class scores that a teacher could teach by"),
+        ("fewshot:method=mtl", {}, "scales a trained network; name its file as model.start"),
         ("reid", {"data__validation": "test"}, "reid: no held-out image has another one of its identity from another"),
     ],
 )

@@ -315,7 +315,7 @@ class _Run:
         sums = progress.sums or {"loss": 0.0, "correct": 0.0, "images": 0.0, "seconds": 0.0}
         progress.sums = sums
         self.model.train()
-        if recipe.model.freeze_batchnorm:
+        if recipe.model.freeze_batchnorm or self.task.scales:
             freeze_batchnorm(self.model)
         size = recipe.size_at(epoch)
         began = time.perf_counter()

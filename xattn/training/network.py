@@ -21,6 +21,7 @@ from xattn.spec import ModelSpec
 from xattn.training.augment import finish, sides
 from xattn.training.data import Source
 from xattn.training.recipe import ModelSection, Recipe
+from xattn.training.scaling import folded, is_scale, scale_weights
 
 _NAMING_BATCH = 32
 RANK_SUBSETS: Mapping[str, tuple[int, ...]] = {"1+2": (0, 1), "2+3": (1, 2), "1": (0,), "2": (1,), "3": (2,)}
@@ -70,7 +71,7 @@ class Trainee(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """The network's tensors, and those of the rank heads under their prefix, as `best.safetensors` has them."""
-        tensors = dict(self.model.state_dict())
+        tensors = folded(self.model.state_dict())
         if self.ranks is not None:
             tensors.update({f"{RANKS}{name}": t for name, t in self.ranks.state_dict().items()})
         return tensors
@@ -128,6 +129,8 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
         start = recipe.distill.teacher if theirs is None or theirs.backbone == model.architecture["backbone"] else ""
     if start:
         start_from(model, read_state(start), start)
+    if recipe.task.scales:
+        scale_weights(model)
     ranks = RankHeads(head.channels, len(classes)) if section.ranks else None
     return Trainee(model, ranks)
 
@@ -203,12 +206,12 @@ def freeze_batchnorm(module: nn.Module) -> None:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights with decay; biases and the parameters of normalization layers without."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """Weights with decay; biases, scales of weights and the parameters of normalization layers without."""
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            groups[p.ndim <= 1 or is_scale(name)].append(p)
+    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
 
 
 @torch.no_grad()

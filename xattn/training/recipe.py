@@ -266,6 +266,8 @@ class Recipe(_Section):
             raise ValueError(f"run.task: {error}".rstrip(".")) from None
         if self.distill.teacher and not task.distils:
             raise ValueError(f"run.task {self.run.task} has no class scores that a teacher could teach by")
+        if task.scales and not (self.model.start or self.model.weights):
+            raise ValueError(f"run.task {self.run.task} scales a trained network; name its file as model.start")
         if [first for first, _ in self.run.sizes] != sorted({first for first, _ in self.run.sizes}):
             raise ValueError("run.sizes must be pairs [first epoch, pixels] in order of the epoch")
         resize, size = self.augment.resize, self.shorter

@@ -28,7 +28,13 @@ class FewShot(Task):
 
     Learns by `"pretraining"`, the cross-entropy of the classes to train on, which is the strong simple baseline (Chen
     et al. 2019, arXiv:1904.04232), or by the episodes of `"prototypes"`, whose training loss is Euclidean whatever
-    `comparison`. Whole classes are held out to choose the best epoch. Judged on episodes of new classes.
+    `comparison`, or by those of `"mtl"`, meta-transfer learning (Sun et al. 2019, arXiv:1812.02391): the weights of a
+    network that was trained before (`model.start`) stay, a last layer learns from the shown images of an episode, and
+    what its answers about the others teach is a scale of each kernel and a shift of each channel. Whole classes are
+    held out to choose the best epoch. Judged on episodes of new classes.
+
+    Differs from MTL: the last layer begins at zero instead of from weights that are learned too, its steps are
+    differentiated through, and episodes are drawn at random and not from the classes that failed most.
 
     Args:
         method: how it learns.
@@ -36,11 +42,12 @@ class FewShot(Task):
         shot: images of each class that are shown.
         queries: images of each class that are asked about.
         episodes: that judge a trained network; a tenth of them, and 200 at least, judge an epoch.
-        comparison: of features with the means: `"euclidean"` as prototypes have it, or `"cosine"`.
+        comparison: of features with the means: `"euclidean"` as prototypes have it, or `"cosine"`; or `"learned"`, by a
+            last layer that learns from the shown images.
         seed: of the episodes.
     """
 
-    method: Literal["pretraining", "prototypes"] = "pretraining"
+    method: Literal["pretraining", "prototypes", "mtl"] = "pretraining"
     way: Annotated[int, Range(2, 1000)] = 5
     shot: Annotated[int, Range(1, 1000)] = 1
     queries: Annotated[int, Range(1, 1000)] = 15
@@ -56,12 +63,16 @@ class FewShot(Task):
         return self.method == "pretraining"
 
     @property
+    def scales(self) -> bool:
+        return self.method == "mtl"
+
+    @property
     def least_held(self) -> int:
         return self.way
 
     def check(self, labels: Tensor, held: Tensor, groups: Tensor | None, batch: int, world: int) -> None:
         self._draw(held, 1)
-        if self.method == "prototypes":
+        if self.method != "pretraining":
             check_groups(self.name, labels, batch, world, self.shot + self.queries, "the parameters shot and queries")
 
     def order(self, labels: Tensor, batch: int, steps: int, generator: torch.Generator) -> Tensor | None:
@@ -77,7 +88,7 @@ class FewShot(Task):
             raise ParameterError(f"fewshot: {len(target)} images make no episode of {each} a class.")
         episode = embedding.view(-1, each, embedding.shape[1])
         shown, asked = episode[:, : self.shot], episode[:, self.shot :].flatten(0, 1)
-        scores = episode_scores(shown[None], asked[None], "euclidean")[0]
+        scores = episode_scores(shown[None], asked[None], "learned" if self.method == "mtl" else "euclidean")[0]
         answer = torch.arange(len(episode), device=target.device).repeat_interleave(self.queries)
         return F.cross_entropy(scores, answer)
 
@@ -89,7 +100,7 @@ class FewShot(Task):
     def evaluate(
         self, model: Classifier, open_part: Callable[[str | None], Source], split: str | None, **options: Any
     ) -> tuple[dict[str, Any], list[Row]]:
-        """Accuracy over episodes of the classes of a part, by Euclidean distance and by cosine."""
+        """Accuracy over episodes of the classes of a part: by cosine, by distance, by a learned last layer."""
         options.pop("ranks", None)
         source = open_part(split or "test")
         self._draw(source.labels, 1)
@@ -104,7 +115,11 @@ class FewShot(Task):
             Row("images", f"{len(source):,}", f"of {values['classes']} classes"),
             Row("episodes", f"{self.episodes:,}", f"{self.way}-way {self.shot}-shot, {self.queries} queries a class"),
         ]
-        for kind, what in (("cosine", "cosine with the mean"), ("euclidean", "distance to the mean")):
+        for kind, what in (
+            ("cosine", "cosine with the mean"),
+            ("euclidean", "distance to the mean"),
+            ("learned", "a last layer learned in the episode"),
+        ):
             accuracy = self._accuracy(features, source.labels, self.episodes, kind)  # type: ignore[arg-type]
             mean, half = float(accuracy.mean()), half_interval(accuracy)
             values[kind] = {"accuracy": mean, "interval": half}

@@ -82,6 +82,11 @@ class Task(ABC):
         return True
 
     @property
+    def scales(self) -> bool:
+        """Whether the weights and the statistics stay, and scales and shifts of the weights alone are learned."""
+        return False
+
+    @property
     def least_held(self) -> int:
         """Classes that an evaluation needs at least."""
         return 2
