@@ -269,6 +269,25 @@ COSTS: dict[str, str] = {
 }
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted on Linux")
+def test_reading_starts_no_thread(whole: Path) -> None:
+    """A thread of Arrow's pool now and then ends the process at its exit by an abort, after all its work."""
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from xattn.benchmark.scores import Scores\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "before = count()\n"
+        "scores = Scores(Path(sys.argv[1]))\n"
+        "scores.frame()\n"
+        "print(count() - before, len(scores.table))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(whole)], capture_output=True, text=True, check=True)
+    more, rows_read = map(int, done.stdout.split())
+    assert rows_read
+    assert not more
+
+
 @pytest.mark.parametrize("text", COSTS.values(), ids=COSTS)
 def test_damaged_costs(tmp_path: Path, text: str) -> None:
     store = Store(made_up(tmp_path, images=3, metrics=["sparsity"]))

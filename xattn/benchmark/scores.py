@@ -162,7 +162,7 @@ class Scores:
             DataError: if neither is installed.
         """
         try:
-            return self.table.to_pandas()
+            return self.table.to_pandas(use_threads=False)
         except ImportError:
             pass
         try:

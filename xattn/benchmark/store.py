@@ -280,7 +280,8 @@ def _read(path: Path, *, dictionaries: bool = True) -> tuple[Footer, pa.Table]:
     """The footer and the rows of a part, which must be of the cell that its folder is for."""
     footer, file = _open(path, dictionaries=dictionaries)
     try:
-        table = file.read().replace_schema_metadata(None).unify_dictionaries()
+        # No threads: now and then one of Arrow's ends a process at its exit by an abort (1 of 200 with pyarrow 26).
+        table = file.read(use_threads=False).replace_schema_metadata(None).unify_dictionaries()
         if any(table[name].null_count for name in COLUMNS):
             raise ValueError("values are missing")
         lengths = [pc.max(pc.binary_length(pc.unique(table[name]).cast(pa.string()))).as_py() for name in TEXTS]

@@ -171,7 +171,9 @@ def _find(cell: RunCell, config: Config, scores: Scores, names: Sequence[str]) -
     wanted = set(names)
     blocks = set()
     for path in scores.store.parts(cell.data.name, cell.model.title):
-        if wanted & set(pq.read_table(path, columns=["image"], partitioning=None)["image"].unique().to_pylist()):
+        with pq.ParquetFile(path) as file:  # without threads, as the store reads
+            images = file.read(columns=["image"], use_threads=False)["image"].unique().to_pylist()
+        if wanted & set(images):
             blocks.add(int(path.stem.split("-")[1]))
     samples: dict[str, Sample] = {}
     size = config.run.block
