@@ -12,7 +12,7 @@ import xattn
 from tests.cli import models
 from tests.cli.conftest import Run
 from xattn.data.preprocessing import to_batch
-from xattn.models import load_model
+from xattn.models import load_model, save_weights
 
 CNN = "tests.cli.models:cnn"
 
@@ -57,9 +57,9 @@ def test_converts_measures_and_writes_a_file_that_loads(run: Run, folder: Path, 
 
 
 def test_a_table_of_labels_and_statistics_taken_anew(run: Run, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_text("file,label\n2.png,tiger cat\n3.png,0\n")
+    (tmp_path / "labels.csv").write_text("file,label\n2.png,bear cat\n3.png,0\n")
     result = run(
-        "convert", CNN, "--resolution", "x2", "--data", folder, "--labels", "labels.csv", "--recalibrate",
+        "convert", "tiny-cnn", "--resolution", "x2", "--data", folder, "--labels", "labels.csv", "--recalibrate",
         folder / "daisy", "--out", "net.safetensors", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
@@ -67,6 +67,51 @@ def test_a_table_of_labels_and_statistics_taken_anew(run: Run, folder: Path, tmp
     assert found["agreement"]["labelled"] == 2
     assert found["recalibrated_on"] == 2
     assert "batch norm took its statistics from 2 images" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("file,label\n2.png\n", "line 2 needs a file and a label"),
+        ("file,label\n2.png,0\n,1\n", "line 3 needs a file and a label"),
+        ("file,label\n2.png,5\n", "line 2: class 5 is none of 5, from 0"),
+        ("file,label\n2.png,-1\n", "line 2: class -1 is none of 5, from 0"),
+    ],
+)
+def test_a_damaged_table_of_labels_names_the_line(run: Run, folder: Path, table: str, why: str) -> None:
+    Path("labels.csv").write_text(table)
+    result = run("convert", CNN, "--data", folder, "--labels", "labels.csv", "--out", "net.safetensors")
+    assert result.exit_code == 2
+    assert why in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+
+
+def test_labels_of_other_images_are_told(run: Run, folder: Path) -> None:
+    Path("labels.csv").write_text("file,label\nother.png,0\n")
+    result = run("convert", CNN, "--data", folder / "daisy", "--labels", "labels.csv", "--out", "net.safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert "none of its files is among the images" in result.stderr
+
+
+def test_statistics_are_not_taken_anew_where_nothing_changes(run: Run, folder: Path) -> None:
+    result = run("convert", CNN, "--recalibrate", folder, "--out", "net.safetensors")
+    assert result.exit_code == 2
+    assert "no batch norm lies behind a layer with dilation" in result.stderr
+    assert not Path("net.safetensors").exists()
+
+
+def test_another_network_learns_in_a_folder_of_its_own(run: Run, folder: Path) -> None:
+    def learn(*arguments: object) -> int:
+        more = ("--distil", folder, "--epochs", 1, "--batch-size", 2, "--out", "net.safetensors")
+        result = run("convert", CNN, *arguments, *more)
+        assert result.exit_code == 0, result.stderr
+        return len(list(Path("net.distil").iterdir()))
+
+    assert [learn(), learn(), learn("--parts", 2)] == [1, 1, 2]
+    other = models.cnn()
+    other.classifier.bias.data += 1
+    save_weights(other, "other.safetensors")
+    assert learn("--weights", "other.safetensors") == 3
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from xattn.errors import NotApplicableError, ParameterError, UnknownNameError
 from xattn.functional.br_npa import br_npa_maps
 from xattn.inspection import infer_spec
 from xattn.models import create_model, load_model, save_weights
-from xattn.models.converting import SharedCellHead, SharedHead, convert, everywhere
+from xattn.models.converting import SharedCellHead, SharedHead, convert, everywhere, recalibrated
 
 # Small members of the families that the law is tested on here; benchmarks/models/convert.py has all.
 NETWORKS = {
@@ -198,6 +198,39 @@ def test_other_networks_are_refused_in_one_line(kind):
     spec = xattn.ModelSpec(feature_layer="features", classifier="fc", input_size=(32, 32))
     with pytest.raises(NotApplicableError, match=f"^{kind.__name__} cannot be converted: .*{REFUSED[kind]}[^\n]*$"):
         convert(model, x=x, spec=spec)
+
+
+class Wide(Plain):
+    """A classifier of 3x3 cells before the pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(6, 5, 3, padding=1)
+
+    def forward(self, x):
+        return self.fc(self.features(x)).mean((2, 3))
+
+
+def test_a_classifier_of_several_cells_is_refused():
+    x = torch.randn(1, 3, 32, 32)
+    spec = xattn.ModelSpec(feature_layer="features", classifier="fc", input_size=(32, 32))
+    with pytest.raises(NotApplicableError, match="its classifier 'fc' looks at several cells at once"):
+        convert(Wide().eval(), x=x, spec=spec)
+
+
+def test_one_logit_can_be_converted():
+    torch.manual_seed(0)
+    model = Plain().eval().double()
+    model.fc = nn.Linear(6, 1).double()
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    spec = xattn.ModelSpec(feature_layer="features", classifier="fc", input_size=(32, 32))
+    made = convert(model, x=x, spec=spec)
+    torch.testing.assert_close(everywhere(made, 1)(x), model(x))
+
+
+def test_statistics_are_refused_where_no_layer_is_dilated():
+    with pytest.raises(NotApplicableError, match="no batch norm lies behind a layer with dilation"):
+        recalibrated(convert(create_model("tiny-cnn")), [])
 
 
 def test_what_is_no_plain_classifier_is_refused():

@@ -202,7 +202,7 @@ def test_a_loss_that_is_no_number_stops_the_run(colours: Path, tmp_path: Path) -
 
 
 def test_a_batch_larger_than_the_images_is_refused(colours: Path, tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match=r"33 training images make no batch of 64; lower run\.batch_size"):
+    with pytest.raises(ParameterError, match=r"33 training images make no batch of 64; lower --batch-size"):
         loop.train(tiny_recipe(colours, tmp_path / "run", run__batch_size=64))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from xattn.metric import Metric
 from xattn.metrics import metrics as known_metrics
 from xattn.metrics.perturbation import PerturbationMetric
 from xattn.models import create_model
+from xattn.models.checkpoint import digest_of
 from xattn.models.header import read_header
 from xattn.spec import ModelSpec
 from xattn.trace import place_of, record
@@ -170,15 +170,6 @@ def own_metrics(
     if entry.scorer:
         return twins(metrics)
     return {label: both for label, both in metrics.items() if getattr(both[0], "scorer", "model") == "model"}
-
-
-def digest_of(model: nn.Module) -> str:
-    """A short number for the weights."""
-    state = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()
 
 
 def plan(config: Config, built: Mapping[str, tuple[nn.Module, ModelSpec]] | None = None) -> list[Cell]:

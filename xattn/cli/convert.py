@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,7 +88,7 @@ def convert(
     from xattn.models import convert as converted
     from xattn.models import save_weights
     from xattn.models.agreement import relative_cost
-    from xattn.models.converting import recalibrated
+    from xattn.models.converting import norms_behind, recalibrated
 
     options.check_numbers({"--parts": parts, "--batch-size": batch_size})
     if out.suffix != ".safetensors":
@@ -101,6 +102,8 @@ def convert(
     x = None if first is None else first[0][:2].to(_place(network.model))
     made = converted(network.model, head=head, parts=parts, resolution=resolution, spec=network.spec, x=x)
     advise(network)
+    if recalibrate:
+        norms_behind(made)
     say = lambda text: console.say(text, err=as_json)  # noqa: E731
     cells = _grid(made)
     say(f"{network.name}: {parts} parts on a grid of {cells[0]}x{cells[1]}, checked against the network itself")
@@ -135,7 +138,7 @@ def _learn(
     """Let the converted network learn from the network itself, in place; the run goes on where it was stopped."""
     from xattn.cli.train import Monitor
     from xattn.models import save_weights
-    from xattn.models.checkpoint import load_state, read_state
+    from xattn.models.checkpoint import digest_of, load_state, read_state
     from xattn.training.loop import train
     from xattn.training.recipe import Recipe
     from xattn.training.stopping import RunStoppedError
@@ -143,7 +146,10 @@ def _learn(
     spec = network.spec
     if spec.input_size[0] != spec.input_size[1]:
         raise ParameterError(f"--distil: images are square but {network.name} takes {spec.input_size}; pass --size.")
-    folder = out.with_suffix(".distil")
+    # A folder for each pair of networks and each setting: a run goes on where its own was stopped, and no other.
+    settings = (made.architecture, images, epochs, lr, all_layers, batch, spec.input_size)
+    key = hashlib.blake2b(repr(settings).encode("utf-8", "backslashreplace"), digest_size=4).hexdigest()
+    folder = out.with_suffix(".distil") / f"{digest_of(network.model)[:8]}-{digest_of(made)[:8]}-{key}"
     teacher, student = folder / "teacher.safetensors", folder / "student.safetensors"
     # As the trainer normalizes: by the facts that the files say.
     network.model.spec = spec  # type: ignore[assignment]
@@ -189,6 +195,8 @@ def _measure(
     pairs = ((x.to(place), y) for x, y in batches(data, network.spec, batch_size, known, warn=warn))
     found = agreement(network.model, made, pairs, spec=network.spec, changed_spec=made.spec)
     say(f"{what}: {found}")
+    if known is not None and not found.labelled:
+        console.warn("--labels: none of its files is among the images of --data, so that no class is known.")
     if found.labelled:
         n = found.labelled
         say(f"right on {found.right_before / n:.1%} before and {found.right_after / n:.1%} now, of {n} labelled images")
@@ -298,4 +306,14 @@ def _labels(path: Path, spec: ModelSpec) -> dict[str, int]:
         ) from None
     if not rows or not {"file", "label"} <= set(rows[0]):
         raise ParameterError(f"--labels {path}: expected a table with the columns file and label, separated by commas.")
-    return {row["file"]: spec.class_index(row["label"]) for row in rows}
+    known: dict[str, int] = {}
+    for number, row in enumerate(rows, 2):
+        if not row["file"] or not row["label"]:
+            raise ParameterError(f"--labels {path}: line {number} needs a file and a label.")
+        index = spec.class_index(row["label"])
+        if index < 0 or (spec.classes and index >= len(spec.classes)):
+            raise ParameterError(
+                f"--labels {path}: line {number}: class {index} is none of {len(spec.classes)}, from 0."
+            )
+        known[row["file"]] = index
+    return known

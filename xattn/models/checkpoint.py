@@ -246,3 +246,12 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
                 "an earlier epoch, or train again with a lower rate."
             )
     model.load_state_dict(dict(state))
+
+
+def digest_of(model: nn.Module) -> str:
+    """A short number for the weights."""
+    state = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()

@@ -192,7 +192,8 @@ def _prove(model: nn.Module, spec: ModelSpec, made: Classifier, x: Tensor, facto
         wanted = take(model(x), spec.output or None)
     logits = everywhere(made, factor)(x)
     same = logits.shape == wanted.shape
-    error = float((logits - wanted).abs().max() / (wanted.max() - wanted.min()).clamp(min=1e-12)) if same else torch.inf
+    spread = wanted.max() - wanted.min() if wanted.numel() > 1 else wanted.abs().max()  # one logit has none
+    error = float((logits - wanted).abs().max() / spread.clamp(min=1e-12)) if same else torch.inf
     if not error <= _SAME:
         raise NotApplicableError(
             f"{type(model).__name__} cannot be converted: with parts that cover everything its logits differ by "
@@ -224,8 +225,11 @@ def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
     Returns:
         The number of images; without any the statistics stay.
+
+    Raises:
+        NotApplicableError: if no batch norm lies behind a dilated layer.
     """
-    norms = [m for m in _behind_dilation(model) if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    norms = norms_behind(model)
     kept = [m.momentum for m in norms]
     count = 0
     try:
@@ -242,6 +246,21 @@ def recalibrated(model: nn.Module, batches: Iterable[Tensor]) -> int:
             norm.eval()
             norm.momentum = momentum
     return count
+
+
+def norms_behind(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """The batch norms that see other neighbours than in training, for `recalibrated`.
+
+    Raises:
+        NotApplicableError: if there is none.
+    """
+    norms = [m for m in _behind_dilation(model) if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    if not norms:
+        raise NotApplicableError(
+            "recalibrated: no batch norm lies behind a layer with dilation, so there is nothing to take anew; leave it "
+            "out, or convert with a finer resolution."
+        )
+    return norms
 
 
 def _behind_dilation(model: nn.Module) -> list[nn.Module]:

@@ -182,6 +182,8 @@ class _Splitter:
     def _before_pooling(self, last: fx.Node, source: fx.Node) -> Split:
         """The classifier is a 1x1 convolution over the cells, whose output is pooled."""
         cells = self.values[last]
+        if max(getattr(self.classifier, "kernel_size", (1,))) > 1:
+            raise self.refuse(f"its classifier '{self.name}' looks at several cells at once")
         for rectified in (False, True):
             made = cells.relu() if rectified else cells
             if _equal(made.mean((2, 3)), self.logits):

@@ -152,7 +152,8 @@ class _Run:
         self.steps = len(self.chosen) // self.batch
         if self.steps == 0:
             raise ParameterError(
-                f"training: {len(self.chosen)} training images make no batch of {self.batch}; lower run.batch_size."
+                f"training: {len(self.chosen)} training images make no batch of {self.batch}; lower --batch-size "
+                "(run.batch_size)."
             )
         taken = None if self.judged.groups is None else self.judged.groups[self.held]
         self.task.check(
