@@ -15,6 +15,7 @@ from tests.cli import models
 from tests.cli.conftest import Run, photo, run  # noqa: F401 (fixtures)
 from xattn.errors import NotApplicableError, XattnWarning
 from xattn.models import create_model
+from xattn.storage import load_explanation
 
 CNN = "tests.cli.models:cnn"
 
@@ -112,6 +113,22 @@ def test_a_trained_network_is_converted_where_a_head_is_asked_for(run: Run, phot
         float(made(found.inputs).softmax(1).max()), abs=1e-6
     )
     assert "random weights" not in result.stderr
+
+
+def test_a_converted_file_is_as_fine_as_it_is_asked_to_be(run: Run, photo: Path) -> None:  # noqa: F811
+    assert run("convert", CNN, "--resolution", "x2", "--out", "net.safetensors").exit_code == 0
+    for resolution, side in (("x2", 16), ("x4", 32)):
+        arguments = ("--model", CNN, "--weights", "net.safetensors", "--resolution", resolution, "-m", "activation")
+        result = run("explain", photo, *arguments, "--save-maps", "--json", "-o", resolution)
+        assert result.exit_code == 0, result.stderr
+        (saved,) = (m["maps"] for m in json.loads(result.stdout)["images"][0]["maps"])
+        assert load_explanation(saved).maps.shape[-2:] == (side, side)
+
+
+def test_parts_of_a_network_that_has_its_own_are_refused(run: Run, photo: Path) -> None:  # noqa: F811
+    result = run("explain", photo, "--model", "tiny-brnpa", "--head", "brnpa", "--parts", 2)
+    assert result.exit_code == 2
+    assert "leave out --head" in result.stderr
 
 
 def test_the_page_says_how_the_copy_answers(run: Run, photo: Path) -> None:  # noqa: F811

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -41,7 +41,7 @@ class Network:
         model: on its device, in evaluation mode.
         spec: facts about it.
         name: how messages and tables call it.
-        random: its weights are random, so that its maps mean nothing.
+        random: what of it is random, so that its maps mean nothing: all weights, or its head alone.
         original: the network that this one is a changed copy of, with finer maps or another pooling; what it names is
             explained.
     """
@@ -49,7 +49,7 @@ class Network:
     model: nn.Module
     spec: ModelSpec
     name: str
-    random: bool = False
+    random: Literal["", "weights", "head"] = ""
     original: Network | None = None
 
 
@@ -255,6 +255,8 @@ class _Answers:
             for j, column in enumerate(self.columns)
             if column.network is network and column.refused is None and (k == 0 or column.method.class_specific)
         ]
+        if not todo:
+            return
         named = [as_target(text, network.spec) for text in self.settings.targets]
         classes = all(isinstance(goal, Class) for goal in named)
         wanted = self.wanted.get(_classes_of(network), ())
@@ -279,7 +281,11 @@ class _Answers:
                     "leave one of --topk and --target out."
                 )
             more = self.settings.targets[1:]
-            wanted = wanted_classes(trace, self.settings.topk, more).unbind(1) if classes else named
+            wanted = (
+                wanted_classes(trace if whole is None else whole, self.settings.topk, more).unbind(1)
+                if classes
+                else named
+            )
             self.wanted[_classes_of(network)] = wanted
             for _ in range(len(self.lines), len(wanted)):
                 self.lines.append([NO_MORE if c.method.class_specific else SAME for c in self.columns])
@@ -425,4 +431,5 @@ def one(explanation: Explanation, i: int) -> Explanation:
         original=pick(explanation.original),
         described=explanation.described[i : i + 1],
         inputs=pick(explanation.inputs),
+        photographs=explanation.photographs[i : i + 1],
     )

@@ -217,6 +217,13 @@ def test_random_weights_are_told_on_the_page(run: Run, photo: Path) -> None:
     assert '<p class="warning">tiny-cnn has random weights, so its maps mean nothing.</p>' in text
 
 
+def test_a_random_head_on_trained_layers_is_told(run: Run, photo: Path) -> None:
+    result = run("compare", photo, "-m", "bcnn", "--no-curves", *CNN, "--head", "bcnn", "-o", "a.html")
+    assert result.exit_code == 0, result.stderr
+    assert "cnn has a random head" in result.stderr
+    assert "has random weights in its head, so its maps mean nothing." in Path("a.html").read_text(encoding="utf-8")
+
+
 def test_one_network_for_all_methods_where_one_fits(run: Run, photo: Path) -> None:
     run("compare", photo, "-m", "bcnn", "-m", "gradcam", "--no-curves", "--title", "Mine", "-o", "a.html")
     assert {c["network"] for c in columns("a.html")} == {""}

@@ -162,7 +162,11 @@ def sheet(work: Work, title: str | None, colormap: str, alpha: float | None, ste
         colormap=colormap,
         alpha=alpha,
         shares=[i / steps for i in range(steps + 1)] if steps else (),
-        warnings=[f"{n.name} has random weights, so its maps mean nothing." for n in networks if n.random],
+        warnings=[
+            f"{n.name} has random weights{' in its head' * (n.random == 'head')}, so its maps mean nothing."
+            for n in networks
+            if n.random
+        ],
     )
 
 

@@ -214,6 +214,8 @@ def _weights(loaded: Network) -> Finding:
     parameters = list(loaded.model.parameters())
     size = f"{type(loaded.model).__name__}, {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters"
     place = f", {parameters[0].dtype}, {parameters[0].device}".replace("torch.", "") if parameters else ""
+    if loaded.random == "head":
+        return Finding("weights", WARN, f"{size}{place}: its head is random, so maps mean nothing; train it")
     if loaded.random:
         return Finding(
             "weights", WARN, f"{size}{place}: random, so maps mean nothing; pass --weights DEFAULT or a file"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from xattn.cli import console
 from xattn.errors import DataError, ParameterError, XattnError, reason_of
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from xattn.file_loop import Network
+    from xattn.models.header import Architecture
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
@@ -50,6 +51,7 @@ def load(
     from xattn.inspection import infer_spec
     from xattn.models import create_model, models
     from xattn.models.checkpoint import read_state
+    from xattn.models.embedded import FOLDER
     from xattn.spec import ModelSpec
 
     file = Path(name).suffix.lower() in _WEIGHT_SUFFIXES and ":" not in Path(name).name
@@ -59,9 +61,13 @@ def load(
     given = given or {}
     hub = name.startswith("hf/")  # comes with its weights
     complete = file or own or hub or name in models
-    shared = head == "brnpa" and (complete or weights is not None) and not _has_head(name if file else weights)
+    saved = _saved(name if file else weights)
+    has_head = saved is not None and saved.head not in (None, "linear")
+    shared = head == "brnpa" and (complete or weights is not None) and not has_head
     own_head = head if not shared else None
-    finer = resolution not in (None, "low") and (own_head is None or resolution != "high")
+    # A converted network is made as fine as it is asked to be; dilating its dilated layers would be another network.
+    remade = saved is not None and saved.converted
+    finer = resolution not in (None, "low") and (own_head is None or resolution != "high") and not remade
     asked = {
         "head": own_head, "resolution": None if finer else resolution,
         "parts": parts if own_head is not None else None, "input_size": given.get("size"),
@@ -85,8 +91,15 @@ def load(
     spec = spec.given(**given)
     if device is not None:
         model = model.to(device)
-    random = weights is None and not (complete and own_head is None)
+    random: Literal["", "weights", "head"] = ""
+    embedded = (FOLDER / f"{name}.safetensors").is_file()  # of these, one with another head is another network
+    if weights is None and (not complete or (own_head is not None and embedded)):
+        random = "weights"
+    elif own_head is not None and (saved is None or (saved.head or "linear") != own_head):
+        random = "head"
     network = Network(model.eval(), spec, label, random=random)
+    if shared and spec.attention == "brnpa" and parts is not None:
+        raise ParameterError(f"--parts {parts}: {label} has a brnpa head of its own; leave out --head.")
     if shared and spec.attention != "brnpa":
         return _changed(network, "brnpa", 3 if parts is None else parts, resolution or "low")
     if finer and not (resolution == "high" and getattr(model, "architecture", {}).get("resolution") == "high"):
@@ -94,14 +107,13 @@ def load(
     return network
 
 
-def _has_head(weights: str | None) -> bool:
-    """Whether a file says that its network has a head of xattn."""
+def _saved(weights: str | None) -> Architecture | None:
+    """What a file says of the network whose weights it has."""
     from xattn.models.header import is_file, read_header
 
     if weights is None or not (weights.endswith(".safetensors") and is_file(Path(weights))):
-        return False
-    saved = read_header(weights).architecture
-    return saved is not None and saved.head not in (None, "linear")
+        return None
+    return read_header(weights).architecture
 
 
 def _changed(network: Network, head: str | None, parts: int, resolution: str) -> Network:
@@ -124,8 +136,13 @@ def _changed(network: Network, head: str | None, parts: int, resolution: str) ->
 
 def advise(network: Network) -> None:
     """Warn of what a network does not say or does not know."""
-    if network.random:
+    if network.random == "weights":
         console.warn(f"{network.name} has random weights, so its maps mean nothing; pass --weights DEFAULT or a file.")
+    elif network.random == "head":
+        console.warn(
+            f"{network.name} has a random head, so its classes and maps mean nothing; train it (xattn train), pass the "
+            "file of one, or take --head brnpa alone, which shares the trained classifier."
+        )
     if network.spec.mean is None:
         console.warn(
             f"{network.name} does not say how its images are normalized; they are passed as they are, from 0 to 1. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,7 +82,8 @@ def match(
         raise ParameterError("match: name the network with --model, such as best.safetensors of a training run.")
     network = load(model, weights=weights, head=head, device=find_device(device))
     embedder = Embedder.of(network.model).eval()
-    advise(network)
+    # Of a head without attention the features that are compared are what comes before it.
+    advise(replace(network, random="") if network.random == "head" and head == "linear" else network)
     one, others = _read(query, gallery)
     if not others:
         raise ParameterError(f"match: no image of '{gallery}' is left to compare with.")
