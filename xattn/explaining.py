@@ -266,7 +266,7 @@ def explain(
                 f"resolution {resolution}: the finer copy of {type(model).__name__} names another class than the model "
                 f"itself in {differing} of {len(trace.x)} images; see Explanation.original.",
                 XattnWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         explanations = [replace(explanation, original=original) for explanation in explanations]
     if drawn:

@@ -105,6 +105,22 @@ def test_other_registries(run: Run, what: str) -> None:
         assert row["what"], row
 
 
+def test_methods_of_other_libraries_are_listed_and_found(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("captum")
+    assert all(row["what"] for row in rows(run, "peers"))
+    one = run("list", "peers", "captum/IntegratedGradients")
+    assert one.exit_code == 0, one.stderr
+    some = run("list", "peers", "--filter", "guided")
+    assert "captum/GuidedBackprop" in some.stdout
+    assert "IntegratedGradients" not in some.stdout
+    monkeypatch.setenv("COLUMNS", "80")
+    catalog._show_lines("peers", catalog._ROWS["peers"](), "")
+    lines = capsys.readouterr().out.splitlines()
+    assert any("captum/GuidedBackprop" in line for line in lines)
+
+
 def test_filter(run: Run) -> None:
     assert {str(row["name"]) for row in rows(run, "methods", "--filter", "guided")} == {
         "guided-backprop",

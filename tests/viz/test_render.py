@@ -274,5 +274,15 @@ def test_pictures_have_the_resolution_of_the_photograph(tmp_path: Path) -> None:
     detail = [np.abs(np.diff(pixels(p.resize(sharp.size)), axis=1)).mean() for p in (sharp, seen)]
     assert detail[0] > 5 * detail[1]
     assert explain(model, torch.rand(1, 3, 32, 32), "gradcam").overlay().size == (448, 448)
+    Image.fromarray(255 - noise).save(photo)  # the file is another image now
+    assert found.overlay().size == (448, 448)  # what the model saw
     photo.unlink()
+    assert found.overlay().size == (448, 448)
+
+
+def test_an_array_that_was_written_over_is_not_drawn() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
+    found = explain(models.cnn(), array, "gradcam")
+    assert found.overlay().width > 448
+    array[:] = 255 - array
     assert found.overlay().size == (448, 448)  # what the model saw

@@ -260,15 +260,14 @@ def _scores() -> list[Row]:
 
 
 def _peers() -> list[Row]:
-    import dataclasses
-
     from xattn.explainers.peers import LIBRARIES, names, peer
 
     rows = []
     for name in (name for library in LIBRARIES for name in names(library)):
         kind = peer(name)
         fields = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(kind))
-        rows.append({"name": name, "family": kind.family.value, "can be set": fields})
+        what = first_sentence(kind)
+        rows.append({"name": name, "aliases": [], "what": what, "family": kind.family.value, "can be set": fields})
     return rows
 
 

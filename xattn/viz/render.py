@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
 
-from xattn.data.preprocessing import pictures, view_of
+from xattn.data.preprocessing import pictures, preprocess, view_of
 from xattn.errors import DataError, ParameterError, ShapeError
 from xattn.labels import changed
 from xattn.looks import COLORMAP
@@ -75,10 +76,21 @@ def picture_of(explanation: Explanation, index: int, bands: Sequence[int] = ()) 
     if explanation.photographs and not bands and explanation.spec is not None:
         try:
             (photograph,) = pictures([explanation.photographs[index]])
-            return view_of(photograph, explanation.spec, explanation.fit, sharp=True)
+            if _is_of(explanation, index, photograph):
+                return view_of(photograph, explanation.spec, explanation.fit, sharp=True)
         except (DataError, OSError):  # the file is gone
-            explanation = dataclasses.replace(explanation, photographs=())
+            pass
+        explanation = dataclasses.replace(explanation, photographs=())
     return pictures_of(explanation, bands)[index]
+
+
+def _is_of(explanation: Explanation, index: int, photograph: Image.Image) -> bool:
+    """Whether a photograph still is what was explained: a file may be another by now, and so may an array."""
+    if explanation.inputs is None or explanation.spec is None:
+        return True
+    known = explanation.inputs[index].cpu().float()
+    again = preprocess(photograph, explanation.spec, fit=explanation.fit)
+    return again.shape == known.shape and torch.allclose(again, known, rtol=0, atol=0.05)  # bfloat16 has three digits
 
 
 def render(
