@@ -80,6 +80,8 @@ def _from_name(name: str, rest: str, split: str | None) -> Dataset:
     if factory is Parquet or factory is ImageFolder:
         known = _parts(factory, Path(root).expanduser())
         chosen = _choose(known, split, root)
+    elif not issubclass(factory, FileDataset):  # it hands the word on to the data set that it reads
+        chosen = split or TRAINING[0]
     else:
         chosen = _own_split(factory, split)
     if not parameters:
