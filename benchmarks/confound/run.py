@@ -19,10 +19,15 @@ from xattn.benchmark.panels import Panel, panels
 from xattn.benchmark.run import run
 from xattn.benchmark.scores import Scores
 from xattn.files import whole_file
+from xattn.labels import slug
 
 HERE = Path(__file__).parent
 CONFIGS = ("confound-tiny", "confound-lite0")
-NETWORKS = {"tiny-cnn": "trained on Tiny-ImageNet", "efficientnet_lite0": "trained on ImageNet, not on the photographs"}
+NETWORKS = {
+    ("Tiny-ImageNet", "tiny-cnn"): "trained on Tiny-ImageNet, not on these images",
+    ("photographs", "efficientnet_lite0"): "trained on ImageNet, of which these photographs are",
+    ("CUB-20", "efficientnet_lite0"): "trained on ImageNet, not on these images",
+}
 
 
 def rows_of(panel: Panel) -> list[dict[str, Any]]:
@@ -68,11 +73,14 @@ def main() -> None:
         if not folder.is_dir():
             continue
         scores = Scores(folder)
-        (panel,) = panels(scores)
-        (entry,) = {e.model for e in panel.entries}
         device = ", ".join(dict.fromkeys(where.device for where in scores.manifest.environments))
-        found[name] = {"panel": panel.name, "device": device, "network": NETWORKS[entry], "rows": rows_of(panel)}
-        draw(panel, HERE / f"{name}.png")
+        compared = panels(scores)
+        for panel in compared:
+            (model,) = {e.model for e in panel.entries}
+            network = NETWORKS[panel.dataset, model]
+            key = name if len(compared) == 1 else f"{name}-{slug(panel.dataset)}"
+            found[key] = {"panel": panel.name, "device": device, "network": network, "rows": rows_of(panel)}
+            draw(panel, HERE / f"{key}.png")
     with whole_file(HERE / "confound.json") as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n")
 
