@@ -35,9 +35,9 @@ class Metric(ABC):
 
     Attributes:
         name: how tables and the command line call it; registering sets it.
-        family: `"perturbation"`, `"localization"`, `"complexity"`, `"robustness"` or `"sanity"`.
+        family: `"perturbation"`, `"localization"`, `"complexity"`, `"robustness"`, `"sanity"` or `"ground_truth"`.
         columns: name of each value and which way it is better.
-        needs: what the data must have, of `"masks"` (boxes do too), `"boxes"` and `"mosaic"`.
+        needs: what the data must have, of `"masks"` (boxes do too), `"boxes"`, `"mosaic"` and `"scenes"`.
         pooled: name of each value of the whole data set that `pool` makes of the columns, and which way it is better.
         paper: where it comes from; registering takes it from the docstring.
     """

@@ -32,7 +32,9 @@ _IMAGES = 24
 _SIZE = 48
 _SERIES = re.compile(r"^(.*?)_(?:at_)?(\d{2,3})$")
 _ARROWS = {direction: f"{direction.value} is better" for direction in Direction} | {NEITHER: "no better side"}
-_NEEDS = {"masks": "masks or boxes", "mosaic": "mosaics of images"}
+_NEEDS = {
+    "masks": "masks or boxes", "mosaic": "mosaics of images", "scenes": "rendered images without single parts",
+}  # fmt: skip
 _FAMILIES = {
     "perturbation": (
         "Perturbation",
@@ -53,6 +55,11 @@ _FAMILIES = {
     "sanity": (
         "Sanity",
         "They change the network or the class and see whether the map notices. A map that does not cannot explain it.",
+    ),
+    "ground_truth": (
+        "Ground truth",
+        "They hold the map against images from which a part was taken away for real, as a rendered data set has them: "
+        "what a part is worth to the network is known, and no baseline had to be chosen.",
     ),
 }
 
@@ -160,7 +167,7 @@ def _index(entries: list[Entry]) -> str:
 
 @cache
 def _scene() -> tuple[nn.Module, Batch]:
-    data = Synthetic(length=_IMAGES, size=_SIZE, decides="colour")
+    data = Synthetic(length=_IMAGES, size=_SIZE, decides="colour", scenes=True)
     model = data.model()
     return model, data.batch(range(_IMAGES), model.spec)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from tests import tiny_models as tiny
 from xattn.data.sample import Batch
+from xattn.data.scene import Scene
 from xattn.data.synthetic import Synthetic
 from xattn.errors import DataError, XattnError
 from xattn.explainer import Explainer
@@ -25,7 +27,7 @@ from xattn.metrics import metrics
 from xattn.trace import Trace, record
 
 NAMES = metrics.names()
-FAMILIES = {"perturbation", "localization", "complexity", "robustness", "sanity"}
+FAMILIES = {"perturbation", "localization", "complexity", "robustness", "sanity", "ground_truth"}
 SIZE = (20, 24)
 FAST: Mapping[str, Mapping[str, Any]] = {  # fewer steps and samples, the same formula
     "deletion": {"steps": 12},
@@ -51,10 +53,25 @@ def quick(name: str, **parameters: Any) -> Metric:
 
 
 def batch_of(x: Tensor, target: Tensor) -> Batch:
-    """Masks and boxes that differ from image to image."""
+    """Masks, boxes and scenes that differ from image to image."""
     boxes = tuple(torch.tensor([[2.0 + i, 3.0, 11.0 + i, 14.0]]) for i in range(len(x)))
     plain = Batch(x=x, target=target, ids=tuple(map(str, range(len(x)))), boxes=boxes)
-    return dataclasses.replace(plain, masks=plain.object_masks())
+    scenes = tuple(rendered(image) for image in x)
+    return dataclasses.replace(plain, masks=plain.object_masks(), scenes=scenes)
+
+
+def rendered(image: Tensor) -> Scene[Tensor]:
+    """An image with three parts and something beside them, each of which is grey where it is missing."""
+    masks = {name: torch.zeros(image.shape[1:], dtype=torch.bool) for name in ("a", "b", "c", "beside")}
+    for i, mask in enumerate(masks.values()):
+        mask[2 + 5 * (i // 2) : 6 + 5 * (i // 2), 3 + 9 * (i % 2) : 10 + 9 * (i % 2)] = True
+    several = [frozenset(s) for n in (1, 2, 3) for s in itertools.combinations("abc", n)]
+    lacking = {}
+    for gone in (*several, frozenset({"beside"})):
+        lacking[gone] = image.clone()
+        for name in gone:
+            lacking[gone][:, masks[name]] = 0
+    return Scene(("a", "b", "c"), masks, lacking, {0: frozenset({"a", "b"}), 1: frozenset({"c"}), 2: frozenset()})
 
 
 def traced(model: nn.Module, x: Tensor, target: Tensor, methods: list[Explainer]) -> tuple[list[Explanation], Trace]:
@@ -100,7 +117,7 @@ class TestEveryMetric:
         assert metric.family in FAMILIES
         assert metric.columns
         assert all(isinstance(direction, Direction) for direction in metric.columns.values())
-        assert metric.needs <= {"masks", "boxes", "mosaic"}
+        assert metric.needs <= {"masks", "boxes", "mosaic", "scenes"}
         assert type(metric).__doc__
         assert metric.paper or set(metric.columns.values()) == {NEITHER}
         assert metric == copy.deepcopy(metric)

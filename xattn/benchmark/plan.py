@@ -241,7 +241,7 @@ def plan(config: Config, built: Mapping[str, tuple[nn.Module, ModelSpec]] | None
                 digest=digest,
                 scorer_digest="" if scorer is None else digest_of(scorer),
                 scorer_file=about,
-                objects=bool(data.mosaic) or bool(_known(opened[data.name])),
+                objects=bool(data.mosaic) or "masks" in _known(opened[data.name]),
                 built=there,
             )
             cells.append(cell)
@@ -308,15 +308,15 @@ def _chosen_metrics(
 
 
 def _known(dataset: Dataset) -> set[str]:
-    """What the first images say about objects: of `masks` and `boxes`."""
+    """What the first images say about objects: of `masks`, `boxes` and `scenes`."""
     for index in range(min(len(dataset), 8)):
         try:
             first = dataset[index]
         except (DataError, OSError):
             continue  # told when its turn comes
-        if first.boxes is not None:
-            return {"masks", "boxes"}  # a box is a mask, if a coarse one
-        return {"masks", "boxes"} if first.mask is not None else set()
+        known = set() if first.scene is None else {"scenes"}
+        # A box is a mask, if a coarse one.
+        return known if first.boxes is None and first.mask is None else known | {"masks", "boxes"}
     return set()
 
 

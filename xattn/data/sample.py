@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xattn.data.preprocessing import Fit, place, preprocess
+from xattn.data.preprocessing import Fit, Placement, place, preprocess
+from xattn.data.scene import Scene
 from xattn.errors import DataError
 from xattn.spec import ModelSpec
 
@@ -31,6 +33,7 @@ class Sample:
         mask: bool (H, W), True on the object.
         boxes: float32 (B, 4), the boxes of the object.
         parts: name of a part -> its point (x, y), for the parts that can be seen.
+        scene: of a rendered image, where its parts are and images without some of them.
     """
 
     id: str
@@ -39,6 +42,7 @@ class Sample:
     mask: NDArray[np.bool_] | None = None
     boxes: NDArray[np.float32] | None = None
     parts: Mapping[str, tuple[float, float]] | None = None
+    scene: Scene[NDArray[Any]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,8 @@ class Batch:
         ids: names of the images, N of them.
         masks: bool (N, 1, H, W), True on the object; None if no image of the batch has one, all False for one without.
         boxes: for each image float32 (B, 4) in pixels of `x`; None if no image of the batch has one.
+        scenes: of each rendered image, its masks in pixels of `x` and its images as the model sees them; None if any
+            image of the batch has none.
     """
 
     x: Tensor
@@ -58,6 +64,7 @@ class Batch:
     ids: tuple[str, ...]
     masks: Tensor | None = None
     boxes: tuple[Tensor, ...] | None = None
+    scenes: tuple[Scene[Tensor], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,6 +77,7 @@ class Batch:
             ids=self.ids[index],
             masks=None if self.masks is None else self.masks[index],
             boxes=None if self.boxes is None else self.boxes[index],
+            scenes=None if self.scenes is None else self.scenes[index],
         )
 
     def to(self, device: torch.device | str, **options: Any) -> Batch:
@@ -135,7 +143,15 @@ def collate(samples: Sequence[Sample], spec: ModelSpec, *, fit: Fit | None = Non
         none = np.zeros((0, 4), np.float32)
         moved = [p.boxes(none if s.boxes is None else s.boxes) for s, p in zip(samples, places, strict=True)]
         boxes = tuple(torch.from_numpy(m.copy()) for m in moved)
-    return Batch(x, target, ids, masks, boxes)
+    scenes: list[Scene[Tensor]] = []
+    for s, p in zip(samples, places, strict=True):
+        if s.scene is not None:
+            scenes.append(s.scene.mapped(partial(_mask, p), partial(preprocess, spec=spec, fit=fit)))
+    return Batch(x, target, ids, masks, boxes, tuple(scenes) if len(scenes) == len(samples) else None)
+
+
+def _mask(at: Placement, mask: NDArray[np.bool_]) -> Tensor:
+    return torch.from_numpy(at.mask(mask).copy())
 
 
 def tight_box(mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from xattn.data import datasets
 from xattn.data.dataset import Dataset
 from xattn.data.sample import Sample, tight_box
+from xattn.data.scene import Scene
 from xattn.errors import ParameterError
 from xattn.spec import ModelSpec
 
 COLOURS = {"red": (230, 40, 40), "green": (40, 230, 40), "blue": (40, 40, 230)}
 GRID = 2
 LONGEST, LARGEST = 10_000_000, 4096  # labels and one image take 80 MB and some 100 MB
+_STRIPS = ("upper", "middle", "lower")
 PLACES = ("upper left", "upper right", "lower left", "lower right")
 
 
@@ -38,6 +41,8 @@ class Synthetic(Dataset):
             shape anywhere.
         seed: of shapes, places and noise.
         split: `"train"` and `"test"` have different images.
+        scenes: each image comes with the images that lack parts of it: the shape is cut into strips of a half, a third
+            and a sixth of its height, and a square of the noise beside it can be drawn anew.
     """
 
     length: int = 64
@@ -45,6 +50,7 @@ class Synthetic(Dataset):
     decides: Literal["place", "colour"] = "place"
     seed: int = 0
     split: str = "train"
+    scenes: bool = False
 
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
@@ -91,7 +97,33 @@ class Synthetic(Dataset):
         colour = "red" if self.decides == "place" else self.classes[label]
         image[mask] = COLOURS[colour]
         name = f"synthetic-{self.decides}-{self.split}-{index:05d}"
-        return Sample(name, image, label, mask=mask, boxes=tight_box(mask))
+        scene = self._scene(image, grey, mask, label) if self.scenes else None
+        return Sample(name, image, label, mask=mask, boxes=tight_box(mask), scene=scene)
+
+    def _scene(
+        self, image: NDArray[np.uint8], grey: NDArray[np.uint8], mask: NDArray[np.bool_], label: int
+    ) -> Scene[NDArray[Any]]:
+        """The strips of the shape, of which no two classes have one in common, and a square of noise."""
+        rows = np.flatnonzero(mask.any(axis=1))
+        ends = rows[0] + np.array([0, len(rows) // 2, len(rows) * 5 // 6, len(rows)])
+        masks = {}
+        for name, top, bottom in zip(_STRIPS, ends[:-1], ends[1:], strict=True):
+            masks[name] = mask.copy()
+            masks[name][:top] = masks[name][bottom:] = False
+        side = self.size // 8
+        corners = ((y, x) for y in (0, self.size - side) for x in (0, self.size - side))
+        top, left = next((y, x) for y, x in corners if not mask[y : y + side, x : x + side].any())
+        masks["noise"] = np.zeros_like(mask)
+        masks["noise"][top : top + side, left : left + side] = True
+        several = [frozenset(some) for n in (1, 2, 3) for some in itertools.combinations(_STRIPS, n)]
+        plain = np.repeat(grey, 3, axis=2)
+        lacking = {gone: image.copy() for gone in several}
+        for gone, pixels in lacking.items():
+            for name in gone:
+                pixels[masks[name]] = plain[masks[name]]
+        lacking[frozenset(["noise"])] = np.where(masks["noise"][..., None], 255 - image, image)
+        shared = {other: frozenset[str]() for other in range(len(self.classes)) if other != label}
+        return Scene(_STRIPS, masks, lacking, shared)
 
     def model(self) -> ColourModel:
         """The model that solves the task exactly from the evidence and nothing else."""
