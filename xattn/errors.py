@@ -52,6 +52,10 @@ class XattnWarning(UserWarning):
     """Something that the user should know but that does not stop the work."""
 
 
+class StatusWarning(XattnWarning):
+    """Some maps are not `ok`."""
+
+
 def reason_of(error: BaseException) -> str:
     r"""Why something failed, in one line: the first of the message without its full stop, or the class of the error.
 

@@ -147,6 +147,7 @@ class Explainer(ABC):
             probability=probability,
             inputs=trace.unfolded(trace.x),
             spec=spec,
+            predicted=trace.probabilities.argmax(dim=1) if goal.has_classes else None,
         )
 
     def __call__(self, model: nn.Module, x: Any, target: Any = None, *, spec: ModelSpec) -> Explanation:

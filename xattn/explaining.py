@@ -5,18 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xattn.data.finding import find_images
 from xattn.data.preprocessing import Fit, listed, pictures, to_batch
+from xattn.data.reading import read_image
+from xattn.data.tree import class_of
+from xattn.data.tree import places as places_of
 from xattn.device import on_cpu_by_default
-from xattn.errors import NotApplicableError, ParameterError, XattnWarning
+from xattn.errors import DataError, NotApplicableError, ParameterError, StatusWarning, XattnWarning
 from xattn.explainer import Explainer, LayerExplainer, needs_of, refuse, refuse_volumes
 from xattn.explainers import applicable, resolve
-from xattn.explanation import OK, Explanation
+from xattn.explanation import OK, Explanation, joined
 from xattn.functional.pixels import drawn_bands
 from xattn.inputs import Inputs, Name, Volume, split_inputs
 from xattn.inspection import facts_about
@@ -28,6 +33,8 @@ from xattn.score import ScoreFn
 from xattn.spec import ASSUMED, GIVEN, Evidence, ModelSpec, sides_of
 from xattn.targets import Similarity, as_target
 from xattn.trace import Trace, place_of, record
+
+_FOLDER_BATCH = 8  # images of a folder that are explained together
 
 
 def record_for(
@@ -95,7 +102,7 @@ def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = Fa
             warnings.warn(
                 f"{method.name}: {counts} of {len(explanation)} maps (first: image {first}"
                 f"{method.advice(trace, explanation, first)}); see Explanation.status before you read them.",
-                XattnWarning,
+                StatusWarning,
                 stacklevel=4,
             )
         explanations.append(explanation)
@@ -163,8 +170,9 @@ def explain(
         model: any module from images to logits (N, K), which leaves as it came; or any function of images, for methods
             that need scores alone, and gradients of the input where autograd follows it.
         x: float tensor (N, C, H, W) in the model's normalized space, or images to be read and normalized: a path,
-            a Pillow image, a uint8 array (H, W, C), or a list of these; a tuple or dictionary of all inputs for a model
-            of several; volumes (N, C, D, H, W) for one of 3-D convolutions.
+            a Pillow image, a uint8 array (H, W, C), or a list of these; a folder, of which all images are explained
+            and folders with the name of a class are labels, for `Explanation.frame`; a tuple or dictionary of all
+            inputs for a model of several; volumes (N, C, D, H, W) for one of 3-D convolutions.
         methods: a name such as `"gradcam"` or `"brnpa:parts=4"`, an `Explainer`, or a sequence of them; `["all"]`
             stands for every method, and `"all"` for every one that is defined for the model.
         target: class of each image, one class for all (index or name), None for the predicted class, an object of
@@ -204,6 +212,12 @@ def explain(
     if not chosen:
         raise NotApplicableError("explain: no method given; see `xattn list methods`.")
     model = unwrap(model)
+    if isinstance(x, (str, Path)) and Path(x).expanduser().is_dir():
+        options = {
+            "score": score, "output": output, "bands": bands, "mean": mean, "std": std, "classes": classes,
+            "size": size, "fit": fit, "window": window, "transform": transform, "resolution": resolution,
+        }  # fmt: skip
+        return _explain_folder(Path(x).expanduser(), model, methods, target, spec, seeds, options)
     x, others = split_inputs(x, inputs, model)
     if isinstance(x, Tensor) and x.ndim == 3 and x.is_floating_point():
         x = x[None]
@@ -272,8 +286,84 @@ def explain(
     if drawn:
         explanations = [replace(explanation, bands=drawn) for explanation in explanations]
     if photographs and not drawn:
-        explanations = [replace(explanation, photographs=photographs, fit=fit) for explanation in explanations]
+        names = [Path(item).parent.name if isinstance(item, (str, Path)) else "" for item in photographs]
+        labels = _labels([Path(name) for name in names], spec)
+        explanations = [replace(e, photographs=photographs, fit=fit, labels=labels) for e in explanations]
     return explanations[0] if single else explanations
+
+
+def _explain_folder(
+    folder: Path, model: Any, methods: Any, target: Any, spec: Any, seeds: Any, options: Mapping[str, Any]
+) -> Any:
+    """Explanations of all images in a folder and below it, a few at a time, without their inputs."""
+    files, problems = find_images(folder)
+    if not files:
+        raise DataError(str(problems[0]))
+    for name, values in (("target", target), ("seeds", seeds)):
+        if isinstance(values, (Tensor, Sequence)) and not isinstance(values, str) and len(values) != len(files):
+            raise ParameterError(f"{name}: {len(values)} do not fit the {len(files)} images of '{folder}'.")
+    found: list[list[Explanation]] = []
+    read: list[Path] = []
+    single = False
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for start in range(0, len(files), _FOLDER_BATCH):
+            some = list(range(len(files)))[start : start + _FOLDER_BATCH]
+            if not (some := [i for i in some if _readable(files[i], options["window"])]):
+                continue
+            made = explain(
+                model, [files[i] for i in some], methods, _some(target, some), spec=spec, seeds=_some(seeds, some),
+                **options,
+            )  # fmt: skip
+            single = isinstance(made, Explanation)
+            found.append([made] if isinstance(made, Explanation) else made)
+            spec = found[0][0].spec  # what was found out holds for all
+            read += [files[i] for i in some]
+    if not found:
+        raise DataError(f"{folder}: none of its {len(files)} images can be read.")
+    told = {str(w.message) for w in caught if not issubclass(w.category, StatusWarning)}
+    for text in sorted(told):
+        warnings.warn(text, XattnWarning, stacklevel=4)
+    explanations = [joined(some) for some in zip(*found, strict=True)]
+    for e in explanations:
+        if trouble := [i for i, status in enumerate(e.status) if status != OK]:
+            counts = ", ".join(f"{e.status.count(s)} {s}" for s in dict.fromkeys(e.status[i] for i in trouble))
+            warnings.warn(
+                f"{e.method.name}: {counts} of {len(e)} maps (first: {read[trouble[0]]}); see Explanation.status "
+                "before you read them.",
+                StatusWarning,
+                stacklevel=4,
+            )
+    if explanations[0].spec is not None:
+        below = places_of(read, [folder])
+        labels = _labels([below[file] for file in read], explanations[0].spec)
+        explanations = [replace(e, labels=labels) for e in explanations]
+    return explanations[0] if single else explanations
+
+
+def _some(values: Any, indices: Sequence[int]) -> Any:
+    """What of a value for each image belongs to some of them; one value for all as it is."""
+    if isinstance(values, Tensor) and values.ndim:
+        return values[list(indices)]
+    return [values[i] for i in indices] if isinstance(values, Sequence) and not isinstance(values, str) else values
+
+
+def _readable(file: Path, window: Any) -> bool:
+    """Whether an image can be read; one that cannot is told."""
+    try:
+        read_image(file, window=window)
+    except DataError as error:
+        warnings.warn(f"left out: {error}", XattnWarning, stacklevel=2)
+        return False
+    return True
+
+
+def _labels(folders: Sequence[Path], spec: ModelSpec) -> tuple[str, ...]:
+    """The classes that folders of photographs name; empty where none does."""
+    indices = [class_of(folder, spec) for folder in folders]
+    return (
+        tuple("" if i is None else spec.class_name(i) for i in indices) if any(i is not None for i in indices) else ()
+    )
 
 
 def probability_by(whole: Trace, trace: Trace) -> Tensor | None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from xattn.errors import DataError, ShapeError
+from xattn.errors import DataError, MissingExtraError, ShapeError
 from xattn.functional.pixels import denormalize
 from xattn.functional.resize import resize
+from xattn.labels import label_of
 from xattn.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from PIL.Image import Image
 
     from xattn.explainer import Explainer
@@ -70,6 +75,8 @@ class Explanation:
         fit: how they became inputs, as in `preprocess`.
         original: (N,), what the network itself gives the target, where the maps are those of a changed copy of it, as
             with `resolution="x2"`; `probability` is what the copy gives it.
+        predicted: int64 (N,), the class of the highest score; None where there are no classes.
+        labels: the class that the folder of each photograph names; empty texts where none does.
     """
 
     maps: Tensor
@@ -86,6 +93,8 @@ class Explanation:
     photographs: tuple[Any, ...] = ()
     fit: Any = None
     original: Tensor | None = None
+    predicted: Tensor | None = None
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.maps.ndim not in (4, 5) or self.maps.shape[1] != 1:
@@ -150,6 +159,38 @@ class Explanation:
             cut.append(replace(self, maps=across, inputs=images, parts=None, input_size=size))
         return tuple(cut)
 
+    def frame(self) -> DataFrame:
+        """What there is to know of each image without its map, as a data frame of pandas with a row an image.
+
+        Columns are `image` (its path, else its number), `label` (the class that its folder names), `model`,
+        `predicted`, `right` (whether that is the label; missing without one), `method`, `explained`, `probability` of
+        what is explained, and `status`.
+
+        Raises:
+            MissingExtraError: if pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError:
+            raise MissingExtraError("frame() needs pandas; pip install pandas") from None
+        known = [str(p) if isinstance(p, (str, Path)) else i for i, p in enumerate(self.photographs)]
+        spec = self.spec or ModelSpec()
+        predicted = [None] * len(self) if self.predicted is None else map(spec.class_name, self.predicted.tolist())
+        rows = {
+            "image": known or list(range(len(self))),
+            "label": [label or None for label in self.labels or [""] * len(self)],
+            "model": spec.name,
+            "predicted": list(predicted),
+            "method": label_of(self.method),
+            "explained": [self.class_name(i) for i in range(len(self))],
+            "probability": math.nan if self.probability is None else self.probability.double().tolist(),
+            "status": list(self.status),
+        }
+        table = DataFrame(rows)
+        right = (table["label"] == table["predicted"]).where(table["label"].notna() & table["predicted"].notna())
+        table.insert(4, "right", right.astype("boolean"))
+        return table
+
     def class_name(self, i: int = 0) -> str:
         """Name of the class explained in image `i`, or what else was explained there."""
         if self.described:
@@ -173,3 +214,25 @@ class Explanation:
         buffer = io.BytesIO()
         (self.overlay() if self.maps.ndim == 5 else gallery([self], limit=8)).save(buffer, "PNG")
         return buffer.getvalue()
+
+
+def joined(some: Sequence[Explanation]) -> Explanation:
+    """Explanations of batches by one method and of one network as one, without the inputs.
+
+    Raises:
+        ShapeError: if their maps have different grids.
+    """
+    grids = {tuple(e.maps.shape[1:]) for e in some}
+    if len(grids) > 1:
+        raise ShapeError(f"Explanation: maps of grids {sorted(grids)} do not go together; pass fit='crop'.")
+
+    def all_of(name: str) -> Tensor | None:
+        values = [getattr(e, name) for e in some]
+        return None if any(v is None for v in values) else torch.cat(values)
+
+    def each(name: str) -> tuple[Any, ...]:
+        return tuple(value for e in some for value in getattr(e, name))
+
+    tensors = {name: all_of(name) for name in ("maps", "target", "parts", "probability", "original", "predicted")}
+    texts = {name: each(name) for name in ("status", "described", "photographs", "labels")}
+    return replace(some[0], inputs=None, **tensors, **texts)  # type: ignore[arg-type]

@@ -432,4 +432,6 @@ def one(explanation: Explanation, i: int) -> Explanation:
         described=explanation.described[i : i + 1],
         inputs=pick(explanation.inputs),
         photographs=explanation.photographs[i : i + 1],
+        predicted=pick(explanation.predicted),
+        labels=explanation.labels[i : i + 1],
     )

@@ -24,7 +24,7 @@ from xattn.spec import LARGEST_SIDE, ModelSpec
 
 _FORMAT = 1  # of saved files
 _LARGEST = 1 << 32  # bytes of a file, unpacked
-_DIMENSIONS = {"maps": 4, "target": 1, "parts": 4, "probability": 1, "images": 4}
+_DIMENSIONS = {"maps": 4, "target": 1, "parts": 4, "probability": 1, "predicted": 1, "images": 4}
 
 
 def save_explanation(explanation: Explanation, path: str | Path, *, images: bool = False) -> Path:
@@ -43,7 +43,7 @@ def save_explanation(explanation: Explanation, path: str | Path, *, images: bool
         raise ParameterError(f"save: '{path.name}' must end in .npz or .safetensors.")
     if explanation.maps.ndim != _DIMENSIONS["maps"]:
         raise ParameterError("save: explanations of volumes have no file format; torch.save(explanation.maps, …) does.")
-    kept = {name: getattr(explanation, name) for name in ("maps", "target", "parts", "probability")}
+    kept = {name: getattr(explanation, name) for name in ("maps", "target", "parts", "probability", "predicted")}
     if images:
         kept["images"] = explanation.images.permute(0, 3, 1, 2)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.items() if tensor is not None}
@@ -56,7 +56,7 @@ def save_explanation(explanation: Explanation, path: str | Path, *, images: bool
             "input_size": explanation.input_size,
             "status": explanation.status,
             "spec": explanation.spec.to_dict() if explanation.spec is not None else None,
-            **({"described": explanation.described} if explanation.described else {}),
+            **{key: value for key in ("described", "labels") if (value := getattr(explanation, key))},
         }
     )
     with whole_file(path) as temporary:
@@ -83,6 +83,7 @@ class _Header:
     status: tuple[Annotated[str, Length(1, 100)], ...]
     spec: ModelSpec | None
     described: tuple[Annotated[str, Length(0, 2000)], ...] = ()
+    labels: tuple[Annotated[str, Length(0, 2000)], ...] = ()
 
 
 def load_explanation(path: str | Path) -> Explanation:
@@ -102,8 +103,9 @@ def load_explanation(path: str | Path) -> Explanation:
         raise DataError(f"{what} is not a saved explanation ({error}).") from None
     header = build(_Header, read_json(text, f"{what}: metadata", max_bytes=2**24), what)
     _check(tensors, len(header.status), what)
-    if header.described and len(header.described) != len(header.status):
-        raise DataError(f"{what}: {len(header.described)} descriptions do not fit {len(header.status)} images.")
+    for name, texts in (("descriptions", header.described), ("labels", header.labels)):
+        if texts and len(texts) != len(header.status):
+            raise DataError(f"{what}: {len(texts)} {name} do not fit {len(header.status)} images.")
     return Explanation(
         maps=tensors["maps"],
         target=tensors["target"],
@@ -115,6 +117,8 @@ def load_explanation(path: str | Path) -> Explanation:
         inputs=tensors.get("images"),
         spec=header.spec,
         described=header.described,
+        predicted=tensors.get("predicted"),
+        labels=header.labels,
     )
 
 
@@ -146,7 +150,7 @@ def _check(tensors: dict[str, Tensor], n: int, what: str) -> None:
         if name not in tensors:
             raise DataError(f"{what}: '{name}' is missing.")
     for name, tensor in tensors.items():
-        whole = {"target": torch.int64, "images": torch.uint8}.get(name)
+        whole = {"target": torch.int64, "predicted": torch.int64, "images": torch.uint8}.get(name)
         fits = tensor.is_floating_point() if whole is None else tensor.dtype == whole
         if (
             not fits

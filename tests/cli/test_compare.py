@@ -236,7 +236,8 @@ def test_several_networks_have_columns_of_their_own(run: Run, photo: Path) -> No
     run("compare", photo, "-m", "gradcam", "--model", "tiny-brnpa", "--model", "tiny-cnn", *CNN, "--no-curves",
         "--no-controls", "-o", "a.html")  # fmt: skip
     assert [c["network"] for c in columns("a.html")] == ["tiny-brnpa", "tiny-cnn", "cnn"]
-    line = rows("a.html")[0]["lines"][0]
+    block = rows("a.html")[0]
+    line = block["lines"][0]
     model = create_model("tiny-cnn")
     given = explain(model, str(photo), "gradcam", model.spec.class_index(line["class"])).probability
     assert given is not None
@@ -245,7 +246,7 @@ def test_several_networks_have_columns_of_their_own(run: Run, photo: Path) -> No
     assert "class" not in same
     assert "photo" not in same
     assert other["class"] in models.CLASSES
-    assert other["photo"].startswith("data:")  # it sees another part of the photograph
+    assert block["photos"][other["photo"]].startswith("data:")  # it sees another part of the photograph
 
 
 def test_batches_do_not_matter(run: Run, good: dict[str, Path]) -> None:

@@ -235,7 +235,7 @@ def test_files_of_one_name_do_not_overwrite_each_other(run: Run, tmp_path: Path)
         (tmp_path / folder).mkdir()
         zoo.rgb().save(tmp_path / folder / "x.png")
     run("explain", "a", "b", "-m", "gradcam", *CNN)
-    assert {p.name for p in Path("xattn-out").iterdir()} == {"x.gradcam.png", "x-2.gradcam.png"}
+    assert {p.name for p in Path("xattn-out").iterdir()} == {"x.gradcam.png", "x-2.gradcam.png", "index.csv"}
 
 
 def test_glob(run: Run, tmp_path: Path) -> None:

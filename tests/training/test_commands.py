@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -42,15 +44,47 @@ def run(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluate_gives_a_table_and_json(run: Path, colours: Path) -> None:
     table = xattn("evaluate", run / "best.safetensors", "--data", colours, "--device", "cpu")
     assert table.exit_code == 0, table.output
-    assert all(word in table.stdout for word in ("top-1", "top-5", "sparsity 1/x", "parts 1+2", "images per second"))
+    assert all(word in table.stdout for word in ("top-1", "sparsity 1/x", "parts 1+2", "images per second"))
+    assert "top-5" not in table.stdout  # of three classes
     assert "the data have no test part, so all of them are scored" in table.stderr
     printed = xattn("evaluate", run / "best.safetensors", "--data", colours, "--device", "cpu", "--json")
     values = json.loads(printed.stdout)
     assert values["images"] == 42
     assert values["split"] == "all"  # the folder has no test part
-    assert 0 <= values["top1"] <= values["top5"] == 1
+    assert 0 <= values["top1"] <= 1
+    assert values["top5"] is None
     assert set(values["ranks"]) == {"1+2+3", "1+2", "2+3", "1", "2", "3"}
     assert values["sparsity"] >= 1
+
+
+def test_evaluate_tells_classes_apart(run: Path, colours: Path, tmp_path: Path) -> None:
+    """The tables agree with an evaluation of one image after the other."""
+    from xattn.cli.loading import load
+    from xattn.data.preprocessing import preprocess
+
+    out = tmp_path / "tables"
+    common = ("evaluate", run / "best.safetensors", "--data", colours, "--device", "cpu")
+    printed = xattn(*common, "--json", "--out", out)
+    assert printed.exit_code == 0, printed.output
+    network = load(str(run / "best.safetensors"))
+    names = list(network.spec.classes)
+    counts = {name: dict.fromkeys(names, 0) for name in names}
+    with torch.no_grad():
+        for path in sorted(colours.rglob("*.png")):
+            k = int(network.model(preprocess(path, network.spec)[None]).argmax())
+            counts[path.parent.name][names[k]] += 1
+    with (out / "confusion.csv").open() as file:
+        matrix = list(csv.reader(file))
+    assert matrix == [["true class", *names], *([n, *map(str, counts[n].values())] for n in names)]
+    for row in json.loads(printed.stdout)["per_class"]:
+        mine = counts[row["name"]]
+        assert row["images"] == sum(mine.values())
+        assert row["top1"] == pytest.approx(mine[row["name"]] / row["images"])
+        assert row["taken_for"] == {n: c for n, c in mine.items() if c and n != row["name"]}
+    with (out / "classes.csv").open() as file:
+        assert [r["class"] for r in csv.DictReader(file)] == names
+    table = xattn(*common)
+    assert all(f"class {name}" in table.stdout for name in names)
 
 
 def test_what_was_trained_can_be_loaded_like_any_model(run: Path) -> None:

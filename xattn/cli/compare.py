@@ -118,6 +118,7 @@ def compare(
         work.columns = sorted(columns, key=lambda column: column.method.family is Family.CONTROL)
         try:
             comparison = sheet(work, title, colormap, alpha, steps if curves else 0)
+            work.tell_labels()
             for result, entry in work.results(files, None if metric is None else curves_by(metric)):
                 entry["maps"] = [
                     {**facts_of(column, explanation), "seconds": round(seconds, 6)}
@@ -127,7 +128,7 @@ def compare(
                 ]
                 comparison.add(
                     str(result.file), [result.views[column.network.name] for column in work.columns], result.lines,
-                    predicted=result.predicted, curves=result.measured,
+                    predicted=entry["predicted"], curves=result.measured, label=entry.get("label", ""),
                 )  # fmt: skip
             page = write(work, comparison, out) if work.entries else None
         except KeyboardInterrupt:
@@ -178,6 +179,9 @@ def write(work: Work, comparison: Comparison, out: Path) -> Path:
     work.tell_left_out()
     comparison.facts = facts(work)
     comparison.notes += work.agreements()
+    for tally in work.tallies():
+        work.say(tally)
+        comparison.notes.append(f"{tally}.")
     comparison.notes += [f"{failed['file']}: {failed['reason']}" for failed in work.failed]
     page = comparison.write(out)
     work.say(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +20,7 @@ EPILOG = "\n\n".join(
     (
         "[bold]Examples[/bold]",
         "xattn evaluate runs/high/best.safetensors --data birds/",
+        "xattn evaluate runs/high/best.safetensors --data birds/ --out evaluation/  [dim]# tables by class[/dim]",
         "xattn evaluate tiny-brnpa --data tiny-imagenet:data/tiny-imagenet --json > result.json",
         "xattn evaluate runs/cows/best.safetensors --data cows/        [dim]# query against gallery[/dim]",
         "xattn evaluate runs/few/best.safetensors --data cifar-fs:data/cifar-fs --task fewshot:shot=5",
@@ -50,6 +53,12 @@ def evaluate(
     class_list: Annotated[
         str | None, typer.Option(metavar="FILE", help="Only the classes that a file names, one a line.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Write classes.csv and confusion.csv (true class by predicted)."
+        ),
+    ] = None,
     batch_size: options.BatchSize = 128,
     device: options.Device = "auto",
     workers: Annotated[int, typer.Option(metavar="N", help="Processes that decode large images.")] = 0,
@@ -57,7 +66,8 @@ def evaluate(
 ) -> None:
     """Judge a trained network by the measures of its task.
 
-    Classes: top-1, top-5, sparsity, accuracy by rank of the parts, speed. Individuals: rank-1, rank-5, rank-10, mAP.
+    Classes: top-1, top-5, accuracy class by class and what the rest is taken for, sparsity, accuracy by rank of the
+    parts, speed. Individuals: rank-1, rank-5, rank-10, mAP.
     Few-shot: accuracy over episodes with its 95 % interval.
     """
     from xattn.device import find_device
@@ -72,6 +82,8 @@ def evaluate(
     options.check_numbers({"--batch-size": batch_size})
     if data is None:
         raise ParameterError("evaluate: pass the folder of the images with --data.")
+    if out is not None:
+        options.check_folder(out)
     shipped = FOLDER / f"{checkpoint}.safetensors"
     if weights is None:
         file, factory = shipped if shipped.is_file() else Path(checkpoint), None
@@ -94,6 +106,10 @@ def evaluate(
 
     goal = _task_of(file, task)
     facts, rows = goal.evaluate(model, open_part, split, ranks=ranks, batch_size=batch_size, device=find_device(device))
+    if out is not None:
+        if "per_class" not in facts:
+            raise ParameterError(f"--out: {type(goal).__name__} has no classes to write a table of; leave --out out.")
+        console.say(f"wrote {' and '.join(map(str, write_classes(out, facts['per_class'])))}", err=as_json)
     if as_json:
         console.show_json({"checkpoint": checkpoint, "data": data, "task": repr(goal), **facts})
         return
@@ -102,6 +118,29 @@ def evaluate(
         *({"style": "cyan", "no_wrap": True}, {"justify": "right", "no_wrap": True}, {}),
         heads=False,
     )
+
+
+def write_classes(folder: Path, results: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Write accuracy class by class, and the confusion matrix: a row a true class, a column a predicted one."""
+    from xattn.files import whole_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [r["name"] for r in results]
+    columns = [*names, *dict.fromkeys(n for r in results for n in r["taken_for"] if n not in names)]
+    hits = [round((r["top1"] or 0) * r["images"]) for r in results]
+    matrix = [
+        [r["name"], *(hit if name == r["name"] else r["taken_for"].get(name, 0) for name in columns)]
+        for r, hit in zip(results, hits, strict=True)
+    ]
+    accuracies = [[r["name"], r["images"], hit, r["top1"]] for r, hit in zip(results, hits, strict=True)]
+    tables = {
+        "classes.csv": [["class", "images", "right", "top1"], *accuracies],
+        "confusion.csv": [["true class", *columns], *matrix],
+    }
+    for name, table in tables.items():
+        with whole_file(folder / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(table)
+    return [folder / name for name in tables]
 
 
 def _task_of(file: Path, text: str | None) -> Task:

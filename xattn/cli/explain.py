@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from xattn.cli import EXIT_INTERRUPTED, console, options
-from xattn.cli.names import Names
+from xattn.cli.index import write_index
+from xattn.cli.names import FolderNames, folder_name
 from xattn.cli.work import Work, facts_of
-from xattn.labels import file_stems, slug
+from xattn.labels import counted, file_stems, slug
 from xattn.looks import COLORMAP
 
 if TYPE_CHECKING:
+    from xattn.cli.panel_pages import PanelPages
     from xattn.explanation import Explanation
     from xattn.file_loop import Explained
 
@@ -27,6 +30,7 @@ EPILOG = "\n\n".join(
         "xattn explain cat.jpg --model efficientnet_lite0 --model tiny-brnpa",
         "xattn explain photos/ --model runs/birds/best.safetensors --save-maps --json > summary.json",
         "Files: one picture an image and method, STEM.METHOD.png; several methods or classes also give panel.png.",
+        "A folder with a folder per class keeps its tree: panels by class with right and wrong, and index.csv.",
         "Exit status: 0 fine, 2 nothing could be explained, 3 some of the images could not, 130 interrupted.",
     )
 )
@@ -94,62 +98,89 @@ def explain(
             method, parts=parts, models=model or (), weights=weights or (), head=head, resolution=resolution,
             device=device, given=options.given(mean, std, classes, size),
         )  # fmt: skip
-        pictures = Pictures(work, out, save_maps, {"colormap": colormap, "alpha": alpha}, len(files))
+        pictures = Pictures(
+            work,
+            out,
+            save_maps,
+            {"colormap": colormap, "alpha": alpha},
+            [Path(path).expanduser().is_dir() for path in paths],
+        )
+        work.tell_labels()
         try:
             for result, entry in work.results(files):
                 pictures.add(result, entry)
             pictures.finish()
         except KeyboardInterrupt:
             done = f"wrote {pictures.outputs()}" if pictures.written else "nothing was written"
+            pictures.write_index()
             console.fail(f"stopped after {len(work.entries)} of {len(files)} images; {done}.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
-        panels = [] if pictures is None else [str(path) for path in pictures.panels.paths]
-        console.show_json({**work.summary(), "panels": panels})
+        panels = [] if pictures is None else [str(path) for path in pictures.panels]
+        index = None if pictures is None or pictures.index is None else str(pictures.index)
+        console.show_json({**work.summary(), "panels": panels, "index": index})
     raise typer.Exit(work.status())
 
 
 class Pictures:
-    """Pictures, maps and panels of a run.
+    """Pictures, maps and panels of a run, in the folders that the images lie in below the one that was given.
 
     Args:
         work: the run.
         out: folder of the files.
         save_maps: also write the raw maps.
         style: options of `xattn.viz.render`.
-        count: images of the run.
+        folders: whether each of the paths that were given is a folder.
 
     Raises:
         ParameterError: if there is a file where the folder should be, or it cannot be made.
     """
 
-    def __init__(self, work: Work, out: Path, save_maps: bool, style: dict[str, Any], count: int) -> None:
-        from xattn.cli.panel_pages import PanelPages
-
+    def __init__(self, work: Work, out: Path, save_maps: bool, style: dict[str, Any], folders: list[bool]) -> None:
         options.check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
         self.work, self.out, self.save_maps, self.style = work, out, save_maps, style
         self.written: list[Path] = []
-        self.panels = PanelPages(out, work.columns, style, count * work.settings.topk)
+        self.index = out / "index.csv" if any(folders) else None
         several = len({column.network for column in work.columns}) > 1
         self._stems = [
             f"{stem}.{slug(column.network.name)}" if several else stem
             for stem, column in zip(file_stems([c.method for c in work.columns]), work.columns, strict=True)
         ]
-        self._images, self._files = Names(), Names()
+        self._images, self._files = FolderNames(), FolderNames()
+        self._pages: dict[Path, PanelPages] = {}
+        self._counts = Counter(map(folder_name, work.places.values()))
+
+    @property
+    def panels(self) -> list[Path]:
+        """The pages of all folders."""
+        return [path for pages in self._pages.values() for path in pages.paths]
 
     def add(self, result: Explained, entry: dict[str, Any]) -> None:
         """Write the pictures and maps of an image, and say what is to be known of it."""
-        entry["name"] = self._images.new(result.file.stem, limit=120)
+        folder = folder_name(self.work.places.get(result.file, Path()))
+        entry["name"] = self._images.new(folder, result.file.stem, limit=120)
         for line in result.lines:
             for j, explanation in enumerate(line):
                 if not isinstance(explanation, str):
                     facts = self._write(entry["name"], j, explanation, result)
                     entry["maps"].append({**facts, "seconds": round(result.seconds[j], 6)})
-            if len(self.work.columns) > 1 or self.work.settings.topk > 1:
-                self.panels.add(line, result.views)
+            if len(self.work.columns) > 1 or self.work.settings.topk > 1 or folder.parts:
+                self._page(folder).add(line, result.views, entry.get("label", ""), entry["predicted"])
         entry["pass_seconds"] = {name: round(value, 6) for name, value in result.pass_seconds.items()}
         self._tell(entry)
+
+    def _page(self, folder: Path) -> PanelPages:
+        """The pages of a folder; those of the others are finished."""
+        from xattn.cli.panel_pages import PanelPages
+
+        for other, pages in self._pages.items():
+            if other != folder:
+                pages.flush()
+        if folder not in self._pages:
+            total = self._counts[folder] * self.work.settings.topk
+            self._pages[folder] = PanelPages(self.out / folder, self.work.columns, self.style, total)
+        return self._pages[folder]
 
     def _write(self, name: str, j: int, explanation: Explanation, result: Explained) -> dict[str, Any]:
         """Write the picture and the maps of one class by one method; what the summary says of them."""
@@ -163,8 +194,9 @@ class Pictures:
         if self.work.settings.topk > 1 and column.method.class_specific:
             index, named = int(explanation.target[0]), column.network.spec.classes or explanation.described
             stem += f".{index}" * (index >= 0) + f"-{slug(explanation.class_name().split(',')[0])}" * bool(named)
-        stem = self._files.new(stem)
+        stem = self._files.new(Path(name).parent, Path(stem).name)
         picture, maps = self.out / f"{stem}.png", self.out / f"{stem}.npz" if self.save_maps else None
+        picture.parent.mkdir(parents=True, exist_ok=True)
         with picture_file(picture) as temporary:
             render(explanation, image=result.views[column.network.name], size=VIEW_PX, legend=True, **self.style).save(
                 temporary
@@ -177,12 +209,19 @@ class Pictures:
 
     def finish(self) -> None:
         """Write the last panel and say what there is."""
-        self.panels.flush()
+        for pages in self._pages.values():
+            pages.flush()
+        self.write_index()
         self.work.tell_left_out()
-        for text in self.work.agreements():
+        for text in (*self.work.agreements(), *self.work.tallies()):
             self.work.say(text)
-        if self.written or self.panels.paths:
+        if self.written or self.panels:
             self.work.say(f"wrote {self.outputs()}")
+
+    def write_index(self) -> None:
+        """Write the table of what came of each image of a folder."""
+        if self.index is not None:
+            write_index(self.index, self.work.entries, self.work.failed)
 
     def _tell(self, entry: dict[str, Any]) -> None:
         """One line for the image, one for each thing to know about its maps."""
@@ -194,7 +233,9 @@ class Pictures:
             f"{p['class']} {'' if p['probability'] is None else percent(p['probability']) + ' '}({network})"
             for network, p in predicted.items()
         ]
-        say(f"{entry['file']}: {', '.join(guesses[:1] if len(classes) == 1 else guesses)}")
+        judged = [row["right"] for row in predicted.values() if row.get("right") is not None]
+        verdict = "" if not judged else ", right" if all(judged) else f", labelled {entry['label']}"
+        say(f"{entry['file']}: {', '.join(guesses[:1] if len(classes) == 1 else guesses)}{verdict}")
         for item in entry["maps"]:
             goal = item["target"]
             if goal["class_specific"] and goal["class"] not in classes:
@@ -213,10 +254,15 @@ class Pictures:
 
     def outputs(self) -> str:
         """What was written, in words."""
-        panels = self.panels.paths
-        if len(panels) + len(self.written) <= 4:
-            return ", ".join(map(str, [*panels, *self.written]))
+        panels = self.panels
+        table = [] if self.index is None else [self.index]
+        if len(panels) + len(self.written) + len(table) <= 4:
+            return ", ".join(map(str, [*panels, *self.written, *table]))
         pictures = sum(path.suffix == ".png" for path in self.written)
         more = f" and {len(self.written) - pictures} files of maps" if len(self.written) > pictures else ""
-        names = [str(panels[0]), panels[-1].name][: len(panels)] if panels else []
-        return f"{pictures} pictures{more} to {self.out}/" + (f", all on {' … '.join(names)}" if names else "")
+        if any(page.parent != self.out for page in panels):
+            where = f", all on panels in {counted(len(self._pages), 'folder')}"
+        else:
+            names = [str(panels[0]), panels[-1].name][: len(panels)] if panels else []
+            where = f", all on {' … '.join(names)}" if names else ""
+        return f"{pictures} pictures{more} to {self.out}/{where}" + (f", and {table[0]}" if table else "")

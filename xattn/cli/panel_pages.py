@@ -23,6 +23,14 @@ _PAGE_ROWS = 4, 10  # least and most rows of a page
 _FOLD = 8  # methods beside one image; more are folded into several rows
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Row:
+    line: list[Explanation | str]
+    views: Mapping[str, Image]
+    label: str
+    predicted: Mapping[str, Mapping[str, Any]]
+
+
 class PanelPages:
     """Pages in the making; rows are kept until a page is full.
 
@@ -39,11 +47,24 @@ class PanelPages:
         width = 1 + sum(column.refused is None for column in columns)
         self._most = min(max(_PAGE_CELLS // width, _PAGE_ROWS[0]), _PAGE_ROWS[1])
         self._single = total <= self._most
-        self._rows: list[tuple[list[Explanation | str], Mapping[str, Image]]] = []
+        self._rows: list[_Row] = []
 
-    def add(self, line: list[Explanation | str], views: Mapping[str, Image]) -> None:
-        """Add a row, what the networks see and an entry a column, and write the page if it is full."""
-        self._rows.append((line, views))
+    def add(
+        self,
+        line: list[Explanation | str],
+        views: Mapping[str, Image],
+        label: str = "",
+        predicted: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Add a row and write the page if it is full.
+
+        Args:
+            line: an entry a column.
+            views: what the networks see.
+            label: what the folder of the image says it shows.
+            predicted: of each network `class`, and whether it is `right`.
+        """
+        self._rows.append(_Row(line, views, label, predicted or {}))
         if len(self._rows) == self._most:
             self.flush()
 
@@ -55,37 +76,56 @@ class PanelPages:
         shown = [j for j, column in enumerate(self.columns) if column.refused is None]
         if self._rows and shown:
             names = [self.columns[j].network.name for j in shown]
-            view = self._rows[0][1][names[0]]
+            view = self._rows[0].views[names[0]]
             folded = len(self._rows) == 1 and len(shown) > _FOLD
             across = math.ceil(math.sqrt(1.6 * (len(shown) + 1))) if folded else len(shown) + 1
             count = -(-(len(shown) + 1) // across) if folded else len(self._rows)
             size = max(field_size(count, across, (view.height, view.width)))
             rows = [
-                row(
-                    [line[j] for j in shown],
-                    image=[views[n] for n in names],
-                    size=size,
-                    **self._caption(line),
-                    **self.style,
+                self._marked(
+                    row(
+                        [one.line[j] for j in shown],
+                        image=[one.views[n] for n in names],
+                        size=size,
+                        **self._caption(one),
+                        **self.style,
+                    ),
+                    names,
+                    one.predicted,
                 )
-                for line, views in self._rows
+                for one in self._rows
             ]
             several = len(set(names)) > 1
             heads = [title(self.columns[j].method) for j in shown]
             titles = ["Image", *(f"{n}\n{h}" if several else h for n, h in zip(names, heads, strict=True))]
             if folded:
                 rows, titles = fold(rows[0], titles, across), []
-            keys = keys_of([line[j] for line, _ in self._rows for j in shown], colormap=self.style["colormap"])
-            path = self.out / ("panel.png" if self._single else f"panel-{len(self.paths) + 1:02d}.png")
+            keys = keys_of([one.line[j] for one in self._rows for j in shown], colormap=self.style["colormap"])
+            alone = self._single and not self.paths
+            path = self.out / ("panel.png" if alone else f"panel-{len(self.paths) + 1:02d}.png")
+            self.out.mkdir(parents=True, exist_ok=True)
             with picture_file(path) as temporary:
                 panel(rows, titles, legend=keys).save(temporary)
             self.paths.append(path)
         self._rows.clear()
 
-    def _caption(self, line: Sequence[Explanation | str]) -> dict[str, Any]:
+    def _marked(
+        self, cells: list[Cell], names: Sequence[str], predicted: Mapping[str, Mapping[str, Any]]
+    ) -> list[Cell]:
+        """Right and wrong on the image, or of several networks on the pictures of each."""
+        marks = {name: {True: "right", False: "wrong"}.get(row.get("right"), "") for name, row in predicted.items()}  # type: ignore[arg-type]
+        if not any(marks.values()):
+            return cells
+        if len(set(names)) == 1:
+            return [dataclasses.replace(cells[0], mark=marks.get(names[0], "")), *cells[1:]]
+        named = zip(cells[1:], names, strict=True)
+        return [cells[0], *(dataclasses.replace(c, mark=marks.get(n, "") if c.picture else "") for c, n in named)]
+
+    def _caption(self, one: _Row) -> dict[str, Any]:
         """What stands below an image: the class explained and its probability, if all networks explain one."""
         from xattn.viz import percent
 
+        line = one.line
         several = len({column.network for column in self.columns}) > 1
         told = [
             (column.network.name, described(e))
@@ -93,13 +133,19 @@ class PanelPages:
             if not isinstance(e, str) and (e.method.class_specific or not several)
         ]
         specific = [(network, goal) for network, goal in told if goal["class_specific"]] or told
+        labelled = f"labelled {one.label}" if one.label else ""
         if not specific:
-            return {}
+            return {"caption": labelled} if labelled else {}
         if len({goal["class"] for _, goal in specific}) > 1:
-            return {"caption": "", "detail": ""}  # below each picture
+            return {"caption": labelled, "detail": ""}  # classes stand below each picture
         shares = dict.fromkeys((n, percent(g["probability"])) for n, g in specific if g["probability"] is not None)
         texts = [f"{share} ({network})" if several else share for network, share in shares]
-        return {"caption": specific[0][1]["class"], "detail": ", ".join(texts)}
+        explained = specific[0][1]["class"]
+        guesses = {row["class"] for row in one.predicted.values() if row["class"] != explained}
+        texts += [f"predicted {guess.split(',')[0]}" for guess in sorted(guesses)] if labelled else []
+        if any(row.get("right") is not True for row in one.predicted.values()) and labelled:
+            texts.append(labelled)
+        return {"caption": explained, "detail": ", ".join(texts)}
 
 
 def fold(cells: Sequence[Cell], titles: Sequence[str], columns: int) -> list[list[Cell]]:

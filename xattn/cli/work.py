@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from xattn import __version__
 from xattn.cli import EXIT_BAD_INPUT, EXIT_SOME_FAILED, console
+from xattn.labels import label_of, listing
 from xattn.looks import RANKS
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Work:
         columns: the methods with their networks.
         entries: what the summary says of each image that was explained.
         failed: the images that were not, with the reason.
+        places: folders of each image below the one that was given; empty for an image that was given by itself.
     """
 
     settings: Settings
@@ -33,6 +35,7 @@ class Work:
     columns: list[Column] = dataclasses.field(default_factory=list)
     entries: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     failed: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    places: dict[Path, Path] = dataclasses.field(default_factory=dict)
 
     def say(self, text: str) -> None:
         """Tell people something."""
@@ -41,6 +44,7 @@ class Work:
     def find(self, paths: Sequence[str]) -> list[Path]:
         """The images that the paths stand for; the rest is noted."""
         from xattn.data.finding import find_images
+        from xattn.data.tree import places
 
         files, problems = find_images(list(paths))
         for problem in problems:
@@ -48,6 +52,7 @@ class Work:
                 console.warn(str(problem))
             else:
                 self.fail(problem.path, problem.reason)
+        self.places = places(files, paths)
         return files
 
     def fail(self, path: str | Path, reason: str) -> None:
@@ -67,10 +72,61 @@ class Work:
                 if isinstance(result, Unread):
                     self.fail(result.file, result.reason)
                 else:
-                    entry = {"file": str(result.file), "predicted": result.predicted, "maps": []}
+                    entry = {"file": str(result.file), **self._judged(result), "maps": []}
                     yield result, entry
                     self.entries.append(entry)
                 bar.update(more=1)
+
+    def _judged(self, result: Explained) -> dict[str, Any]:
+        """What networks predict, whether that is what the folder says, and what it says."""
+        from xattn.data.tree import class_of, label_of
+
+        folders = self.places.get(result.file, Path())
+        if not folders.parts:
+            return {"predicted": result.predicted}
+        specs = {column.network.name: column.network.spec for column in self.columns}
+        predicted = {}
+        for name, row in result.predicted.items():
+            index = class_of(folders, specs[name])
+            known = index is not None and row["index"] is not None
+            predicted[name] = {**row, "right": row["index"] == index if known else None}
+        return {"label": label_of(folders, [*specs.values()]), "predicted": predicted}
+
+    def tell_labels(self) -> None:
+        """Say what the folders do not tell of the classes, before the work."""
+        from xattn.data.tree import strangers
+
+        folders = sorted({place for place in self.places.values() if place.parts})
+        for network in dict.fromkeys(column.network for column in self.columns) if folders else ():
+            unknown = strangers(folders, network.spec)
+            names = listing(list(dict.fromkeys(Path(folder).name for folder in unknown)), most=5)
+            if not network.spec.classes:
+                self.say(
+                    f"{network.name} does not name its classes, so right and wrong are not told; pass --classes, in "
+                    "the order in which it was trained on them."
+                )
+            elif len(unknown) == len(folders):
+                self.say(f"no folder ({names}) names a class of {network.name}, so right and wrong are not told.")
+            elif unknown:
+                guesses = [guess for guess in unknown.values() if guess]
+                hint = f" Did you mean '{guesses[0]}'?" if len(unknown) == 1 and guesses else ""
+                console.warn(f"{names} {'names' if len(unknown) == 1 else 'name'} no class of {network.name}.{hint}")
+
+    def tallies(self) -> list[str]:
+        """For each network how many images it names as their folders do, class by class where there are few."""
+        texts = []
+        for name in dict.fromkeys(column.network.name for column in self.columns):
+            judged = [(e["label"], e["predicted"][name]["right"]) for e in self.entries if "label" in e]
+            judged = [(label, right) for label, right in judged if right is not None]
+            labels = list(dict.fromkeys(label for label, _ in judged))
+            each = [
+                f"{label} {sum(r for k, r in judged if k == label)} of {sum(k == label for k, _ in judged)}"
+                for label in labels
+            ]
+            if judged:
+                detail = f" ({', '.join(each)})" if 1 < len(each) <= 8 else ""
+                texts.append(f"{name} is right on {sum(r for _, r in judged)} of {len(judged)} images{detail}")
+        return texts
 
     def tell_left_out(self) -> None:
         """Say which methods could not be used."""
@@ -115,6 +171,7 @@ def facts_of(column: Column, explanation: Explanation) -> dict[str, Any]:
     """What a summary says of the map of an image."""
     return {
         "method": column.method.name,
+        "label": label_of(column.method),
         "parameters": dataclasses.asdict(column.method),  # type: ignore[call-overload]
         "model": column.network.name,
         "target": described(explanation),

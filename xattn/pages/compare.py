@@ -102,6 +102,7 @@ class Comparison:
         *,
         predicted: Mapping[str, Mapping[str, Any]] | None = None,
         curves: Sequence[Sequence[Pair | None]] | None = None,
+        label: str = "",
     ) -> None:
         """Add an image.
 
@@ -110,8 +111,9 @@ class Comparison:
             picture: what the model sees of it, so that maps fit it exactly; of several networks one a column.
             lines: for each class that is explained, one explanation a column; a text says why there is none.
             index: of the image in the batch of the explanations.
-            predicted: `class` and `probability` by name of the network.
+            predicted: `class` and `probability` by name of the network, and whether it is `right` where that is known.
             curves: of each explanation, in the same order.
+            label: what the image is said to show.
 
         Raises:
             ShapeError: if a line does not have one entry a column.
@@ -121,19 +123,30 @@ class Comparison:
                 raise ShapeError(f"comparison: {len(line)} explanations do not fit {len(self.columns)} columns.")
         pictures = [picture] * len(self.columns) if isinstance(picture, Image.Image) else picture
         photo = _small(pictures[0])
-        others = {id(p): picture_uri(_small(p)) for p in pictures if p.tobytes() != pictures[0].tobytes()}
-        photos = [others.get(id(p)) for p in pictures]
+        others: dict[int, str] = {}
+        for one in pictures:
+            if id(one) not in others and one.tobytes() != pictures[0].tobytes():
+                others[id(one)] = picture_uri(_small(one))
+        stored = list(dict.fromkeys(others.values()))  # each once, whatever the columns and classes
+        photos = [stored.index(others[id(one)]) if id(one) in others else None for one in pictures]
         black, white = np.percentile(np.asarray(photo.convert("L")) / 255, (1, 99))
         self._most = max(self._most, len(lines))
         self.blocks.append(
             {
                 "file": printable(PurePath(file).name or file),
                 "path": printable(file),
+                "label": printable(label),
                 "photo": picture_uri(photo),
+                "photos": stored,
                 "size": photo.size,
                 **_stretch(float(black), float(white)),
                 "predicted": [
-                    {"network": name, "class": guess["class"], "probability": _share(guess["probability"])}
+                    {
+                        "network": name,
+                        "class": guess["class"],
+                        "probability": _share(guess["probability"]),
+                        "right": guess.get("right"),
+                    }
                     for name, guess in (predicted or {}).items()
                 ],
                 "lines": [
@@ -209,7 +222,7 @@ class Comparison:
         line: Sequence[Explanation | str],
         index: int,
         curves: Sequence[Pair | None],
-        photos: Sequence[str | None],
+        photos: Sequence[int | None],
     ) -> dict[str, Any]:
         """One class of an image: its name, its probability and a cell for each column."""
         real = [e for e in line if not isinstance(e, str)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,45 @@ from xattn.training.network import RANK_SUBSETS, RankHeads
 from xattn.training.recipe import AugmentSection
 
 WHOLE = "1+2+3"
+_FEW = 5  # classes of which all are among the five highest
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassResult:
+    """What became of the images of one class: a row of the confusion matrix, without its zeros.
+
+    Args:
+        name: of the class.
+        images: that show it.
+        top1: share of them that the network names so; None without images.
+        taken_for: how many are taken for each other class, the most frequent first.
+    """
+
+    name: str
+    images: int
+    top1: float | None
+    taken_for: dict[str, int]
+
+
+def per_class(labels: Tensor, predicted: Tensor, names: Sequence[str]) -> tuple[ClassResult, ...]:
+    """The confusion matrix as one result a class.
+
+    Args:
+        labels: int64 (n,), the class of each image.
+        predicted: int64 (n,), the class of the highest score; it may be one that no image has.
+        names: of the classes.
+
+    >>> per_class(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), ["cat", "dog"])[0]
+    ClassResult(name='cat', images=2, top1=0.5, taken_for={'dog': 1})
+    """
+    results = []
+    for k, name in enumerate(names):
+        found = predicted[labels == k]
+        counts = torch.bincount(found, minlength=len(names)).tolist()
+        others = sorted((j for j, count in enumerate(counts) if count and j != k), key=lambda j: -counts[j])
+        taken = {names[j] if j < len(names) else f"class {j}": counts[j] for j in others}
+        results.append(ClassResult(name, len(found), counts[k] / len(found) if len(found) else None, taken))
+    return tuple(results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +71,8 @@ class Evaluation:
     Args:
         images: number of images.
         top1: share of images whose class has the highest logit.
-        top5: share of images whose class is among the five highest.
+        top5: share of images whose class is among the five highest; None of five classes and fewer, where it says
+            nothing.
         density: mean over images of x, the mean brightness of the maps in [0, 1]; None without maps.
         sparsity: mean over images of 1 / x, the paper's measure: high is sparse; None without maps.
         maps: what the maps are: `"attention"`, `"cam"` of the predicted class for a convolutional network without
@@ -42,11 +82,12 @@ class Evaluation:
             `"masked"`; empty without parts.
         images_per_second: of the forward pass alone, the first batch left out.
         parameters: of the network.
+        per_class: of each class of the images, in their order.
     """
 
     images: int
     top1: float
-    top5: float
+    top5: float | None
     density: float | None
     sparsity: float | None
     maps: str
@@ -54,6 +95,7 @@ class Evaluation:
     rank_heads: str
     images_per_second: float
     parameters: int
+    per_class: tuple[ClassResult, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -100,9 +142,9 @@ def measure(
         watch: called with the number of images done.
 
     Returns:
-        Columns (n,) in float64: `top1` and `top5` (0 or 1), `density` (NaN for an empty map), and for a network with
-        three parts one more of top-1 for each subset of them, `1+2+3` being all. Images per second of the forward
-        pass alone, the first batch left out.
+        Columns (n,) in float64: `top1` and `top5` (0 or 1), `predicted` (a class), `density` (NaN for an empty map),
+        and for a network with three parts one more of top-1 for each subset of them, `1+2+3` being all. Images per
+        second of the forward pass alone, the first batch left out.
     """
     model = model.eval().to(device)
     head = cast("Head", model.head)
@@ -126,6 +168,7 @@ def measure(
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         row = {
             "top1": best[:, 0] == target,
+            "predicted": best[:, 0],
             "top5": (best == target[:, None]).any(1),
             "density": _density(features, attention, head, best[:, 0]),
         }
@@ -155,7 +198,7 @@ def evaluate(
     return Evaluation(
         images=len(density),
         top1=float(columns["top1"].mean()),
-        top5=float(columns["top5"].mean()),
+        top5=float(columns["top5"].mean()) if _classes(model) > _FEW else None,
         density=None if maps == "none" else float(density.nanmean()),
         sparsity=None if maps == "none" else float((1 / density).nanmean()),
         maps=maps,
@@ -163,7 +206,12 @@ def evaluate(
         rank_heads=("masked" if ranks is None else "trained") if subsets else "",
         images_per_second=speed,
         parameters=sum(p.numel() for p in model.parameters()),
+        per_class=per_class(source.labels, columns["predicted"].long(), source.classes),
     )
+
+
+def _classes(model: Classifier) -> int:
+    return cast("Head", model.head).classifier.out_features
 
 
 def _prepared(model: Classifier, source: Source, indices: list[Tensor], device: torch.device | str) -> Iterator[Tensor]:

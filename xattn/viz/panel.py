@@ -16,6 +16,8 @@ _PIXELS = 4_500_000  # of a whole panel: about as many bytes as PNG
 _BAR = 80.0  # points that a colour map takes in the legend
 _LEGEND = 11.0  # points that its letters are high
 _NOTE: Color = (236, 237, 239)  # ground of a cell without a picture
+_RIGHT: Color = (27, 120, 55)
+_WRONG: Color = (178, 24, 43)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Cell:
         key: colours of this picture and what they mean.
         note: why there is no picture.
         title: above the picture, where the columns have no titles in common.
+        mark: `"right"` or `"wrong"`, a tick or a cross in the corner of the picture.
     """
 
     picture: Image.Image | None = None
@@ -64,6 +67,7 @@ class Cell:
     key: tuple[Swatch, ...] = field(default=())
     note: str = ""
     title: str = ""
+    mark: str = ""
 
 
 def panel(
@@ -275,6 +279,10 @@ def _draw_cell(
             picture = picture.resize(fitted, Image.Resampling.LANCZOS)
         offset = (wide - picture.width) // 2, (high - picture.height) // 2
         sheet.paste(picture, (x + offset[0], y + offset[1]))
+        if content.mark:
+            radius = max(6, round(min(wide, high) / 18))
+            corner = x + offset[0] + picture.width - round(1.5 * radius), y + offset[1] + round(1.5 * radius)
+            _draw_mark(draw, content.mark == "right", corner, radius)
     size = layout.px(layout.caption)
     below = y + high + layout.px(layout.caption * 0.35)
     for text, color in ((content.caption, INK), (content.detail, FAINT)):
@@ -283,6 +291,18 @@ def _draw_cell(
             below += layout.px(layout.caption * 1.35)
     if content.key:
         _draw_swatches(draw, content.key, (x, below), wide, size)
+
+
+def _draw_mark(draw: ImageDraw.ImageDraw, right: bool, at: tuple[int, int], radius: int) -> None:
+    """A tick on green or a cross on red; the shape tells them apart without colours."""
+    x, y = at
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_RIGHT if right else _WRONG, outline=PAPER)
+    r, stroke = radius * 0.45, max(1, round(radius / 4))
+    if right:
+        draw.line((x - r, y, x - r * 0.25, y + r * 0.8, x + r * 1.05, y - r * 0.8), fill=PAPER, width=stroke)
+    else:
+        draw.line((x - r, y - r, x + r, y + r), fill=PAPER, width=stroke)
+        draw.line((x - r, y + r, x + r, y - r), fill=PAPER, width=stroke)
 
 
 def _draw_swatches(

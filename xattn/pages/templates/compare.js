@@ -215,7 +215,7 @@
     const photo = make("img");
     photo.alt = "";
     photo.decoding = "async";
-    photo.src = cell.photo || block.photo;
+    photo.src = cell.photo === undefined ? block.photo : block.photos[cell.photo];
     stack.append(photo);
     if (cell.map || cell.parts) {
       const canvas = make("canvas");
@@ -245,6 +245,7 @@
     const [head, code] = image.src.split(",", 2);
     const kind = head.slice(5, head.indexOf(";"));
     block.photo = URL.createObjectURL(new Blob([bytes(code)], { type: kind })); // one picture for all cells of the row
+    block.photos = block.data.photos || []; // what further networks see
     block.shape = [Number(image.getAttribute("width")), Number(image.getAttribute("height"))];
     columns.forEach((column, j) => {
       block.data.lines.forEach((line, k) => {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,11 +13,14 @@ from torch import Tensor
 
 from xattn.data.opening import NoPartError
 from xattn.errors import ParameterError, XattnWarning
+from xattn.labels import counted
 from xattn.models.heads import Classifier
 from xattn.training.data import Source, hold_out
-from xattn.training.evaluation import evaluate
+from xattn.training.evaluation import ClassResult, evaluate
 from xattn.training.tasks import tasks
 from xattn.training.tasks.task import Row, Task
+
+_SHOWN = 20  # classes in a table for people
 
 
 @tasks.register("classify")
@@ -67,7 +70,7 @@ class Classify(Task):
         rows = [
             Row("images", f"{result.images:,}"),
             Row("top-1", f"{result.top1:.2%}"),
-            Row("top-5", f"{result.top5:.2%}"),
+            *([Row("top-5", f"{result.top5:.2%}")] if result.top5 is not None else []),
         ]
         if result.density is not None and result.sparsity is not None:
             rows += [
@@ -79,4 +82,23 @@ class Classify(Task):
             Row("images per second", f"{result.images_per_second:.0f}", "forward pass"),
             Row("parameters", f"{result.parameters:,}"),
         ]
+        rows += class_rows(result.per_class)
         return {"split": used, **dataclasses.asdict(result)}, rows
+
+
+def class_rows(results: Sequence[ClassResult]) -> list[Row]:
+    """Accuracy class by class, the lowest first, and what the others are taken for; of many classes the lowest ones."""
+    known = [r for r in results if r.top1 is not None]
+    order = sorted(known, key=lambda r: (r.top1, r.name))
+    rows = [
+        Row(f"class {r.name}", f"{r.top1:.2%}", f"of {counted(r.images, 'image')}{_taken(r)}") for r in order[:_SHOWN]
+    ]
+    if len(order) > _SHOWN:
+        rows.append(Row("more classes", f"{len(order) - _SHOWN}", "higher; --out writes a table of all"))
+    return rows
+
+
+def _taken(result: ClassResult) -> str:
+    some = [f"{name} {count}" for name, count in list(result.taken_for.items())[:3]]
+    more = ", …" if len(result.taken_for) > len(some) else ""
+    return f"; taken for {', '.join(some)}{more}" if some else ""
