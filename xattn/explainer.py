@@ -105,11 +105,6 @@ class Explainer(ABC):
         """What is wrong in numbers with map `i`, which is not conserving, and what to do; empty where nothing helps."""
         return ""
 
-    def advice(self, trace: Trace, explanation: Explanation, i: int) -> str:
-        """What a warning adds about map `i`: `", which ..."`, or nothing."""
-        text = self.remedy(trace, explanation.maps, i) if explanation.status[i] == NON_CONSERVING else ""
-        return text and f", which {text}"
-
     @on_cpu_by_default()
     def explanation(self, trace: Trace) -> Explanation:
         """Maps with provenance and status from a recorded pass; the model is held alone while they are made."""
@@ -133,6 +128,8 @@ class Explainer(ABC):
             if error is not None:
                 excess = (error > self.tolerance).tolist()
                 status = [NON_CONSERVING if s == OK and e else s for s, e in zip(status, excess, strict=True)]
+            broken = [i for i, s in enumerate(status) if s == NON_CONSERVING]
+            remarks = {i: self.remedy(trace, trace.unfolded(maps, read), i) for i in broken}
             goal, spec = trace.goal, trace.spec
             probability = goal.probability(trace.logits, trace.target, spec.values)
         plain = goal.by_class and goal.has_classes
@@ -147,6 +144,7 @@ class Explainer(ABC):
             probability=probability,
             inputs=trace.unfolded(trace.x),
             spec=spec,
+            remarks=tuple(remarks.get(i, "") for i in range(len(maps))) if any(remarks.values()) else (),
             predicted=trace.probabilities.argmax(dim=1) if goal.has_classes else None,
         )
 

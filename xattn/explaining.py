@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -96,17 +97,18 @@ def explain_trace(trace: Trace, methods: Sequence[Explainer], *, skip: bool = Fa
                 raise
             warnings.warn(f"left out: {reason}", XattnWarning, stacklevel=4)
             continue
-        if trouble := {s: explanation.status.count(s) for s in explanation.status if s != OK}:
-            first = next(i for i, s in enumerate(explanation.status) if s != OK)
-            counts = ", ".join(f"{count} {name}" for name, count in trouble.items())
-            warnings.warn(
-                f"{method.name}: {counts} of {len(explanation)} maps (first: image {first}"
-                f"{method.advice(trace, explanation, first)}); see Explanation.status before you read them.",
-                StatusWarning,
-                stacklevel=4,
-            )
+        if trouble := [i for i, status in enumerate(explanation.status) if status != OK]:
+            warnings.warn(_told(explanation, trouble, f"image {trouble[0]}"), StatusWarning, stacklevel=4)
         explanations.append(explanation)
     return explanations
+
+
+def _told(explanation: Explanation, trouble: Sequence[int], first: str) -> str:
+    """A warning of maps that are not `ok`: how many, what happened to the first, what to do."""
+    counts = Counter(explanation.status[i] for i in trouble)
+    words = ", ".join(f"{count} {status}" for status, count in counts.items())
+    found = f"{words} of {len(explanation)} maps (first: {first}, {explanation.told(trouble[0])})"
+    return f"{explanation.method.name}: {found}; see Explanation.status before you read them."
 
 
 def completed(spec: ModelSpec | None, find: Callable[[tuple[int, int] | None], ModelSpec]) -> ModelSpec:
@@ -327,13 +329,7 @@ def _explain_folder(
     explanations = [joined(some) for some in zip(*found, strict=True)]
     for e in explanations:
         if trouble := [i for i, status in enumerate(e.status) if status != OK]:
-            counts = ", ".join(f"{e.status.count(s)} {s}" for s in dict.fromkeys(e.status[i] for i in trouble))
-            warnings.warn(
-                f"{e.method.name}: {counts} of {len(e)} maps (first: {read[trouble[0]]}); see Explanation.status "
-                "before you read them.",
-                StatusWarning,
-                stacklevel=4,
-            )
+            warnings.warn(_told(e, trouble, str(read[trouble[0]])), StatusWarning, stacklevel=4)
     if explanations[0].spec is not None:
         below = places_of(read, [folder])
         labels = _labels([below[file] for file in read], explanations[0].spec)

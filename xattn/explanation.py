@@ -17,6 +17,7 @@ from xattn.functional.pixels import denormalize
 from xattn.functional.resize import resize
 from xattn.labels import label_of
 from xattn.spec import ModelSpec
+from xattn.statuses import told
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -77,6 +78,7 @@ class Explanation:
             with `resolution="x2"`; `probability` is what the copy gives it.
         predicted: int64 (N,), the class of the highest score; None where there are no classes.
         labels: the class that the folder of each photograph names; empty texts where none does.
+        remarks: what the method says of each map in numbers, and what to do; empty texts where it says nothing.
     """
 
     maps: Tensor
@@ -95,6 +97,7 @@ class Explanation:
     original: Tensor | None = None
     predicted: Tensor | None = None
     labels: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.maps.ndim not in (4, 5) or self.maps.shape[1] != 1:
@@ -158,6 +161,10 @@ class Explanation:
             size = (images.shape[-2], images.shape[-1])
             cut.append(replace(self, maps=across, inputs=images, parts=None, input_size=size))
         return tuple(cut)
+
+    def told(self, i: int = 0) -> str:
+        """The status of image `i` in a sentence: what happened, and what to do."""
+        return told(self.status[i], self.remarks[i] if self.remarks else "")
 
     def frame(self) -> DataFrame:
         """What there is to know of each image without its map, as a data frame of pandas with a row an image.
@@ -235,4 +242,6 @@ def joined(some: Sequence[Explanation]) -> Explanation:
 
     tensors = {name: all_of(name) for name in ("maps", "target", "parts", "probability", "original", "predicted")}
     texts = {name: each(name) for name in ("status", "described", "photographs", "labels")}
+    if any(e.remarks for e in some):
+        texts["remarks"] = tuple(text for e in some for text in e.remarks or [""] * len(e))
     return replace(some[0], inputs=None, **tensors, **texts)  # type: ignore[arg-type]

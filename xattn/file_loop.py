@@ -434,4 +434,5 @@ def one(explanation: Explanation, i: int) -> Explanation:
         photographs=explanation.photographs[i : i + 1],
         predicted=pick(explanation.predicted),
         labels=explanation.labels[i : i + 1],
+        remarks=explanation.remarks[i : i + 1],
     )

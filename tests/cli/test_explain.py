@@ -291,9 +291,10 @@ def test_scores_differ(run: Run, photo: Path) -> None:
 def test_status_of_a_useless_map_is_told(run: Run, photo: Path) -> None:
     result = run("explain", photo, "-m", "gradcam", "--model", "tests.cli.models:nan")
     assert result.exit_code == 0
-    assert "gradcam: nan map" in result.stdout
+    assert "gradcam: not to be read as an explanation, nan: a value is NaN or infinite; look at" in result.stdout
     dead = run("explain", photo, "-m", "gradcam", "--model", "tests.cli.models:dead")
-    assert "gradcam: all-zero map" in dead.stdout
+    assert "explanation, all-zero: no cell has any importance" in dead.stdout
+    assert "try another class, or hirescam" in dead.stdout
 
 
 @pytest.mark.parametrize("command", ["explain", "doctor"])

@@ -107,13 +107,13 @@ def test_what_is_wrong_with_a_sum_and_what_to_do() -> None:
     """The remedy of the warning, followed to the letter, works."""
     model, x = tiny.tiny_cnn(), tiny.images(4)
     with pytest.warns(
-        match=r"which adds up to -?[\d.e-]+ of -?[\d.e-]+: leave steps out and they grow until it does\)"
+        match=r"non-conserving: adds up to -?[\d.e-]+ of -?[\d.e-]+: leave steps out and they grow until it does\)"
     ):
         explain(model, x, "integrated-gradients:steps=1", 1, spec=model.spec)
     assert explain(model, x, "integrated-gradients", 1, spec=model.spec).status == ("ok",) * 4
     steep = Peak(40_000).double()
     for method, steps in (("integrated-gradients", 2000), ("guided-ig", 1000)):
-        with pytest.warns(match=rf"which adds up to [\d.e-]+ of 1: try steps={steps}\)"):
+        with pytest.warns(match=rf"non-conserving: adds up to [\d.e-]+ of 1: try steps={steps}\)"):
             assert explain(steep, bright(), method, 1, spec=steep.spec).status == ("non-conserving",)
 
 

@@ -43,7 +43,8 @@ def show(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="methods, models, scores, datasets, metrics, tasks, or peers: methods of other libraries.",
+            help="methods, models, scores, datasets, metrics, tasks, statuses (words for what is wrong with a map), or "
+            "peers: methods of other libraries.",
         ),
     ] = "methods",
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, in full.")] = None,
@@ -58,7 +59,9 @@ def show(
     if name is not None:
         wanted = [row for row in rows if canonical(name) in (canonical(row["name"]), *map(canonical, row["aliases"]))]
         if not wanted:
-            raise unknown(kind.removesuffix("s"), name, [row["name"] for row in rows])
+            raise unknown(
+                "status" if kind == "statuses" else kind.removesuffix("s"), name, [row["name"] for row in rows]
+            )
         console.show_json(wanted[0]) if as_json else _show_one(kind, wanted[0])
         return
     if as_json:
@@ -307,6 +310,19 @@ def _metrics() -> list[Row]:
     return rows
 
 
+def _statuses() -> list[Row]:
+    from xattn.statuses import STATUSES
+
+    return [
+        {"name": word, "aliases": [], "what": status.what, "what to do": status.do, "documentation": _anchor(word)}
+        for word, status in STATUSES.items()
+    ]
+
+
+def _anchor(word: str) -> str:
+    return f"status.html#{word.replace(' ', '-')}"
+
+
 def _tasks() -> list[Row]:
     from xattn.training.tasks import tasks
 
@@ -332,4 +348,5 @@ _ROWS: dict[str, Callable[[], list[Row]]] = {
     "datasets": _datasets,
     "metrics": _metrics,
     "tasks": _tasks,
+    "statuses": _statuses,
 }

@@ -425,7 +425,8 @@ def _method(method: Explainer, loaded: Network, trace_of: Callable[[Explainer, i
     trouble = [status for status in together.status if status != "ok"]
     if trouble:
         state = FAIL if len(trouble) == count and trouble[0] in ("nan", "non-conserving") else WARN
-        return Finding(method.name, state, f"{len(trouble)} of {count} maps are {trouble[0]}", facts)
+        first = together.told(together.status.index(trouble[0]))
+        return Finding(method.name, state, f"{len(trouble)} of {count} maps are {first}", facts)
     if error > _TOLERANCE:
         return Finding(method.name, FAIL, f"an image's map depends on the rest of the batch, by {error:.1e}", facts)
     return Finding(method.name, OK, grid, facts)

@@ -250,7 +250,7 @@ class Pictures:
                 levels = ", ".join(f"{p['rank']} {p['color']} {percent(p['share'])}" for p in item["parts"])
                 say(f"  {item['method']}: parts by rank, with their share of the activation: {levels}")
             if item["status"] != "ok":
-                say(f"  {item['method']}: {item['status']} map, not to be read as an explanation")
+                say(f"  {item['method']}: not to be read as an explanation, {item['told']}")
 
     def outputs(self) -> str:
         """What was written, in words."""

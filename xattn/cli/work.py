@@ -176,6 +176,7 @@ def facts_of(column: Column, explanation: Explanation) -> dict[str, Any]:
         "model": column.network.name,
         "target": described(explanation),
         "status": explanation.status[0],
+        "told": explanation.told(),
         "parts": part_levels(explanation),
     }
 
