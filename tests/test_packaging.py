@@ -77,7 +77,7 @@ def test_everything_imported_is_declared(config: configparser.ConfigParser) -> N
     required = named(config["options"]["install_requires"])
     optional = {
         name
-        for extra in ("cli", "data", "metrics", "bench", "hf", "peers", "train", "docs")
+        for extra in ("app", "cli", "data", "metrics", "bench", "hf", "peers", "train", "docs")
         for name in named(extras[extra])
     }
     assert third_party(ROOT / "xattn") <= required | optional
@@ -99,7 +99,8 @@ def test_extras_bring_the_modules_that_are_asked_for(config: configparser.Config
     for extra, modules in EXTRAS.items():
         brought = named(extras[extra]) | (named(extras["cli"]) if "%(cli)s" in extras[extra] else set())
         assert {DISTRIBUTIONS.get(name, name) for name in modules} == brought
-        assert f"%({extra})s" in extras["all"]
+        # gradio is a web server with thirty packages, and holds Pillow back: by its own name alone
+        assert (f"%({extra})s" in extras["all"]) == (extra != "app")
 
 
 def run_without_extras(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

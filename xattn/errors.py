@@ -97,6 +97,7 @@ def unknown(kind: str, name: str, candidates: Iterable[str], limit: int = 12) ->
 
 
 EXTRAS: dict[str, tuple[str, ...]] = {
+    "app": ("gradio", "typer", "rich"),
     "cli": ("typer", "rich"),
     "data": ("pyarrow", "scipy"),
     "metrics": ("cv2", "scipy", "skimage"),

@@ -32,6 +32,7 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]
 COMMANDS = {
     "explain": ("explain", "explain"),
     "compare": ("compare", "compare"),
+    "app": ("local_page", "app"),
     "match": ("match", "match"),
     "list": ("catalog", "show"),
     "doctor": ("doctor", "doctor"),
@@ -49,6 +50,7 @@ EPILOG = "\n\n".join(
         "xattn explain photo.jpg        [dim]# Grad-CAM, with EfficientNet-Lite0[/dim]",
         "xattn explain -m gradcam -m saliency photos/ --model resnet50 --weights DEFAULT",
         "xattn compare photos/ --out page.html  [dim]# methods side by side, on one page to share[/dim]",
+        "xattn app                      [dim]# the same on a local page: drop photographs in and choose[/dim]",
         "xattn match cow.jpg herd/ --model runs/cows/best.safetensors  [dim]# the same one? what says so?[/dim]",
         "xattn list methods             [dim]# what there is, what it costs, which paper[/dim]",
         "xattn doctor --model resnet50  [dim]# which methods to believe on this model[/dim]",

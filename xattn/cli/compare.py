@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,7 @@ from xattn.looks import COLORMAP
 
 if TYPE_CHECKING:
     from xattn.explanation import Explanation
-    from xattn.file_loop import Measure
+    from xattn.file_loop import Column, Measure
     from xattn.metrics.deletion import CurveMetric
     from xattn.pages.compare import Comparison, Pair
     from xattn.trace import Trace
@@ -93,9 +93,6 @@ def compare(
 ) -> None:
     """Lay methods side by side on one page: a row an image, a column a method, controls beside them."""
     from xattn.cli.choosing import asks_for_all, choose_columns
-    from xattn.device import find_device
-    from xattn.explainer import Family
-    from xattn.metrics.deletion import Deletion
 
     texts = method or list(_METHODS)
     options.check_numbers({"--topk": topk, "--batch-size": batch_size, "--parts": parts, "--steps": steps}, alpha)
@@ -105,8 +102,7 @@ def compare(
         window=options.window_of(window),
         batch_size=batch_size, tolerant=asks_for_all(texts), device=device, colormap=colormap,
     )  # fmt: skip
-    # On a processor small batches are faster: the memory of large ones is asked from the system each time.
-    metric = Deletion(steps=steps, chunk=16 if find_device(device).type == "cpu" else None) if curves else None
+    metric = curve_metric(steps, device) if curves else None
     work = Work(settings, err=as_json)
     page = None
     if files := work.find(paths):
@@ -115,21 +111,10 @@ def compare(
             parts=parts, models=model or (), weights=weights or (), head=head, resolution=resolution, device=device,
             given=options.given(mean, std, classes, size),
         )  # fmt: skip
-        work.columns = sorted(columns, key=lambda column: column.method.family is Family.CONTROL)
+        work.columns = in_order(columns)
         try:
             comparison = sheet(work, title, colormap, alpha, steps if curves else 0)
-            work.tell_labels()
-            for result, entry in work.results(files, None if metric is None else curves_by(metric)):
-                entry["maps"] = [
-                    {**facts_of(column, explanation), "seconds": round(seconds, 6)}
-                    for line in result.lines
-                    for column, explanation, seconds in zip(work.columns, line, result.seconds, strict=True)
-                    if not isinstance(explanation, str)
-                ]
-                comparison.add(
-                    str(result.file), [result.views[column.network.name] for column in work.columns], result.lines,
-                    predicted=entry["predicted"], curves=result.measured, label=entry.get("label", ""),
-                )  # fmt: skip
+            fill(work, files, comparison, metric)
             page = write(work, comparison, out) if work.entries else None
         except KeyboardInterrupt:
             console.fail(f"stopped after {len(work.entries)} of {len(files)} images; nothing was written.")
@@ -137,6 +122,50 @@ def compare(
     if as_json:
         console.show_json({**work.summary(), "page": None if page is None else str(page)})
     raise typer.Exit(work.status())
+
+
+def fill(
+    work: Work, files: Sequence[Path], comparison: Comparison, metric: CurveMetric | None,
+    watch: Callable[[int], None] | None = None,
+) -> None:  # fmt: skip
+    """Explain the images and lay them on the page.
+
+    Args:
+        work: with its columns, controls at the end.
+        files: the images.
+        comparison: the page.
+        metric: of the curves; None draws none.
+        watch: called with the number of images that are done.
+    """
+    work.tell_labels()
+    for result, entry in work.results(files, None if metric is None else curves_by(metric)):
+        entry["maps"] = [
+            {**facts_of(column, explanation), "seconds": round(seconds, 6)}
+            for line in result.lines
+            for column, explanation, seconds in zip(work.columns, line, result.seconds, strict=True)
+            if not isinstance(explanation, str)
+        ]
+        comparison.add(
+            str(result.file), [result.views[column.network.name] for column in work.columns], result.lines,
+            predicted=entry["predicted"], curves=result.measured, label=entry.get("label", ""),
+        )  # fmt: skip
+        if watch is not None:
+            watch(len(work.entries) + 1)
+
+
+def curve_metric(steps: int, device: str) -> CurveMetric:
+    """What draws the curves; on a processor small batches are faster: the memory of large ones is asked each time."""
+    from xattn.device import find_device
+    from xattn.metrics.deletion import Deletion
+
+    return Deletion(steps=steps, chunk=16 if find_device(device).type == "cpu" else None)
+
+
+def in_order(columns: Sequence[Column]) -> list[Column]:
+    """Columns with the controls at the end."""
+    from xattn.explainer import Family
+
+    return sorted(columns, key=lambda column: column.method.family is Family.CONTROL)
 
 
 def curves_by(metric: CurveMetric) -> Measure:
@@ -152,13 +181,14 @@ def curves_by(metric: CurveMetric) -> Measure:
 
 def sheet(work: Work, title: str | None, colormap: str, alpha: float | None, steps: int) -> Comparison:
     """The page before any image is on it."""
-    from xattn.pages.compare import Column, Comparison
+    from xattn.pages.compare import Column as Shown
+    from xattn.pages.compare import Comparison
 
     networks = dict.fromkeys(column.network for column in work.columns)
     shown = [column for column in work.columns if column.refused is None]
     names = list(dict.fromkeys(column.network.name for column in shown or work.columns))
     return Comparison(
-        [Column(column.method, column.network.name if len(networks) > 1 else "") for column in work.columns],
+        [Shown(column.method, column.network.name if len(networks) > 1 else "") for column in work.columns],
         heading=title or f"What {listing(names)} look{'' if len(names) > 1 else 's'} at",
         colormap=colormap,
         alpha=alpha,
