@@ -162,6 +162,39 @@ def test_entries_stand_in_the_order_of_the_first_answer() -> None:
     ]  # fmt: skip
 
 
+def test_what_beats_the_controls_in_some_columns_is_named_with_them() -> None:
+    found = panel(
+        means={"insertion": [0.6, 0.6, 0.5, 0.4, 0.25, 0.3, 0.2, 0.3], "deletion": [0.4] * 5 + [0.3, 0.4, 0.4]}
+    )
+    answer = only(found)
+    assert answer.proven is False
+    assert groups(found, answer.named) == {("gradcam", "xgradcam")}
+    assert [s.column.name for s in answer.where] == ["insertion"]
+    assert answers.headline(found, [answer]) == (
+        "Use gradcam = xgradcam: it beats every control on insertion (baseline blur); none is shown to do so on all of "
+        "insertion and deletion (baseline blur)."
+    )
+    said = answers.sentences(found, answer)
+    assert said[:2] == [
+        "They beat every control on insertion (baseline blur) (150 images).",
+        "None is shown to do so on all of insertion and deletion (baseline blur).",
+    ]
+    assert "In some columns alone: brnpa and saliency." in said
+
+
+def test_few_scores_are_no_failure() -> None:
+    """A method with seven scores of 150 is not tested, and is not said to fail."""
+    found = panel()
+    deletion = found.summaries["deletion:grid=common", "deletion"]
+    values = np.array(deletion.values)
+    values[7:, 0] = np.nan
+    column = summarize(deletion.column, values, deletion.images, found.entries, resamples=50)
+    both = {**found.summaries, ("deletion:grid=common", "deletion"): column}
+    answer = only(Panel("d", "d", found.entries, found.labels, both, found.coverage, found.costs))
+    assert [found.labels[j] for j in answer.partial] == ["gradcam"]
+    assert 0 not in [j for group in answer.failed for j in group]
+
+
 def test_what_beats_the_controls_but_less_stands_behind_the_best() -> None:
     insertion = [0.6, 0.6, 0.5, 0.6, 0.25, 0.3, 0.2, 0.3]
     found = panel(means={"insertion": insertion, "deletion": [0.1, 0.1, 0.2, 0.1, 0.5, 0.4, 0.5, 0.4]})
@@ -223,7 +256,9 @@ def test_a_control_counts_in_the_column_that_it_has_and_a_method_that_lacks_one_
     answer = only(changed)
     assert answer.proven is False
     assert [found.labels[j] for j in answer.partial] == ["saliency"]
-    assert "they lack a score in some column: saliency." in " ".join(answers.sentences(changed, answer))
+    assert "they lack a score in some column, or have fewer than 8: saliency." in " ".join(
+        answers.sentences(changed, answer)
+    )
 
 
 def test_few_images_leave_it_open() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xattn.benchmark.equivalence import beats, compare, duplicates
+from xattn.benchmark.equivalence import FEWEST, beats, compare, duplicates
 from xattn.benchmark.panels import Panel, Summary
 from xattn.labels import Label, listing
 
@@ -68,7 +68,7 @@ class Answer:
         pairs: bool (M, M), the two are shown to differ by more than the margin in some column.
         groups: all methods that were compared, those of equal scores together, by their distance from the best means.
         best: groups of methods with equal scores, to none of which another method is shown better by the margin in some
-            column and worse in none; only those that beat the controls, where some do.
+            column and worse in none; only those that beat every control in as many columns as any.
         proven: the best ones are shown to beat every control in every column; None where none is held against them.
         shown: all best ones are shown to lie within the margin of each other.
         crossed: some of the best ones are shown better than each other, by one column and by another.
@@ -76,7 +76,7 @@ class Answer:
         some: groups that do so in some columns.
         failed: groups that do so in none.
         unsound: methods whose maps are unsound on more than a tenth of the images, which are compared with nothing.
-        partial: methods that lack a score in some of the columns, likewise.
+        partial: methods that lack a score in some of the columns, or have fewer than `FEWEST`, likewise.
         images: fewest images of a column.
     """
 
@@ -100,6 +100,17 @@ class Answer:
     def held(self) -> bool:
         """There is a control that methods have to beat."""
         return self.proven is not None
+
+    @property
+    def where(self) -> list[Summary]:
+        """The columns in which all of the best are shown to beat every control."""
+        members = [j for group in self.best for j in group]
+        return [s for s, won in zip(self.columns, self.won, strict=True) if members and won[members].all()]
+
+    @property
+    def named(self) -> list[list[int]]:
+        """The best, where they may be named: they beat the controls in some column, or there is none to beat."""
+        return self.best if self.proven is None or self.where else []
 
 
 BEST, BEATS, SOME, FAILS, FIRST, REST = (
@@ -191,7 +202,8 @@ def _columns(panel: Panel, question: Question) -> list[Summary]:
 def _answer(panel: Panel, question: Question, columns: list[Summary]) -> Answer:
     control = np.array([e.control for e in panel.entries])
     there = np.array([~np.isnan(s.spread.mean) for s in columns])
-    known = np.asarray(there.all(axis=0))
+    enough = np.array([s.spread.n >= min(FEWEST, len(s.images)) for s in columns])
+    known = np.asarray((there & enough).all(axis=0))
     sound = ~(panel.coverage < SOUND)
     compared = [j for j in range(len(control)) if known[j] and sound[j] and not control[j]]
     held = [j for j in panel.controls if there[:, j].any() and question.held != "none"]  # where it has a score
@@ -203,7 +215,8 @@ def _answer(panel: Panel, question: Question, columns: list[Summary]) -> Answer:
     won = beats(tables, range(m, len(places)))[:, :m] if held else np.ones((len(columns), m), np.bool_)
     pairs = compare([t[:, :m] for t in tables], MARGIN) if m else None
     groups = duplicates([t[:, :m] for t in tables], MARGIN) if m else []
-    field = [g for g in groups if won[:, g].all()] or groups if held else groups
+    count = [int(won[:, g].all(axis=1).sum()) for g in groups]
+    field = [g for g, wins in zip(groups, count, strict=True) if not held or wins == max(count)]
     heads = [g[0] for g in field]
     worse = np.zeros((m, m), np.bool_) if pairs is None else pairs.worse
     behind = worse & ~worse.T
@@ -247,16 +260,16 @@ def names(panel: Panel, groups: Sequence[Sequence[int]], most: int = 5) -> str:
     return listing([" = ".join(panel.labels[j] for j in group) for group in groups], most)
 
 
-def columns_in_words(answer: Answer) -> str:
-    """The columns of an answer in a sentence, each with the baselines that it was measured with."""
+def columns_in_words(columns: Sequence[Summary]) -> str:
+    """Columns in a sentence, with the baselines that they were measured with."""
     found: dict[str, list[str]] = {}
-    for s in answer.columns:
+    for s in columns:
         label = Label.parse(s.column.metric)
         baseline = dict(part.split("=", 1) for part in label.settings.split(",") if "=" in part).get("baseline")
         name = label.name.replace("_", " ")
         found.setdefault(name, []).append(baseline or ("blur" if label.name in ("insertion", "deletion") else ""))
     baselines = sorted({b for own in found.values() for b in own if b})
-    scorers = {"scorer=in-domain" in s.column.metric for s in answer.columns}
+    scorers = {"scorer=in-domain" in s.column.metric for s in columns}
     judges = {(True,): "judged by its scorer", (False, True): "judged by the network and by its scorer"}
     about = [f"baseline {listing(baselines)}"] if baselines else []
     about += [judges[key]] if (key := tuple(sorted(scorers))) in judges else []
@@ -265,20 +278,25 @@ def columns_in_words(answer: Answer) -> str:
 
 def sentences(panel: Panel, answer: Answer) -> list[str]:
     """What there is to say beside the names of the best."""
-    on = columns_in_words(answer)
+    on = columns_in_words(answer.columns)
     number = sum(map(len, answer.best))
+    it = "It beats" if number == 1 else "They beat"
     lines = []
-    partial = f"Not compared, as they lack a score in some column: {names(panel, [[j] for j in answer.partial])}."
+    few = f"lack a score in some column, or have fewer than {FEWEST}"
+    partial = f"Not compared, as they {few}: {names(panel, [[j] for j in answer.partial])}."
     if not answer.best:
         return [f"No method has a sound map and a score on {on}.", *([partial] if answer.partial else [])]
-    if answer.proven is False:
+    if answer.proven is False and answer.where:
+        lines.append(f"{it} every control on {columns_in_words(answer.where)} ({answer.images:,} images).")
+        lines.append(f"None is shown to do so on all of {on}.")
+    elif answer.proven is False:
         lines.append(f"No method is shown to beat every control on {on} ({answer.images:,} images).")
         lines.append(f"First by their means, which more images may confirm: {names(panel, answer.best, 3)}.")
     elif answer.proven:
-        lines.append(f"{'It beats' if number == 1 else 'They beat'} every control on {on} ({answer.images:,} images).")
+        lines.append(f"{it} every control on {on} ({answer.images:,} images).")
     else:
         lines.append(f"By {on} ({answer.images:,} images).")
-    if len(answer.best) > 1 and answer.proven is not False:
+    if len(answer.named) > 1:
         equal = f"All are shown to lie within {MARGIN} of each other."
         undecided = f"None is shown to be {MARGIN} worse than another, nor all to be equal."
         crossed = "Which is better depends on the column."
@@ -287,7 +305,7 @@ def sentences(panel: Panel, answer: Answer) -> list[str]:
         lines.append(f"These beat the controls too, but less: {names(panel, answer.beat)}.")
     if answer.some:
         lines.append(f"In some columns alone: {names(panel, answer.some)}.")
-    if answer.failed and answer.proven is not False:
+    if answer.failed and answer.named:
         lines.append(f"Failed ({answer.question.failing}): {names(panel, answer.failed)}.")
     if answer.unsound:
         each = [[j] for j in answer.unsound]
@@ -302,9 +320,19 @@ def headline(panel: Panel, given: Sequence[Answer]) -> str:
     first = next((a for a in given if a.question.name == "faithful"), None)
     if first is None or not first.best:
         return "No method was scored on one grid for all by which it could be judged."
-    on = columns_in_words(first)
+    on = columns_in_words(first.columns)
     if first.proven is None:
         return f"{names(panel, first.best, 3)} {_is(first.best)} best on {on}; no control was scored to beat."
+    if not first.proven and first.where:
+        which = (
+            f"Use {names(panel, first.best, 3)}"
+            if len(first.best) == 1
+            else f"Use any of {names(panel, first.best, 3)}"
+        )
+        return (
+            f"{which}: {'it beats' if len(first.best) == 1 else 'each beats'} every control on "
+            f"{columns_in_words(first.where)}; none is shown to do so on all of {on}."
+        )
     if not first.proven:
         return f"No method is shown to beat every control on {on}."
     if len(first.best) == 1 and not first.beat:

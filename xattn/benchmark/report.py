@@ -127,7 +127,7 @@ def _answer(panel: Panel) -> list[str]:
     first = verdict.headline(judged) if judged.mixed else answers.headline(panel, given)
     lines = [in_markdown(f"**{first}**", 10_000), ""]
     for answer in given:
-        best = answers.names(panel, answer.best) if answer.proven is not False else "none"
+        best = answers.names(panel, answer.named)
         said = " ".join(answers.sentences(panel, answer))
         lines.append(in_markdown(f"- *{answer.question.text}* **{best or 'none'}.** {said}", 10_000))
     _, *others = verdict.summary(panel, given)

@@ -190,7 +190,7 @@ def leaderboard(panel: Panel, given: Sequence[Answer] | None = None) -> Table:
     notes = (
         f"Mean over images [{INTERVAL} bootstrap interval], in the digits that it allows; arrows point to the better "
         "side; maps ok: share of maps that are neither constant nor NaN and add up to what they should.",
-        *([f"Standing: {columns_in_words(given[0])}; = has the scores of that method."] if given else []),
+        *([f"Standing: {columns_in_words(given[0].columns)}; = has the scores of that method."] if given else []),
         MARK_NOTE,
         f"Images: {counts}.",
     )

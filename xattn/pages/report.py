@@ -163,10 +163,10 @@ def _cards(panel: Panel, judged: Verdict, given: Sequence[answers.Answer]) -> li
     cards: list[dict[str, Any]] = [
         {
             "title": answer.question.text,
-            "kind": "plain" if answer.proven is None else "good" if answer.proven else "bad",
+            "kind": "good" if answer.proven else "plain" if answer.named else "bad",
             "methods": [
                 (first, f"= {listing([panel.labels[j] for j in others])}" if others else "")
-                for first, *others in (answer.best if answer.proven is not False else ())
+                for first, *others in answer.named
             ],
             "sentences": answers.sentences(panel, answer),
         }
