@@ -111,7 +111,7 @@ def main() -> None:
         "data": [{"source": f"cifar-fs:{root}", "label": "cifar-fs", "limit": options.images}],
         "models": [{"name": TITLE}],
         "methods": list(METHODS),
-        "metrics": [question.metric for question in QUESTIONS],
+        "metrics": [metric for question in QUESTIONS for metric in (question.full, question.metric)],
         "run": {"batch": 50, "block": 100, "device": "cpu"},
     }
     config = Config.build(values)

@@ -27,6 +27,7 @@ class Question:
         what: in a sentence, after "is the most".
         head: of a table.
         deciding: methods can lose by it.
+        full: the same at full resolution, for the benchmark of all images; empty where it is `metric`.
     """
 
     metric: str
@@ -34,6 +35,7 @@ class Question:
     what: str
     head: str
     deciding: bool = True
+    full: str = ""
 
     @property
     def label(self) -> str:
