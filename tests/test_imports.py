@@ -34,7 +34,7 @@ ORDER = (
     ("explaining", "storage"),
     ("file_loop",),
     ("benchmark", "training", "viz"),
-    ("pages",),
+    ("pages", "watching"),
     ("cli",),
     ("__main__",),
 )

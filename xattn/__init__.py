@@ -27,6 +27,7 @@ _PUBLIC = {
     "ModelSpec": "xattn.spec",
     "infer_spec": "xattn.inspection",
     "Metric": "xattn.metric",
+    "Watch": "xattn.watching",
     "create_model": "xattn.models",
     "convert": "xattn.models",
     "XattnError": "xattn.errors",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from xattn.targets import Target as Target
     from xattn.trace import Trace as Trace
     from xattn.trace import record as record
+    from xattn.watching import Watch as Watch
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 _CORE = (
     "xattn.explaining", "xattn.storage", "xattn.explainer", "xattn.explanation", "xattn.spec", "xattn.trace",
-    "xattn.score", "xattn.metric", "xattn.inspection", "xattn.registry", "xattn.errors",
+    "xattn.score", "xattn.metric", "xattn.inspection", "xattn.registry", "xattn.errors", "xattn.watching",
 )  # fmt: skip
 _PAGES = {
     "core": ("The core", "`xattn.explain`, and what it takes and gives."),
@@ -29,8 +29,8 @@ def make() -> tuple[dict[str, str], dict[str, Path]]:
                 "# API reference",
                 "",
                 "`import xattn` gives `explain`, `record`, `create_model`, `infer_spec`, `Explainer`, "
-                "`LayerExplainer`, `Explanation`, `Metric`, `ModelSpec`, `Trace`, `XattnError` and `XattnWarning`. "
-                "Everything else is imported from where it stands here.",
+                "`LayerExplainer`, `Explanation`, `Metric`, `ModelSpec`, `Trace`, `Watch`, `XattnError` and "
+                "`XattnWarning`. Everything else is imported from where it stands here.",
                 "",
                 *(f"- [{title}]({name}.md): {about}" for name, (title, about) in _PAGES.items()),
             ]
