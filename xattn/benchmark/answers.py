@@ -113,8 +113,8 @@ class Answer:
         return self.best if self.proven is None or self.where else []
 
 
-BEST, BEATS, SOME, FAILS, FIRST, REST = (
-    "best", "beats the controls", "in some columns", "fails", "not told from the first", "behind",
+BEST, BEATS, PARTLY, SOME, FAILS, FIRST, REST = (
+    "best", "beats the controls", "best in some columns", "in some columns", "fails", "not told from first", "behind",
 )  # fmt: skip
 UNSOUND, PARTIAL, CONTROL, UNASKED = "unsound maps", "lacks a score", "control", ""
 
@@ -167,9 +167,9 @@ def _of_methods(answer: Answer) -> Iterator[Standing]:
         elif won.all():
             word = BEST if group in answer.best else BEATS
         else:
-            word = SOME if won.any() else FAILS
+            word = FAILS if not won.any() else PARTLY if group in answer.named else SOME
         tiers.setdefault(word, []).append(group)
-    for word in (BEST, BEATS, SOME, FAILS, FIRST, REST):
+    for word in (BEST, BEATS, PARTLY, SOME, FAILS, FIRST, REST):
         for group in tiers.get(word, []):
             yield from (Standing(j, word, group[0]) for j in group)
 

@@ -28,7 +28,14 @@ from xattn.pages.html import picture_uri, write
 
 Array = NDArray[np.float64]
 
-_KINDS = {answers.BEST: "yes", answers.BEATS: "yes", answers.SOME: "warn", answers.FAILS: "no", answers.UNSOUND: "no"}
+_KINDS = {
+    answers.BEST: "yes",
+    answers.BEATS: "yes",
+    answers.PARTLY: "warn",
+    answers.SOME: "warn",
+    answers.FAILS: "no",
+    answers.UNSOUND: "no",
+}
 _SHOWN = 6  # columns of the leaderboard at first
 _COMPARED = 24  # columns whose rankings are compared
 _CHEAPEST = 3  # methods that are named
