@@ -7,7 +7,7 @@ Here attention is computed as softmax(q k^T / sqrt(d)) v while the model runs; t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -164,20 +164,33 @@ class AttentionShapes(AttentionTaps):
     """Tells the shapes of the probabilities of attention, which runs as it is.
 
     Args:
-        modules: as in `AttentionTaps`.
+        modules: as in `AttentionTaps`; layers of torch that can hold no attention are not looked into.
         note: called with the name of the module and the shape (N, heads, T, T).
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], note: Callable[[str, torch.Size], None]) -> None:
-        super().__init__(modules, lambda name, kind, tensor: tensor)
+        inside = {name: module for name, module in modules.items() if not _plain_layer(module)}
+        super().__init__(inside, lambda name, kind, tensor: tensor)
         self.note = note
 
-    def handle(self, call: Call) -> Any:
-        """Any call as it is."""
-        shape = _shape(call)
-        if shape is not None:
-            self.note(self._inside[-1], shape)
-        return call.run()
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        # Hundreds of other calls come for each one of attention, so they are told apart by no more than their name.
+        if self._inside and getattr(func, "__name__", "") in _SEEN:
+            shape = _shape(Call(func, args, kwargs or {}))
+            if shape is not None:
+                self.note(self._inside[-1], shape)
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+_SEEN = frozenset(("_softmax", *_RUN))
+
+
+def _plain_layer(module: nn.Module) -> bool:
+    """Whether it is a layer of torch without attention of its own, such as a linear one."""
+    own = type(module).__module__.startswith("torch.nn.modules.") and not module._modules
+    return own and not isinstance(module, (nn.Softmax, nn.Softmax2d, nn.MultiheadAttention))
 
 
 def _shape(call: Call) -> torch.Size | None:
