@@ -11,6 +11,7 @@ from xattn.trace import INPUT, Trace
 NOT_REPEATABLE = "not repeatable"
 COUPLED = "images coupled"
 NO_EFFECT = "layer without effect"
+ELSEWHERE = "cells elsewhere"
 OTHER_SHAPE = "layer of another shape"
 OTHER_CALLS = "layer called otherwise"
 CUT = "under no_grad"
@@ -38,6 +39,8 @@ def doubt(trace: Trace, read: Iterable[str], *, reruns: bool) -> str | None:
         return NOT_REPEATABLE
     if "alone" in contradicted and trace.spec.feature_layer in layers:
         return NO_EFFECT
+    if "layout" in contradicted and layers:
+        return ELSEWHERE
     for layer in layers:
         if (proved := trace.spec.ran.get(layer)) is not None and (word := _otherwise(proved, layer, trace)):
             return word

@@ -113,8 +113,11 @@ class Explainer(ABC):
         with lock_of(trace.model), torch.inference_mode(False):
             maps = promote(self.attribute(trace).detach())
             if maps.ndim != 4 or len(maps) != len(trace.x):
+                some = maps.ndim == 4 and self.layers(trace.spec)
+                why = "; where a model runs a layer on some of the images alone, explain them one at a time"
                 raise ShapeError(
-                    f"{self.name}: attribute() gave {tuple(maps.shape)}; expected ({len(trace.x)}, P, h, w)."
+                    f"{self.name}: attribute() gave {tuple(maps.shape)}; expected ({len(trace.x)}, P, h, w)"
+                    f"{why if some else ''}."
                 )
             has_parts = type(self).combine is not Explainer.combine or maps.shape[1] > 1
             parts = maps if has_parts else None

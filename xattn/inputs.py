@@ -171,17 +171,31 @@ def required(model: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind in plain]
 
 
+def _by_name(model: nn.Module) -> str:
+    """The first argument of a forward pass that takes none by place; empty where it takes one."""
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return ""
+    return parameters[0].name if parameters and parameters[0].kind is inspect.Parameter.KEYWORD_ONLY else ""
+
+
 def feed(model: nn.Module, x: Tensor, inputs: Inputs | None = None) -> Any:
     """What a model returns for images, and for its other inputs beside them.
 
     Raises:
-        NotApplicableError: if it takes several inputs and got one.
+        NotApplicableError: if it takes several inputs and got one, or takes it by its name alone.
     """
+    x = x.clone()  # a model may normalize what it is given in place
     try:
         with as_set():
             return model(x) if inputs is None else inputs.call(model, x)
     except TypeError as error:
         names = required(model)
+        if inputs is None and "positional argument" in str(error) and (named := _by_name(model)):
+            raise NotApplicableError(
+                f"{type(model).__name__} takes its images by name alone; pass them so, x={{{named!r}: images}}."
+            ) from None
         if inputs is None and "missing" in str(error) and len(names) > 1:
             raise NotApplicableError(
                 f"{type(model).__name__} takes several inputs ({', '.join(names)}); pass all of them as x, "

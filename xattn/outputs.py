@@ -125,16 +125,30 @@ class Choice:
     others: tuple[str, ...] = ()
 
 
-def choose(output: Any, images: int, made: Callable[[Tensor], float] = lambda _: 0.0) -> Choice:
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """How an output was made.
+
+    Args:
+        of: the layers with weights whose outputs it is made of.
+        at: when, as a number that grows.
+    """
+
+    of: frozenset[Any] = frozenset()
+    at: float = 0.0
+
+
+def choose(output: Any, images: int, made: Callable[[Tensor], Made] = lambda _: Made()) -> Choice:
     """Find the class scores in what a model returned.
 
     A name (`logits`) decides first. Then an output whose softmax or sigmoid is another one is preferred to it, then
-    the one that was computed last: class scores are made of features, never the other way round.
+    one that is made of all the layers of another one and more, then the one that was computed last: class scores are
+    made of features, never the other way round.
 
     Args:
         output: what the model returned.
         images: number of images N.
-        made: when a tensor was computed, as a number that grows; for outputs made of each other.
+        made: how a tensor was made.
 
     Raises:
         NotApplicableError: if there is no output with one row per image.
@@ -154,12 +168,15 @@ def choose(output: Any, images: int, made: Callable[[Tensor], float] = lambda _:
                 return Choice(path, values, f"it is called {name!r}")
     plain = [entry for entry in found if not any(_probabilities_of(entry[2], other[2]) for other in found)]
     dropped = len(plain) < len(found)
-    best = max(plain, key=lambda entry: made(entry[1]))
-    last = [entry for entry in plain if made(entry[1]) == made(best[1])]
+    how = [made(entry[1]) for entry in plain]
+    rank = [(sum(other.of < own.of for other in how), own.at) for own in how]
+    last = [entry for entry, own in zip(plain, rank, strict=True) if own == max(rank)]
     others = tuple(f"{spelled(p)} {tuple(t.shape)}" for p, t, _ in plain if p != last[0][0])
     why = "its softmax or sigmoid is returned beside it" if dropped and len(plain) == 1 else ""
     if not why:
         why = "it is computed last" if len(last) < len(plain) else "it comes first"
+        if max(rank)[0] and not any(own[0] == max(rank)[0] for own in rank if own != max(rank)):
+            why = "it is made of the layers of others and of more"
     return Choice(last[0][0], last[0][2], why, others)
 
 

@@ -16,7 +16,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from xattn.errors import NotApplicableError, ShapeError
+from xattn.errors import NotApplicableError, ShapeError, SpecError
 
 
 class FunctionModel(nn.Module):
@@ -159,6 +159,25 @@ def tensors_of(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 yield tensor
+
+
+def check_loaded(model: nn.Module, grad: bool) -> None:
+    """Check that all weights have values, and that autograd can use them where it is needed.
+
+    Raises:
+        SpecError: if some are on the device `meta`, or of lazy layers that have not run yet.
+        NotApplicableError: if they were made under `torch.inference_mode`.
+    """
+    for tensor in tensors_of(modules_of(model)):
+        lazy = torch.nn.parameter.is_lazy(tensor)
+        if lazy or tensor.is_meta:
+            why = "lazy layers that have not run; run it once" if lazy else "weights without values; load them"
+            raise SpecError(f"{type(model).__name__} has {why} before it is explained.")
+        if grad and tensor.is_inference():
+            raise NotApplicableError(
+                f"{type(model).__name__}: its weights were made under torch.inference_mode, so autograd cannot use "
+                "them; load the model outside of it (no_grad is fine)."
+            )
 
 
 def refused_images(model: nn.Module, shape: Sequence[int], error: RuntimeError) -> ShapeError | None:

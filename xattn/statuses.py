@@ -48,6 +48,12 @@ STATUSES = {
         "the scores do not change with what the layer gives",
         "name the layer that is on the way to the scores: gradcam:layer=NAME",
     ),
+    "cells elsewhere": Status(
+        "the model crops, pads, mirrors, turns or warps the image before the layer, so that its cells do not lie where "
+        "the map shows them",
+        "do that to the images before the model, and explain the part of it that follows; or a method that reads no "
+        "layer, such as occlusion",
+    ),
     "layer of another shape": Status(
         "the layer gave another shape than when it was proved that its cells lie on the image",
         "infer the spec again with images of this size: infer_spec(model, x)",

@@ -18,7 +18,7 @@ from xattn.errors import DataError, NotApplicableError, ParameterError, ShapeErr
 from xattn.functional.baselines import Baseline, Replace
 from xattn.inputs import Inputs, Name, Volume, feed, split_inputs
 from xattn.outputs import Which
-from xattn.running import evaluating, modules_of, refused_images, tensors_of, unwrap
+from xattn.running import check_loaded, evaluating, refused_images, unwrap
 from xattn.score import ScoreFn, apply_score, probabilities
 from xattn.spec import BY_FUNCTION, ModelSpec
 from xattn.taps import INPUT as INPUT
@@ -431,15 +431,11 @@ def record(
         raise SpecError(
             f"{type(model).__name__}: these facts are about an output that a function names; pass it here too, output=…"
         )
+    check_loaded(model, grad)
     goal = as_target(target, spec) if goal is None else goal
     score_fn = goal.scorer(score, spec.values)
     layers = list(dict.fromkeys(layers))
     inner = [layer for layer in layers if layer != INPUT]
-    if grad and any(tensor.is_inference() for tensor in tensors_of(modules_of(model))):
-        raise NotApplicableError(
-            f"{type(model).__name__}: its weights were made under torch.inference_mode, so autograd cannot use them; "
-            "load the model outside of it (no_grad is fine)."
-        )
     with torch.inference_mode(False):
         x = promote(x.detach())
         x = x.clone() if x.is_inference() else x
@@ -453,7 +449,7 @@ def record(
                     fed = fed.detach().clone().requires_grad_(grad)
                     taps.kept[INPUT] = fed
                 with taps:
-                    returned = feed(model, fed.clone() if INPUT in layers else fed, inputs)
+                    returned = feed(model, fed, inputs)
             except RuntimeError as error:
                 reason = refused_images(model, (*x.shape[:2], *_extent(x, inputs)), error)
                 if reason is None:

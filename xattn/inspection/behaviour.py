@@ -29,6 +29,10 @@ def check_repeatable(model: nn.Module, facts: Findings, which: Which) -> None:
     """
     which = facts.first.choice.path if which is None else which
     z0 = facts.first.values[0]
+    if not bool(torch.isfinite(z0).all()):
+        facts.evidence["repeatable"] = Evidence(ASSUMED, "the class scores are NaN or infinite")
+        facts.warnings.append("the class scores are NaN or infinite; look at the weights and at the precision")
+        return
     proved = Evidence(PROVED, "the same image gave the same twice, alone and beside another")
     if any(_relative(row, z0) < _SAME for row in facts.second.values):
         facts.evidence["repeatable"] = proved
@@ -41,7 +45,10 @@ def check_repeatable(model: nn.Module, facts: Findings, which: Which) -> None:
     alone = _relative(again.values[0], facts.first.values[0])
     if alone >= _SAME:
         why = f"the same image gave class scores that differ by {alone:.1%} the second time"
-        hint = "dropout or noise stays on in evaluation mode; its maps differ from run to run"
+        hint = (
+            "dropout or noise stays on in evaluation mode, or the model keeps something from call to call; its maps "
+            "differ from run to run"
+        )
     else:
         why = "an image gives other class scores alone than beside another one"
         facts.evidence["independent"] = Evidence("contradicted", why)

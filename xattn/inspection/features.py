@@ -27,8 +27,13 @@ _BRANCH = 0.05  # share of the score of a branch that is told
 
 def _spatial(probe: Probe, classifier: Call | None) -> list[Call]:
     """Calls for one image before the classifier that may give maps."""
-    limit = _limit(classifier)
-    return [c for c in probe.calls if c.ended < limit and _may_be_a_map(c)]
+    return [c for c in _before(probe, classifier) if _may_be_a_map(c)]
+
+
+def _before(probe: Probe, classifier: Call | None) -> list[Call]:
+    """Calls before the classifier, all of them where there is none."""
+    limit = float("inf") if classifier is None else classifier.started
+    return [c for c in probe.calls if c.ended < limit]
 
 
 def _may_be_a_map(call: Call) -> bool:
@@ -36,10 +41,6 @@ def _may_be_a_map(call: Call) -> bool:
     if len(shape) not in (3, 4) or shape[0] != 1:
         return False
     return call.output.numel() > max(shape[1:]) and call.output.is_floating_point() and not call.passes_on
-
-
-def _limit(classifier: Call | None) -> float:
-    return float("inf") if classifier is None else classifier.started
 
 
 def _stops(calls: Sequence[Call]) -> dict[Any, Call]:
@@ -108,12 +109,16 @@ def _named(first: Probe, layer: str) -> Call | None:
     return first.call(name, -1 if index is None else index)
 
 
-def _share(facts: Findings, calls: Sequence[Call]) -> list[float]:
-    """How much of the largest class score goes through each call: |sum of gradient times output|, relative."""
+def _share(facts: Findings, calls: Sequence[Call], of_all: bool = False) -> list[float]:
+    """How much of the largest class score goes through each call: |gradient times output|, relative.
+
+    Of all class scores at once, with signs by chance, if `of_all` is set.
+    """
     first, calls = facts.backwards(calls, values=True)
     edges = [torch.autograd.graph.GradientEdge(call.node, 0) for call in calls]
     with torch.enable_grad():
-        score = first.raw.amax(dim=1).sum()
+        signs = torch.rand(first.raw.shape, generator=torch.Generator().manual_seed(0)).to(first.raw) - 0.5
+        score = (first.raw * signs).sum() if of_all else first.raw.amax(dim=1).sum()
     gradients: Sequence[Tensor | None] = torch.autograd.grad(score, edges, retain_graph=True, allow_unused=True)
     weights = [
         float((g.view_as(c.output) * c.output).abs().sum()) if g is not None and g.numel() == c.output.numel() else 0.0
@@ -147,6 +152,13 @@ def find_feature_layer(facts: Findings, named: str | None, model: str) -> tuple[
     calls = _spatial(first, facts.classifier)
     chosen = _on_the_way(facts, calls) or _assumed(facts, calls)
     if chosen is None:
+        copies = {len(c.output) for c in _before(first, facts.classifier) if c.output.ndim == 4} - {0, 1}
+        if copies:
+            raise NoLayerError(
+                f"{model}: its layers run on {max(copies)} pieces or copies of each image (crops, mirror images, "
+                "windows), so that there is no one map of it; explain the part of the model that takes one of them, "
+                "or use a method that reads no layer, such as occlusion."
+            )
         vectors = [c.name for c in first.calls if c.output.ndim >= 2][-6:]
         raise NoLayerError(
             f"{model} has no layer with a spatial output (N, C, h, w) that answers where the image is changed, so "
@@ -204,20 +216,38 @@ def _on_the_way(facts: Findings, calls: Sequence[Call]) -> Call | None:
             PROVED, "everything that the class scores are made of goes through it"
         )
         return joint
+    if len(ends) == 1 and not around and (whole := _weighted(facts, before, ends[0])) is not None:
+        facts.evidence["feature_layer"] = Evidence(
+            PROVED, "everything that the class scores are made of goes through it"
+        )
+        return whole
     shares = _share(facts, ends) if len(ends) > 1 else [1.0]
     best = max(range(len(ends)), key=lambda i: shares[i])
-    others = [f"{c.name} ({s:.0%})" for c, s in zip(ends, shares, strict=True) if c is not ends[best] and s >= _BRANCH]
-    others += [f"{call.name} (from where a way goes around it)" for call in before]
+    others = [
+        f"{_label(first, c)} ({s:.0%})"
+        for c, s in zip(ends, shares, strict=True)
+        if c is not ends[best] and s >= _BRANCH
+    ]
+    if min(shares) < _BRANCH:  # where the largest score takes one of several ways, the others may take another one
+        rest = _share(facts, ends, of_all=True)
+        unseen = (c for c, s, r in zip(ends, shares, rest, strict=True) if s < _BRANCH <= r and c is not ends[best])
+        others += [f"{_label(first, call)} (for other classes)" for call in unseen]
+    others += [f"{_label(first, call)} (from where a way goes around it)" for call in before]
     if around:
         others.append("one that meets no layer with maps")
     facts.evidence["feature_layer"] = Evidence(PROVED, f"{shares[best]:.0%} of the score goes through it")
     if others:
         facts.warnings.append(
-            f"'{ends[best].name}' is one of several ways from the image to the score"
+            f"'{_label(first, ends[best])}' is one of several ways from the image to the score"
             f"{f' ({shares[best]:.0%} of it)' if len(ends) > 1 else ''}; others: {', '.join(others[:5])}; "
             "maps show this one alone"
         )
     return ends[best]
+
+
+def _label(first: Probe, call: Call) -> str:
+    """The name of a call: that of its module, with its number where it ran more than once."""
+    return call.name if first.runs(call.name) == 1 else f"{call.name}[{call.index}]"
 
 
 def _believed(facts: Findings, call: Call, calls: Sequence[Call]) -> bool:
@@ -243,6 +273,22 @@ def _joint(facts: Findings, calls: Sequence[Call], ends: Sequence[Call]) -> Call
             met, around = frontier(facts.first.raw.grad_fn, {call.node: call})
             if met and not around:
                 return call
+    return None
+
+
+def _weighted(facts: Findings, before: Sequence[Call], end: Call) -> Call | None:
+    """The map that everything goes through where the last one, of fewer channels, only weights its places.
+
+    As a gate does, or attention that pools.
+    """
+    last = facts.proved(end)
+    for call in reversed(before):
+        layout = facts.proved(call)
+        if last is None or layout is None or layout.grid != last.grid or call.output.numel() <= end.output.numel():
+            continue
+        met, around = frontier(facts.first.raw.grad_fn, {call.node: call})
+        if met and not around:
+            return call
     return None
 
 

@@ -21,10 +21,10 @@ def _keeps_places(call: Call) -> bool:
 
 
 def _joins(output: Tensor, part: Tensor) -> bool:
-    """Whether an output has the rows and columns of a map and more channels, which cannot be taken for these."""
-    if output.ndim != 4 or part.ndim != 4 or output.shape[2:] != part.shape[2:]:
+    """Whether an output (C, h, w) has the places of a map (1, c, h, w) and more channels, not to be taken for these."""
+    if output.ndim != 3 or part.ndim != 4 or output.shape[1:] != part.shape[2:]:
         return False
-    return output.shape[1] > part.shape[1] and output.shape[1] not in output.shape[2:]
+    return output.shape[0] > part.shape[1] and output.shape[0] not in output.shape[1:]
 
 
 @dataclass
@@ -78,12 +78,19 @@ class Findings:
             self._layouts[key] = self._read(call)
         return self._layouts[key]
 
-    def _read(self, wanted: Call) -> Layout | None:
+    def change(self, wanted: Call) -> Tensor | None:
+        """Squared change of the output of a call for the lit image, (C, h, w) or (T, C); None if it is no map."""
         again = self.answered(wanted)
         if again is None or wanted.passes_on or isinstance(wanted.module, RECURRENT):
             return None
         output = again.output
         if len(output) != 2 or output.ndim not in (3, 4) or not output.is_floating_point():
+            return None
+        return (output[1] - output[0]).float().square()
+
+    def _read(self, wanted: Call) -> Layout | None:
+        change = self.change(wanted)
+        if change is None:
             return None
         last: Call | None = None
         seen: dict[tuple[int, int], None] = {}
@@ -98,10 +105,10 @@ class Findings:
         # branches are joined.
         typed = (
             last is not None
-            and (last.output.shape[1:] == output.shape[1:] or _joins(output, last.output))
+            and (last.output.shape[1:] == change.shape or _joins(change, last.output))
             and (last.ended > wanted.started or _keeps_places(wanted))
         )
-        return layout_of((output[1] - output[0]).float().square(), self.size, typed, seen)
+        return layout_of(change, self.size, typed, seen)
 
     def sees(self, call: Call) -> bool:
         """Whether the output of a call changes with the image."""

@@ -34,10 +34,11 @@ from xattn.inspection.features import (
 )
 from xattn.inspection.findings import Findings
 from xattn.inspection.layouts import Layout, lit
+from xattn.inspection.placing import check_place
 from xattn.inspection.probing import Call, Probe, Swap, reaches_input, run
 from xattn.inspection.processors import Preprocessing, transformed
 from xattn.outputs import Kind, Which, spelled
-from xattn.running import FunctionModel, lock_of, modules_of, opaque, refused_images, tensors_of, unwrap
+from xattn.running import FunctionModel, check_loaded, lock_of, modules_of, opaque, refused_images, tensors_of, unwrap
 from xattn.spec import ASSUMED, BY_FUNCTION, CONTRADICTED, GIVEN, PROVED, Evidence, ModelSpec, Ran
 from xattn.targets import Class, Function, as_target
 from xattn.trace import place_of
@@ -152,6 +153,8 @@ def _infer(
     _find_gradient(model, first, evidence)
     if guess is not None and layer is not None:
         check_alone(facts, guess, layer)
+    if layer is not None and layout is not None:
+        check_place(facts, layer, layout)
     tokens = None if layout is None else layout.tokens
     attention: tuple[str, ...] = ()
     if layout is not None and tokens is not None:
@@ -303,6 +306,7 @@ def _first_pass(
     model: nn.Module, x: Tensor | None, sizes: Sequence[tuple[int, int]], which: Which, inputs: Inputs | None
 ) -> Probe:
     """One image through the model: the given one, or noise of the first size and number of channels that it takes."""
+    check_loaded(model, grad=False)
     device, dtype = place_of(model)
     if x is not None:
         try:

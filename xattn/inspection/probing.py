@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xattn.attention_taps import AttentionShapes
 from xattn.inputs import Inputs, Views, feed
-from xattn.outputs import Choice, Which, choose, rows, take
+from xattn.outputs import Choice, Made, Which, choose, rows, take
 from xattn.running import evaluating, in_this_thread
 from xattn.taps import Recording, first_tensor, put_back
 
@@ -186,7 +186,7 @@ def run(
             handles.append(module.register_forward_hook(in_this_thread(after(name))))
         taps = AttentionShapes(modules, note) if attention and tokens else nullcontext()
         with evaluating(model), torch.inference_mode(False), torch.set_grad_enabled(graph), recording, saved, taps:
-            output = feed(model, x.clone().requires_grad_() if graph else x, inputs)
+            output = feed(model, x.detach().requires_grad_() if graph else x, inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -217,14 +217,27 @@ def _drop(tensor: Any) -> Any:
     """What autograd gets in the place of a tensor that it wants to save: nothing."""
 
 
-def _made(calls: list[Call]) -> Callable[[Tensor], float]:
-    """When an output was computed: at the end of the call that gave it, or after all of them."""
+def _made(calls: list[Call]) -> Callable[[Tensor], Made]:
+    """What an output was made of, and when: at the end of the call that gave it, or after all of them."""
 
-    def made(tensor: Tensor) -> float:
+    def made(tensor: Tensor) -> Made:
         own = [c.ended for c in calls if c.output.data_ptr() == tensor.data_ptr() and c.output.shape == tensor.shape]
-        return min(own) if own else float("inf")
+        behind = _behind(tensor.grad_fn)
+        of = {(c.name, c.index) for c in calls if c.node in behind and any(True for _ in c.module.parameters(False))}
+        return Made(frozenset(of), min(own) if own else float("inf"))
 
     return made
+
+
+def _behind(root: Any) -> set[Any]:
+    """All nodes of autograd's graph from one back to the input."""
+    visited, waiting = set(), [root]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in visited:
+            visited.add(node)
+            waiting.extend(following for following, _ in node.next_functions)
+    return visited
 
 
 def mixes_tokens(modules: Iterable[nn.Module]) -> bool:

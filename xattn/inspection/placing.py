@@ -1,0 +1,134 @@
+"""Whether the cells of a layer lie on the image as it was given: a model may crop, pad, mirror or warp it first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from xattn.inspection.findings import Findings
+from xattn.inspection.layouts import Layout, answer, deviation
+from xattn.inspection.probing import Call
+from xattn.spec import CONTRADICTED, Evidence, in_rows
+
+_KEPT = 0.95  # share of a side that a crop may leave without being told
+_PADDED = 0.1  # share of a side, and number of pixels, from which on padding is no margin of a convolution
+_PADDED_PX = 8
+_ELSEWHERE = 0.8  # answer of another quarter from which on the place that was changed lies there
+_SURE = 5.0  # standard deviations by which that quarter must answer more than the right one
+_MIXING = ("Convolution", "Addmm", "Mm", "Bmm", "Linear", "Mkldnn", "Cudnn")  # behind these there is no image any more
+
+
+def check_place(facts: Findings, call: Call, layout: Layout) -> None:
+    """Whether the cells of the layer to read lie on the image as it was given."""
+    why = None if call.node is None else cut(call.node, facts.size)
+    if why is None and layout.answer < 0.5 and (change := facts.change(call)) is not None:
+        why = "is mirrored or turned" if turned(_cells(change, layout)) else None
+    if why is None:
+        return
+    facts.evidence["layout"] = Evidence(CONTRADICTED, f"the image {why} inside of the model")
+    facts.warnings.append(
+        f"the image {why} before '{call.name}', so that its cells lie elsewhere than the map shows them; do so before "
+        "the model and explain the part of it that follows, or use a method that reads no layer, such as occlusion"
+    )
+
+
+def _cells(change: Tensor, layout: Layout) -> Tensor:
+    """The change of each cell (h, w) in a layout, of that of each value, (C, h, w), (h, w, C) or (T, C)."""
+    tokens = layout.tokens
+    if tokens is None or tokens.channels_last:
+        return change.sum(0 if tokens is None else 2)
+    each = change.flatten(0, -2).sum(1)
+    return in_rows(each[None, tokens.prefix : len(each) - tokens.suffix, None], layout.grid, tokens.blocks)[0, :, :, 0]
+
+
+def cut(node: Any, size: tuple[int, int]) -> str | None:
+    """How a model changes the part of the image that it sees, before its first layer, on all ways to a node.
+
+    Args:
+        node: of autograd, that made the output of a layer.
+        size: height and width of the image.
+
+    Returns:
+        `is cut to its rows 8 to 40 of 48 (67%)`, `is padded by 16 rows`, `is warped`; None where it is seen whole.
+    """
+    crops: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
+    others: list[str] = []
+    visited, waiting = set(), [node]
+    while waiting:
+        current = waiting.pop()
+        if current is None or current in visited:
+            continue
+        visited.add(current)
+        variable = getattr(current, "variable", None)
+        if variable is not None:
+            if not isinstance(variable, nn.Parameter):
+                return None  # a way from the image that meets neither
+            continue
+        name = type(current).__name__
+        if name.startswith("Slice") and (kept := _crop(current, size)) is not None and _of_image(current):
+            crops[kept[0]].append(kept[1:])
+        elif name.startswith("ConstantPad") and (margin := _margin(current, size)) and _of_image(current):
+            others.append(margin)
+        elif name.startswith("GridSampler") and _of_image(current.next_functions[0][0]):
+            others.append("is warped")
+        else:
+            waiting.extend(following for following, _ in current.next_functions)
+    for side, ranges in crops.items():
+        if ranges and (seen := len(set().union(*(range(*r) for r in ranges)))) < _KEPT * size[side]:
+            low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+            what = ("rows", "columns")[side]
+            return f"is cut to its {what} {low} to {high} of {size[side]} ({seen / size[side]:.0%})"
+    return others[0] if others else None
+
+
+def _crop(node: Any, size: tuple[int, int]) -> tuple[int, int, int] | None:
+    """Side (0 or 1), start and end of what a slice of an image keeps; None where it keeps all or is of no image."""
+    shape, dim = tuple(node._saved_self_sym_sizes), node._saved_dim
+    if len(shape) < 3:
+        return None
+    side = dim - (len(shape) - 2)
+    if side not in (0, 1) or shape[dim] != size[side]:
+        return None
+    start, end = min(node._saved_start, size[side]), min(node._saved_end, size[side])
+    return (side, start, end) if end - start < _KEPT * size[side] and node._saved_step == 1 else None
+
+
+def _margin(node: Any, size: tuple[int, int]) -> str | None:
+    """What a padding of an image adds, or a negative one takes away, where it is much."""
+    given = [p - 2**64 if p >= 2**63 else p for p in node._saved_pad]  # autograd shows them as unsigned numbers
+    left, right, top, bottom = (*given, 0, 0, 0, 0)[:4]
+    for side, (before, behind) in ((1, (left, right)), (0, (top, bottom))):
+        if max(abs(before), abs(behind)) >= max(_PADDED_PX, _PADDED * size[side]):
+            added, what = before + behind, ("rows", "columns")[side]
+            return f"is padded by {added} {what}" if added > 0 else f"loses {-added} of its {size[side]} {what}"
+    return None
+
+
+def _of_image(node: Any) -> bool:
+    """Whether what a node reads, or gives where it is the first one, is the image and not made of it by layers."""
+    visited, waiting = set(), [node]
+    while waiting:
+        current = waiting.pop()
+        if current is None or current in visited:
+            continue
+        visited.add(current)
+        if type(current).__name__.startswith(_MIXING):
+            return False
+        waiting.extend(following for following, _ in current.next_functions)
+    return True
+
+
+def turned(change: Tensor) -> bool:
+    """Whether the cells (h, w) answer in another quarter than the place that was changed, as in a mirror.
+
+    >>> import torch
+    >>> change = torch.zeros(8, 8)
+    >>> change[1:3, 5:7] = 1  # where the image was changed
+    >>> turned(change), turned(change.flip(1)), turned(change.T)
+    (False, True, True)
+    """
+    grid = (change.shape[0], change.shape[1])
+    plain = answer(change, grid)
+    others = [answer(change.flip(dims), grid) for dims in ((0,), (1,), (0, 1))] if plain < 0.5 else [0.0]
+    return max(others) >= _ELSEWHERE and max(others) - plain > _SURE * deviation(grid)
