@@ -222,10 +222,13 @@ def refuse(method: Explainer, spec: ModelSpec) -> None:
     try:
         method.check(spec)
         needs = method.layers(spec)
-    except NotApplicableError:
-        if spec.feature_layer or layer is None:
+    except NotApplicableError as reason:
+        if not spec.feature_layer and layer is not None:
+            raise NotApplicableError(f"{method.name}: reads layers, but {layer.why}. {SCORES_ALONE}") from None
+        if gradient is None or gradient.how != CONTRADICTED:
             raise
-        raise NotApplicableError(f"{method.name}: reads layers, but {layer.why}. {SCORES_ALONE}") from None
+        # What it advises may read gradients.
+        raise NotApplicableError(f"{str(reason).partition('; use ')[0].rstrip('.')}. {SCORES_ALONE}") from None
     reads = method.grad or INPUT in needs or "backward" in method.passes
     if gradient is not None and gradient.how == CONTRADICTED and reads:
         raise NotApplicableError(f"{method.name}: reads gradients, but {gradient.why}. {SCORES_ALONE}")

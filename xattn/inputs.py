@@ -16,6 +16,9 @@ from xattn.errors import NotApplicableError, ParameterError, ShapeError, unknown
 Name = str | int
 _IMAGE, _VOLUME = 4, 5  # dimensions of a batch of them
 _VIEWS = "views"
+_COMMANDS = (
+    "Commands take a model of one input by its place: one whose forward() passes it on with the others filled in."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,12 +197,13 @@ def feed(model: nn.Module, x: Tensor, inputs: Inputs | None = None) -> Any:
         names = required(model)
         if inputs is None and "positional argument" in str(error) and (named := _by_name(model)):
             raise NotApplicableError(
-                f"{type(model).__name__} takes its images by name alone; pass them so, x={{{named!r}: images}}."
+                f"{type(model).__name__} takes its images by name alone; pass them so, x={{{named!r}: images}}. "
+                f"{_COMMANDS}"
             ) from None
         if inputs is None and "missing" in str(error) and len(names) > 1:
             raise NotApplicableError(
                 f"{type(model).__name__} takes several inputs ({', '.join(names)}); pass all of them as x, "
-                f"({', '.join(names)}), and inputs=0, the place of the one that is explained."
+                f"({', '.join(names)}), and inputs=0, the place of the one that is explained. {_COMMANDS}"
             ) from None
         raise
 

@@ -40,6 +40,24 @@ class TinyCNN(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+class WithAge(TinyCNN):
+    """An image and an age."""
+
+    def forward(self, image: Tensor, age: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(image) + age
+
+
+class AtForty(nn.Module):
+    """The same at one age."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = WithAge()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.net(image, image.new_full((len(image), 1), 40.0))
+
+
 class Flat(nn.Module):
     """A network without a spatial layer."""
 
@@ -162,3 +180,11 @@ def scores_alone() -> Callable[[Tensor], np.ndarray]:
     """A function from images to arrays, whose layers and gradients cannot be seen."""
     model = cnn()
     return lambda x: model(x).detach().numpy()
+
+
+def with_age() -> nn.Module:
+    return seeded(WithAge)
+
+
+def at_forty() -> nn.Module:
+    return seeded(AtForty, feature_layer="net.features", classifier=None)

@@ -293,3 +293,14 @@ def test_a_real_process_gives_the_line_and_the_status(photo: Path, tmp_path: Pat
     assert done.stdout == ""
     assert done.stderr.startswith("xattn: unknown method 'gradkam'. Did you mean 'gradcam'?")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_model_of_several_inputs_is_told_how_it_becomes_one_of_one(run: Run, photo: Path) -> None:
+    for command in ("explain", "doctor"):
+        arguments = [photo, "-m", "gradcam"] if command == "explain" else []
+        result = run(command, *arguments, "--model", "tests.cli.models:with_age")
+        assert result.exit_code == 2
+        assert re.search(
+            r"several inputs \(image, age\).* one whose forward\(\) passes it on", re.sub(r"\s+", " ", result.output)
+        )
+        assert run(command, *arguments, "--model", "tests.cli.models:at_forty").exit_code == 0

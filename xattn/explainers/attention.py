@@ -160,7 +160,7 @@ class PartCAM(Explainer):
     def check(self, spec: ModelSpec) -> None:
         if spec.attention not in ("bcnn", "brnpa") or spec.classifier is None:
             raise NotApplicableError(
-                "part-cam: the model has no B-CNN or BR-NPA head whose logit could be split; use cam or hirescam."
+                "part-cam: the model has no B-CNN or BR-NPA head whose logit could be split; use hirescam."
             )
 
     def layers(self, spec: ModelSpec) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ class Tape(Calls):
         """The exception for a call that no rule fits."""
         return Refusal(
             f"{self.method}: {self.model} {what}, for which there is no relevance rule; "
-            "use attnlrp, cp-lrp or libragrad, which have rules for more calls, or input-x-gradient."
+            "use input-x-gradient; of relevance, attnlrp, cp-lrp and libragrad have rules for more calls."
         )
 
     def handle(self, call: Call) -> Any:

@@ -35,7 +35,7 @@ class AttentionExplainer(Explainer):
             raise NotApplicableError(
                 f"{self.name}: reads the attention of a vision transformer over all its tokens, and "
                 f"{spec.name or 'the model'} has none that can be read (CNNs have no attention, Swin's is in windows); "
-                "use gradcam."
+                f"use {'gradcam' if spec.feature_layer else 'occlusion'}."
             )
 
     def attention_layers(self, spec: ModelSpec) -> tuple[str, ...]:
