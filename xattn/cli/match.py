@@ -27,9 +27,13 @@ EPILOG = "\n\n".join(
         "xattn match 17 holstein-reid:data/holstein-reid --model runs/cows/best.safetensors   "
         "[dim]# image 17 of the query part in the gallery part[/dim]",
         "xattn match cow.jpg herd/ --model resnet50 --weights DEFAULT --head linear -m gradcam -m layercam",
+        "xattn match bird.jpg birds/ --model runs/few/best.safetensors --shot 1   "
+        "[dim]# which of five classes, by one image of each[/dim]",
         "A match is right if it shows the same individual. It is known by the name of the file, as in "
         "0002_c1s1_000451_03.jpg, or by the folder where each individual has one. Images of the individual from the "
         "same camera or day as the query are left out where a data set knows it.",
+        "With --shot a few images of a few classes are drawn from a folder of class folders, or from the test part of "
+        "a data set, in which the query may be a number. The class of the query is among them if it is known.",
         "Exit status: 0 answered, 2 bad input, 3 some images of the gallery cannot be read and are left out.",
     )
 )
@@ -59,6 +63,11 @@ def match(
         ),
     ] = None,
     top: Annotated[int, typer.Option(metavar="N", help="Matches that are shown.")] = 5,
+    shot: Annotated[
+        int | None, typer.Option(metavar="K", help="Ask for the class instead, shown K images of each of a few.")
+    ] = None,
+    way: Annotated[int, typer.Option(metavar="N", help="Classes to choose from, with --shot.")] = 5,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the classes and images that --shot draws.")] = 0,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture.")] = Path("match.png"),
     device: options.Device = "auto",
     as_json: options.AsJson = False,
@@ -66,14 +75,15 @@ def match(
     """Search a gallery for the images most like a photograph, and show what in both speaks for the likeness.
 
     The likeness is the cosine of the features behind the head. With a B-CNN or BR-NPA head it is the sum of the shares
-    of its parts: part 1 of the query meets part 1 of the match, and so on.
+    of its parts: part 1 of the query meets part 1 of the match, and so on. With --shot the likeness is that to the
+    mean of the images of a class.
     """
     from xattn.cli.loading import advise, load, picture_file
     from xattn.data.preprocessing import view_of
     from xattn.device import find_device
     from xattn.errors import ParameterError
     from xattn.models.embedder import Embedder
-    from xattn.viz.matches import match_panel
+    from xattn.viz.matches import match_panel, told
 
     if not 1 <= top <= 20:
         raise ParameterError(f"--top must be from 1 to 20 but is {top}.")
@@ -84,6 +94,12 @@ def match(
     embedder = Embedder.of(network.model).eval()
     # Of a head without attention the features that are compared are what comes before it.
     advise(replace(network, random="") if network.random == "head" and head == "linear" else network)
+    if shot is not None:
+        from xattn.cli.shots import draw_episode, show
+
+        episode = draw_episode(query, gallery, shot, way, seed)
+        show(embedder, episode, method or _methods(embedder), out, as_json=as_json)
+        return
     one, others = _read(query, gallery)
     if not others:
         raise ParameterError(f"match: no image of '{gallery}' is left to compare with.")
@@ -101,7 +117,7 @@ def match(
         console.show_json({"query": one.name, "gallery": compared, "matches": found, "picture": str(out)})
     else:
         for place, found_match in enumerate(matches, 1):
-            console.say(f"{place}. {_told(found_match)}")
+            console.say(f"{place}. {told(found_match)}")
         console.say(f"wrote {out}: the best {len(matches)} of {compared:,} images")
     if damaged:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -262,17 +278,3 @@ def _explained(
     theirs = explain(embedder, x[1:], methods, Similarity(found[:1].expand(count, -1)), spec=spec)
     own = explain(embedder, x[:1].expand(count, -1, -1, -1).contiguous(), methods, Similarity(found[1:]), spec=spec)
     return list(zip(theirs, own, strict=True))
-
-
-def _told(match: Match) -> str:
-    """A match in words."""
-    from xattn.looks import RANKS
-    from xattn.viz.matches import WORDS
-
-    words = [match.name, f"{match.similarity:.3f}", WORDS[match.right]]
-    if match.shares:
-        names = list(RANKS)
-        words.append("= " + " + ".join(f"{share:.3f} {names[p % len(names)]}" for p, share in enumerate(match.shares)))
-        crossed = [f"its part {p + 1} is more like part {q + 1}" for p, q in enumerate(match.met) if p != q]
-        words.append(f"({', '.join(crossed)})" if crossed else "")
-    return " ".join(word for word in words if word)

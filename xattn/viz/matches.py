@@ -1,4 +1,4 @@
-"""The picture of a search: the query, its best matches framed as right or wrong, and what spoke for each."""
+"""The pictures of a search, of an image or of a class: what was found, right or wrong, and what spoke for each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageOps
 
 from xattn.explanation import Explanation
+from xattn.looks import RANKS
 from xattn.viz.colors import rank_color
 from xattn.viz.overlay import to_rgb
 from xattn.viz.panel import Cell, Swatch, field_size, panel
@@ -84,6 +85,54 @@ def match_panel(
     return panel(rows)
 
 
+def shots_panel(
+    query: Image.Image,
+    name: str,
+    classes: Sequence[Match],
+    views: Sequence[Sequence[Image.Image]],
+    explanations: Sequence[tuple[Explanation, Explanation]],
+) -> Image.Image:
+    """A query and the classes that it may be of, each by a few images, and below them the maps of each method.
+
+    Args:
+        query: what the model sees of it.
+        name: of the query.
+        classes: as matches, the most likely first.
+        views: the K images of each class that are drawn.
+        explanations: for each method the maps of these images, shot by shot (image k of class c is k * classes + c),
+            and those of the query by its likeness to each class.
+    """
+    way, shot = len(classes), len(views[0])
+    deep = 1 + sum(shot + (1 if theirs.method.class_specific else 0) for theirs, _ in explanations)
+    shape = field_size(deep, 1 + way, (query.height, query.width))
+    rows = [
+        [
+            Cell(_framed(query, (40, 42, 48), shape), name, "the query"),
+            *(
+                Cell(
+                    _framed(match.picture, FRAMES[match.right], shape),
+                    match.name,
+                    " ".join((f"{match.similarity:.3f}", WORDS[match.right])).strip(),
+                    key=_key(match),
+                )
+                for match in classes
+            ),
+        ]
+    ]
+    for theirs, own in explanations:
+        method = title(theirs.method)
+        if theirs.method.class_specific:
+            here = [Cell(render(own, c, image=query, size=shape)) for c in range(way)]
+            rows.append([Cell(note=f"{method}: what of the query is like each class"), *here])
+            first = Cell(note=f"{method}: what of the images of each class is like the query")
+        else:
+            first = Cell(render(own, 0, image=query, size=shape), method)
+        for k in range(shot):
+            there = [Cell(render(theirs, k * way + c, image=views[c][k], size=shape)) for c in range(way)]
+            rows.append([first if k == 0 else Cell(), *there])
+    return panel(rows)
+
+
 def _framed(picture: Image.Image, color: tuple[int, int, int], shape: tuple[int, int]) -> Image.Image:
     """A picture of a size with a frame inside it."""
     border = max(2, min(shape) // 30)
@@ -94,3 +143,14 @@ def _framed(picture: Image.Image, color: tuple[int, int, int], shape: tuple[int,
 def _key(match: Match) -> tuple[Swatch, ...]:
     """Share of each part in the similarity."""
     return tuple(Swatch(rank_color(p), f"{share:.2f}") for p, share in enumerate(match.shares))
+
+
+def told(match: Match) -> str:
+    """A match in words."""
+    words = [match.name, f"{match.similarity:.3f}", WORDS[match.right]]
+    if match.shares:
+        names = list(RANKS)
+        words.append("= " + " + ".join(f"{share:.3f} {names[p % len(names)]}" for p, share in enumerate(match.shares)))
+        crossed = [f"its part {p + 1} is more like part {q + 1}" for p, q in enumerate(match.met) if p != q]
+        words.append(f"({', '.join(crossed)})" if crossed else "")
+    return " ".join(word for word in words if word)
