@@ -4,12 +4,13 @@
     python benchmarks/three_tasks/tables.py
 
 Time and memory are those of a process of its own: time of the processor for a step of training and for a forward pass,
-and the largest resident set, Python and torch included.
+and by how much the largest resident set grows beyond what Python, torch and the weights take.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -43,10 +44,20 @@ SOURCES = {
 }
 SHOTS = (1, 5)
 BATCH, STEPS, RESAMPLES = 16, 6, 2000
-FROZEN = {
-    "cub-20": (),
-    "holstein-reid": (("untrained Lite0", "linear", (192, 96)), ("untrained Lite0, BR-NPA", "brnpa", (192, 96))),
-    "cifar-fs": (("untrained tiny-cnn", "linear", (64, 64)), ("untrained tiny-cnn, BR-NPA", "brnpa", (64, 64))),
+FROZEN: dict[str, tuple[tuple[str, str, str | None, tuple[int, int]], ...]] = {
+    "holstein-reid": (
+        ("Lite0", "efficientnet_lite0", "linear", (192, 96)),
+        ("Lite0, BR-NPA", "efficientnet_lite0", "brnpa", (192, 96)),
+        ("tiny-cnn", "tiny-cnn", None, (96, 48)),
+        ("tiny-bcnn", "tiny-bcnn", None, (96, 48)),
+        ("tiny-brnpa", "tiny-brnpa", None, (96, 48)),
+    ),
+    "cifar-fs": (
+        ("tiny-cnn", "tiny-cnn", None, (64, 64)),
+        ("tiny-cnn, BR-NPA", "tiny-cnn", "brnpa", (64, 64)),
+        ("tiny-bcnn", "tiny-bcnn", None, (64, 64)),
+        ("tiny-brnpa", "tiny-brnpa", None, (64, 64)),
+    ),
 }
 """Networks that are not trained on the task: their features are compared as they come."""
 
@@ -110,8 +121,6 @@ MEASURES = {"cub-20": classes, "holstein-reid": individuals, "cifar-fs": episode
 
 def cost(architecture: dict[str, Any], size: tuple[int, int]) -> dict[str, float]:
     """Milliseconds of the processor an image and megabytes, for a batch of 16 on one thread; in this process."""
-    import resource
-
     torch.set_num_threads(1)
     given = {k: v for k, v in architecture.items() if k in ("head", "parts", "resolution", "options")}
     model = create_model(architecture["backbone"], num_classes=architecture["classes"], **given)
@@ -119,19 +128,26 @@ def cost(architecture: dict[str, Any], size: tuple[int, int]) -> dict[str, float
     x = torch.rand(BATCH, 3, *size).to(memory_format=torch.channels_last)
     target = torch.arange(BATCH) % architecture["classes"]
     spent: dict[str, list[float]] = {"forward_ms": [], "step_ms": []}
+    base = peak_mb()
     for _ in range(STEPS):
         with torch.no_grad():
             began = time.process_time()
             model.eval()(x)
             spent["forward_ms"].append(time.process_time() - began)
-    forward_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    forward_mb = peak_mb() - base
     for _ in range(STEPS):
         began = time.process_time()
         model.train().zero_grad()
         F.cross_entropy(model(x), target).backward()
         spent["step_ms"].append(time.process_time() - began)
     found = {key: 1000 * sorted(values)[STEPS // 2] / BATCH for key, values in spent.items()}
-    return found | {"forward_mb": forward_mb, "step_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000}
+    return found | {"forward_mb": forward_mb, "step_mb": peak_mb() - base}
+
+
+def peak_mb() -> float:
+    """Largest resident set of this process; that of `getrusage` would be the one of the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
 
 
 def cost_apart(architecture: dict[str, Any], size: tuple[int, int]) -> dict[str, float]:
@@ -173,11 +189,11 @@ def trained(task: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def untrained(task: str, head: str, size: tuple[int, int], name: str) -> dict[str, Any]:
-    """A network with the weights that it comes with, and another head."""
-    backbone = "efficientnet_lite0" if "Lite0" in name else "tiny-cnn"
-    model = cast("Classifier", create_model(backbone, head=head, num_classes=2, weights="DEFAULT"))
-    model.spec = model.facts_of(model.spec.__class__(**{**vars(model.spec), "input_size": size, "crop": 1.0}))
+def untrained(task: str, name: str, head: str | None, size: tuple[int, int]) -> dict[str, Any]:
+    """A network with the weights that it comes with, with another head where one is named."""
+    options = {} if head is None else {"head": head, "num_classes": 2, "weights": "DEFAULT"}
+    model = cast("Classifier", create_model(name, **options))  # type: ignore[arg-type]
+    model.spec = dataclasses.replace(model.spec, input_size=size, crop=1.0)
     return {**about(model), **MEASURES[task](model.eval(), None)}
 
 
@@ -194,7 +210,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     result: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    wanted = [(t, name, "-") for t, rows in FROZEN.items() for name, _, _ in rows]
+    wanted = [(t, name, "-") for t, rows in FROZEN.items() for name, *_ in rows]
     for run in RUNS:
         folders = sorted((args.runs / run.task).glob(f"{run.name}-[0-9]"))
         wanted += [
@@ -202,11 +218,11 @@ def main() -> None:
         ]
     for task, name, seed in wanted:
         known = result.setdefault(task, {}).setdefault(name, {})
-        if seed in known and not args.again and known[seed].get("epochs") == known[seed].get("planned"):
+        done = seed in known and known[seed].get("epochs") == known[seed].get("planned")
+        if done and not args.again and "cost" in known[seed]:
             continue
         if seed == "-":
-            head, size = next((h, s) for n, h, s in FROZEN[task] if n == name)
-            known[seed] = untrained(task, head, size, name)
+            known[seed] = untrained(task, *next(row[1:] for row in FROZEN[task] if row[0] == name))
         else:
             known[seed] = trained(task, args.runs / task / f"{name}-{seed}")
         result["circumstances"] = {
