@@ -138,3 +138,17 @@ def test_the_file_must_be_called_safetensors(run: Run) -> None:
     result = run("convert", CNN, "--out", "net.pt")
     assert result.exit_code == 2
     assert "must end in .safetensors" in result.stderr
+
+
+def test_a_fitted_classifier_is_nearer_to_the_network(run: Run, folder: Path) -> None:
+    result = run(
+        "convert", CNN, "--data", folder, "--fit", folder, "--ridge", 0.01, "--out", "net.safetensors", "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["fitted_on"] == 5
+    assert found["fitted"]["change"] < 0.5 * found["agreement"]["change"]
+    assert "the classifier was fitted to what cnn says of 5 images" in result.stderr
+    result = run("convert", CNN, "--fit", folder, "--ridge", 0, "--out", "net.safetensors")
+    assert result.exit_code == 2
+    assert "ridge must be positive" in result.stderr

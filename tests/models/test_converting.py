@@ -17,7 +17,7 @@ from xattn.inspection import infer_spec
 from xattn.models import create_model, load_model, save_weights
 from xattn.models.converting import SharedCellHead, SharedHead, convert, everywhere, recalibrated
 
-# Small members of the families that the law is tested on here; benchmarks/models/convert.py has all.
+# Small members of the families that the law is tested on here; benchmarks/convert/law.py has all.
 NETWORKS = {
     "squeezenet1_1": SharedCellHead,
     "mobilenet_v3_small": SharedHead,

@@ -26,6 +26,7 @@ EPILOG = "\n\n".join(
         "[bold]Examples[/bold]",
         "xattn convert efficientnet_lite0 --data photos/ --out readable.safetensors",
         "xattn convert resnet50 --weights DEFAULT --resolution x2 --parts 4 --data photos/ --out readable.safetensors",
+        "xattn convert efficientnet_lite0 --resolution x4 --data photos/ --fit others/ --out net.safetensors",
         "xattn convert nets:build --weights mine.safetensors --data photos/ --labels labels.csv --out net.safetensors",
         "xattn convert efficientnet_lite0 --resolution x4 --data photos/ --distil others/ --out net.safetensors",
         "Then: xattn explain photo.jpg --model readable.safetensors",
@@ -61,6 +62,11 @@ def convert(
         list[str] | None,
         typer.Option(metavar="PATH|NAME:DIR", help="Other images, from which batch norm takes its statistics anew."),
     ] = None,
+    fit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH|NAME:DIR", help="Other images, on which its classifier is fitted to MODEL at once."),
+    ] = None,
+    ridge: Annotated[float, typer.Option(metavar="R", help="Of --fit: more stays nearer to the old classifier.")] = 1.0,
     distil: Annotated[
         str | None,
         typer.Option(metavar="DIR|NAME:DIR", help="Other images, without labels, on which it learns from MODEL."),
@@ -89,6 +95,7 @@ def convert(
     from xattn.models import save_weights
     from xattn.models.agreement import relative_cost
     from xattn.models.converting import norms_behind, recalibrated
+    from xattn.models.fitting import fit as fitted
 
     options.check_numbers({"--parts": parts, "--batch-size": batch_size})
     if out.suffix != ".safetensors":
@@ -121,6 +128,13 @@ def convert(
         result["recalibrated_on"] = count
         if data:
             result["recalibrated"] = _measure(network, made, data, known, batch_size, say, warn, "recalibrated")
+    if fit:
+        images = (x for x, _ in batches(fit, network.spec, batch_size, warn=warn))
+        count = fitted(network.model, made, (x.to(_place(made)) for x in images), spec=network.spec, ridge=ridge)
+        say(f"the classifier was fitted to what {network.name} says of {count} images")
+        result["fitted_on"] = count
+        if data:
+            result["fitted"] = _measure(network, made, data, known, batch_size, say, warn, "fitted")
     if distil is not None:
         _learn(network, made, distil, out, epochs, lr, all_layers, batch_size)
         result["distilled"] = {"on": distil, "epochs": epochs, "lr": lr, "all_layers": all_layers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -61,11 +61,19 @@ class SharedHead(Head):
         made: Tensor = self.neck(flat if self.flat else flat[:, :, None, None])
         return made.flatten(1).unflatten(0, vectors.shape[:2]).flatten(1)
 
+    @torch.no_grad()
+    def correct(self, matrix: Tensor) -> None:
+        """Add a matrix (K, P * C') to the classifier."""
+        self.classifier.weight += matrix
+
 
 class SharedCellHead(nn.Module):
     """BR-NPA for a classifier that reads each cell before the mean is taken, as in SqueezeNet (arXiv:1602.07360).
 
     Class scores of the cells are averaged by the attention maps instead, and over the parts.
+
+    Attributes:
+        rest: a linear layer over the parts, whose output is added; None unless there is something to correct.
 
     Args:
         parts: number P of the attention maps.
@@ -81,12 +89,32 @@ class SharedCellHead(nn.Module):
         self.classifier = copy.deepcopy(classifier)
         self.attention = BRNPAAttention(parts)
         self.rectified = rectified
+        self.rest: nn.Linear | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (N, K) of features (N, C, h, w)."""
         scores: Tensor = self.classifier(features)
         maps: Tensor = self.attention(features)
-        return attention_pool(scores.relu() if self.rectified else scores, maps.mean(1, keepdim=True)).flatten(1)
+        scores = scores.relu() if self.rectified else scores
+        logits = attention_pool(scores, maps.mean(1, keepdim=True)).flatten(1)
+        return logits if self.rest is None else logits + self.rest(attention_pool(features, maps).flatten(1))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Weighted mean of the features for each part (N, P * C)."""
+        return attention_pool(features, self.attention(features)).flatten(1)
+
+    @torch.no_grad()
+    def correct(self, matrix: Tensor) -> None:
+        """Add what a matrix (K, P * C) makes of the parts to the logits."""
+        if self.rest is None:
+            self.add_rest()
+        self.rest.weight += matrix  # type: ignore[union-attr]
+
+    def add_rest(self) -> None:
+        """Make room for a correction, which is zero at first."""
+        like = self.classifier.weight
+        self.rest = nn.Linear(self.parts * like.shape[1], len(like), bias=False, device=like.device, dtype=like.dtype)
+        nn.init.zeros_(self.rest.weight)
 
     def extra_repr(self) -> str:
         """Options, for the printed model."""
@@ -199,6 +227,13 @@ def _prove(model: nn.Module, spec: ModelSpec, made: Classifier, x: Tensor, facto
             f"{type(model).__name__} cannot be converted: with parts that cover everything its logits differ by "
             f"{error:.1e} of their spread."
         )
+
+
+def with_room(made: Classifier, state: Mapping[str, Tensor]) -> Classifier:
+    """A converted network that has all that a file holds: a head that was corrected has a layer more."""
+    if isinstance(made.head, SharedCellHead) and "head.rest.weight" in state:
+        made.head.add_rest()
+    return made
 
 
 def everywhere(converted: Classifier, factor: int = 1) -> nn.Module:

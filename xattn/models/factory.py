@@ -20,7 +20,7 @@ from xattn.errors import CheckpointError, ParameterError, UnknownNameError, Xatt
 from xattn.inspection import facts_about, infer_spec
 from xattn.models import hugging_face, models, timm_models, torchvision_models
 from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state, without_prefix
-from xattn.models.converting import convert
+from xattn.models.converting import convert, with_room
 from xattn.models.dilation import FACTORS, dilated
 from xattn.models.header import Architecture, Resolution, is_file, read_header
 from xattn.models.heads import Classifier, checked_options, create_head, heads
@@ -278,7 +278,7 @@ def _converted(wanted: Architecture, saved: Architecture, state: Mapping[str, Te
     own = base.state_dict()
     inner = state if isinstance(base, Classifier) else {key.removeprefix("backbone."): t for key, t in state.items()}
     base.load_state_dict({k: t for k, t in inner.items() if k in own and own[k].shape == t.shape}, strict=False)
-    model = convert(base, parts=wanted.parts, resolution=wanted.resolution)
+    model = with_room(convert(base, parts=wanted.parts, resolution=wanted.resolution), state)
     fill(model, state, path)
     return model
 
