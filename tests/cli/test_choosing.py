@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.cli import models
 from tests.cli.conftest import Run
 from tests.cli.test_explain import CNN, summary
 from xattn.cli import choosing
+from xattn.cli.choosing import chosen_methods
+from xattn.cli.panel_pages import PanelPages
+from xattn.file_loop import Column, Network
+from xattn.storage import load_explanation
 
 
 def used(found: dict[str, Any]) -> dict[str, str]:
@@ -79,3 +84,39 @@ def test_models_and_weights_go_together(run: Run, photo: Path) -> None:
     )
     assert result.exit_code == 2
     assert "--weights is given 2 times and --model 3 times" in result.stderr
+
+
+def test_a_method_on_finer_maps_beside_others(run: Run, photo: Path) -> None:
+    found = summary(run, photo, "-m", "brnpa@x2", "-m", "gradcam", "-m", "gradcam@x4", "-m", "gradcam@low", *CNN)
+    maps = found["images"][0]["maps"]
+    assert [(item["method"], item["model"]) for item in maps] == [
+        ("brnpa", "cnn x2"), ("gradcam", "cnn"), ("gradcam", "cnn x4")
+    ]  # fmt: skip
+    whole = summary(run, photo, "-m", "gradcam", "--resolution", "x4", "--save-maps", *CNN)["images"][0]["maps"][0]
+    own = summary(run, photo, "-m", "gradcam@x4", "-m", "gradcam", "--save-maps", *CNN)["images"][0]["maps"][0]
+    assert load_explanation(own["maps"]).maps.shape[2:] == (32, 32)
+    torch.testing.assert_close(load_explanation(own["maps"]).maps, load_explanation(whole["maps"]).maps)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("-m", "gradcam@x3"), "resolution must be one of low, x2, x4, x8, high but is 'x3'"),
+        (("-m", "gradcam@x2", "--resolution", "x2"), "--resolution x2 is for all methods"),
+        (("-m", "gradcam@finer"), "gradcam@finer"),
+    ],
+)
+def test_resolutions_that_cannot_be(run: Run, photo: Path, arguments: tuple[str, ...], why: str) -> None:
+    result = run("explain", photo, *arguments, *CNN)
+    assert result.exit_code == 2
+    assert why in result.stderr
+
+
+def test_the_panel_says_which_maps_are_finer() -> None:
+    whole = Network(models.cnn(), models.cnn().spec, "net")
+    finer = Network(models.cnn(), models.cnn().spec, "net x2", original=whole)
+    method = chosen_methods(["gradcam"], None)[0]
+    pages = PanelPages(Path(), [Column(method, finer), Column(method, whole)], {}, 1)
+    assert [pages._title(column, "Grad-CAM") for column in pages.columns] == ["Grad-CAM x2", "Grad-CAM"]
+    pages.columns = [Column(method, whole), Column(method, Network(whole.model, whole.spec, "other"))]
+    assert [pages._title(column, "Grad-CAM") for column in pages.columns] == ["net\nGrad-CAM", "other\nGrad-CAM"]

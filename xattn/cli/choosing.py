@@ -75,7 +75,10 @@ def choose_columns(
     from xattn.explainers import applicable
     from xattn.file_loop import Column
 
-    methods = chosen_methods(texts or (), parts if head is None else None)
+    asked_for = chosen_with_resolution(texts or (), parts if head is None else None)
+    methods = list(dict.fromkeys(method for method, _ in asked_for))
+    if resolution is not None and any(own is not None for _, own in asked_for):
+        raise ParameterError(f"--resolution {resolution} is for all methods; leave it out where one has its own, by @.")
     if texts and parts is not None and head is None and not any(hasattr(m, "parts") for m in methods):
         raise ParameterError(f"--parts {parts}: none of the methods has parts; brnpa does.")
     _check_weights(models, weights, head)
@@ -85,28 +88,33 @@ def choose_columns(
         needed = {"--head": head, **{f"--{key}": value for key, value in given.items()}}
         if named := [option for option, value in needed.items() if value is not None]:
             raise ParameterError(f"{' and '.join(named)} needs --model.")
-    networks: dict[tuple[str, str | None], Network] = {}
+    networks: dict[tuple[str, str | None, str | None], Network] = {}
 
-    def loaded(name: str, file: str | None = None) -> Network:
-        if (name, file) not in networks:
+    def loaded(name: str, file: str | None = None, own: str | None = None) -> Network:
+        if (name, file, own) not in networks:
             network = load(
-                name, weights=file, head=head, resolution=resolution, parts=parts, device=find_device(device),
+                name, weights=file, head=head, resolution=own or resolution, parts=parts, device=find_device(device),
                 given=given,
             )  # fmt: skip
             twins = [n.name for n in networks.values() if n.name.rpartition(" #")[0] or n.name == network.name]
             if network.name in twins:
                 network = dataclasses.replace(network, name=f"{network.name} #{len(twins) + 1}")
-            networks[name, file] = network
-        return networks[name, file]
+            networks[name, file, own] = network
+        return networks[name, file, own]
 
     if models:
         files: list[str | None] = (
             [*weights] * len(models) if len(weights) == 1 else [*weights] or [None for _ in models]
         )
         asked = list(dict.fromkeys(zip(models, files, strict=True)))
-        pairs = [(method, loaded(*one)) for one in asked for method in methods or [_own(loaded(*one), parts)]]
+        pairs = [
+            (method, loaded(*one, own))
+            for one in asked
+            for method, own in asked_for or [(_own(loaded(*one), parts), None)]
+        ]
     elif texts:
-        pairs = _by_method(methods, loaded, one=asks_for_all(texts))
+        homes = _by_method(methods, loaded, one=asks_for_all(texts))
+        pairs = [(method, loaded(homes[methods.index(method)], None, own)) for method, own in asked_for]
     else:
         network = loaded(default_model(_SMALL_ATTENTION))
         pairs = [(_own(network, parts), network)]
@@ -130,10 +138,8 @@ def _check_weights(models: Sequence[str], weights: Sequence[str], head: str | No
         raise ParameterError(f"--weights is given {len(weights)} times and --model {len(models)} times; pass one each.")
 
 
-def _by_method(
-    methods: Sequence[Explainer], loaded: Callable[[str], Network], *, one: bool
-) -> list[tuple[Explainer, Network]]:
-    """One network for all methods where there is one that fits, else for each method one that fits it.
+def _by_method(methods: Sequence[Explainer], loaded: Callable[[str], Network], *, one: bool) -> list[str]:
+    """For each method the name of a network: one for all where there is one that fits, else one that fits it.
 
     Args:
         methods: all that are asked for.
@@ -145,9 +151,9 @@ def _by_method(
     homes = [] if one else list(dict.fromkeys(HOMES[m.serves] for m in methods if m.serves in HOMES))
     for name in homes:
         if all(applicable(method, loaded(name).spec) is None for method in methods):
-            return [(method, loaded(name)) for method in methods]
+            return [name for _ in methods]
     usual = default_model() if one or any(m.serves not in HOMES for m in methods) else ""
-    return [(method, loaded(usual if one else HOMES.get(method.serves, usual))) for method in methods]
+    return [usual if one else HOMES.get(method.serves, usual) for method in methods]
 
 
 def _own(network: Network, parts: int | None) -> Explainer:
@@ -155,6 +161,29 @@ def _own(network: Network, parts: int | None) -> Explainer:
     name = default_method(network.spec)
     (method,) = chosen_methods(["brnpa" if parts is not None and name == "gradcam" else name], parts)
     return method
+
+
+def chosen_with_resolution(texts: Sequence[str], parts: int | None) -> list[tuple[Explainer, str | None]]:
+    """Methods of the command line, each with the resolution that stands behind an @, None where none does.
+
+    >>> [(method.name, own) for method, own in chosen_with_resolution(["gradcam@x2", "gradcam"], None)]
+    [('gradcam', 'x2'), ('gradcam', None)]
+    """
+    from xattn.models.dilation import FACTORS, factor_of
+
+    found: list[tuple[Explainer, str | None]] = []
+    for text in texts:
+        name, at, end = text.rpartition("@")
+        own = end.strip() if at and name.strip() else None
+        if own is not None and own not in FACTORS and not own.replace("x", "").isdecimal():
+            own = None  # an @ inside of a parameter
+        if own is not None:
+            factor_of(own)
+        for method in chosen_methods([text if own is None else name], parts):
+            entry = method, None if own == "low" else own
+            if entry not in found:
+                found.append(entry)
+    return found
 
 
 def chosen_methods(texts: Sequence[str], parts: int | None) -> list[Explainer]:

@@ -44,7 +44,7 @@ def compare(
         typer.Option(
             "--method",
             "-m",
-            metavar="NAME[:PARAMETER=VALUE,…]",
+            metavar="NAME[:PARAMETER=VALUE,…][@x2|@x4|@x8]",
             show_default=", ".join(_METHODS),
             help="A method, a column each; 'all' for all that fit. See: xattn list methods",
         ),

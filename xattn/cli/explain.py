@@ -27,6 +27,7 @@ EPILOG = "\n\n".join(
         "xattn explain photos/ 'more/*.png' -m gradcam -m brnpa:parts=4 --out out/",
         "xattn explain cat.jpg -m all --model resnet50 --weights DEFAULT --target tabby --topk 3",
         "xattn explain cat.jpg -m gradcam:layer=layer3 --model mypackage.nets:build --weights mine.safetensors",
+        "xattn explain cat.jpg -m brnpa@x4 -m gradcam -m gradcam@x2    (finer maps, by dilation, of a single method)",
         "xattn explain cat.jpg --model efficientnet_lite0 --model tiny-brnpa",
         "xattn explain photos/ --model runs/birds/best.safetensors --save-maps --json > summary.json",
         "Files: one picture an image and method, STEM.METHOD.png; several methods or classes also give panel.png.",
@@ -43,7 +44,7 @@ def explain(
         typer.Option(
             "--method",
             "-m",
-            metavar="NAME[:PARAMETER=VALUE,…]",
+            metavar="NAME[:PARAMETER=VALUE,…][@x2|@x4|@x8]",
             show_default="the attention of a B-CNN or BR-NPA, else gradcam",
             help="A method; give it several times for several, 'all' for all that fit. See: xattn list methods",
         ),

@@ -95,9 +95,7 @@ class PanelPages:
                 )
                 for one in self._rows
             ]
-            several = len(set(names)) > 1
-            heads = [title(self.columns[j].method) for j in shown]
-            titles = ["Image", *(f"{n}\n{h}" if several else h for n, h in zip(names, heads, strict=True))]
+            titles = ["Image", *(self._title(self.columns[j], title(self.columns[j].method)) for j in shown)]
             if folded:
                 rows, titles = fold(rows[0], titles, across), []
             keys = keys_of([one.line[j] for one in self._rows for j in shown], colormap=self.style["colormap"])
@@ -121,17 +119,25 @@ class PanelPages:
         named = zip(cells[1:], names, strict=True)
         return [cells[0], *(dataclasses.replace(c, mark=marks.get(n, "") if c.picture else "") for c, n in named)]
 
+    def _title(self, column: Column, method: str) -> str:
+        """What stands above a picture: the method, and the network or how its copy was changed, where that differs."""
+        networks = {c.network for c in self.columns if c.refused is None}
+        if len(networks) == 1:
+            return method
+        if len({(n.original or n).name for n in networks}) > 1:
+            return f"{column.network.name}\n{method}"
+        own = column.network
+        return method if own.original is None else f"{method} {own.name.removeprefix(own.original.name).strip()}"
+
     def _caption(self, one: _Row) -> dict[str, Any]:
         """What stands below an image: the class explained and its probability, if all networks explain one."""
         from xattn.viz import percent
 
-        line = one.line
-        several = len({column.network for column in self.columns}) > 1
-        told = [
-            (column.network.name, described(e))
-            for column, e in zip(self.columns, line, strict=True)
-            if not isinstance(e, str) and (e.method.class_specific or not several)
-        ]
+        several = len({(column.network.original or column.network).name for column in self.columns}) > 1
+        pairs = [(c.network, e) for c, e in zip(self.columns, one.line, strict=True) if not isinstance(e, str)]
+        if not several:  # a network speaks for its copies
+            pairs = [(n, e) for n, e in pairs if n.original is None] or pairs
+        told = [(n.name, described(e)) for n, e in pairs if e.method.class_specific or not several]
         specific = [(network, goal) for network, goal in told if goal["class_specific"]] or told
         labelled = f"labelled {one.label}" if one.label else ""
         if not specific:
