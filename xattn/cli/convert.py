@@ -66,7 +66,7 @@ def convert(
         list[str] | None,
         typer.Option(metavar="PATH|NAME:DIR", help="Other images, on which its classifier is fitted to MODEL at once."),
     ] = None,
-    ridge: Annotated[float, typer.Option(metavar="R", help="Of --fit: more stays nearer to the old classifier.")] = 1.0,
+    ridge: Annotated[float, typer.Option(metavar="R", help="Of --fit: more stays nearer to the old classifier.")] = 0.1,
     distil: Annotated[
         str | None,
         typer.Option(metavar="DIR|NAME:DIR", help="Other images, without labels, on which it learns from MODEL."),

@@ -14,7 +14,7 @@ from xattn.outputs import take
 from xattn.running import evaluating
 from xattn.spec import ModelSpec
 
-RIDGE = 1.0
+RIDGE = 0.1
 """How hard the fitted classifier is held to the trained one, as a share of the mean squared length of what it reads."""
 
 
