@@ -26,12 +26,12 @@ from xattn.explanation import OK, Explanation, joined
 from xattn.functional.pixels import drawn_bands
 from xattn.inputs import Inputs, Name, Volume, split_inputs
 from xattn.inspection import facts_about
-from xattn.inspection.processors import Preprocessing, apply_transform, transformed
+from xattn.inspection.processors import Preprocessing, apply_transform, prepared_by, transformed
 from xattn.models.dilation import dilated, factor_of
 from xattn.outputs import Which
 from xattn.running import unwrap
 from xattn.score import ScoreFn
-from xattn.spec import ASSUMED, GIVEN, Evidence, ModelSpec, sides_of
+from xattn.spec import ASSUMED, GIVEN, PROVED, Evidence, ModelSpec, sides_of
 from xattn.targets import Similarity, as_target
 from xattn.trace import Trace, place_of, record
 
@@ -229,6 +229,8 @@ def explain(
     photographs: tuple[Any, ...] = ()
     if transform is not None and not _is_input(x):
         prepared = transformed(transform)
+        if prepared.evidence.how == PROVED and window is None:  # so that pictures of them fit the maps
+            photographs = tuple(listed(x))
         x = torch.stack([apply_transform(transform, image) for image in pictures(x, window=window)])
         x = x.to(place_of(model)[0])
     sides = None if size is None else sides_of(size)
@@ -244,8 +246,8 @@ def explain(
     if known is not None and output is not None and not callable(output):
         spec = replace(spec, output=output if isinstance(output, tuple) else (output,))
     spec = spec.given(mean=mean, std=std, classes=classes, size=size)
-    if prepared is not None and mean is None:
-        spec = replace(spec, mean=prepared.mean, std=prepared.std)
+    if prepared is not None:
+        spec = prepared_by(spec, prepared, normalized=mean is None)
     if not _is_input(x):
         if spec.mean is None or spec.std is None:
             warnings.warn(
@@ -290,7 +292,8 @@ def explain(
     if photographs and not drawn:
         names = [Path(item).parent.name if isinstance(item, (str, Path)) else "" for item in photographs]
         labels = _labels([Path(name) for name in names], spec)
-        explanations = [replace(e, photographs=photographs, fit=fit, labels=labels) for e in explanations]
+        how = fit if prepared is None else None
+        explanations = [replace(e, photographs=photographs, fit=how, labels=labels) for e in explanations]
     return explanations[0] if single else explanations
 
 

@@ -12,15 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from xattn.data.preprocessing import Fit, preprocess, view_of
+from xattn.data.preprocessing import VIEW_PX, Fit, preprocess, view_of
 from xattn.data.reading import Window, read_image
 from xattn.device import at_precision
 from xattn.errors import DataError, NotApplicableError, ParameterError, XattnError
 from xattn.explainer import Explainer
 from xattn.explaining import probability_by, record_for
 from xattn.explanation import Explanation
+from xattn.functional.pixels import denormalize
+from xattn.inspection.processors import apply_transform
 from xattn.score import apply_score
-from xattn.spec import ModelSpec
+from xattn.spec import ASSUMED, PROVED, Evidence, ModelSpec
 from xattn.targets import Class, Target, as_target
 from xattn.trace import Trace, place_of
 
@@ -87,6 +89,7 @@ class Settings:
         precision: `fp32`, `bf16` or `fp16`.
         batch_size: images that go through a network together, at most.
         tolerant: leave out a method that refuses a model on the way, instead of raising.
+        transform: makes an input of an image in place of what is known of the networks.
     """
 
     targets: tuple[str, ...] = ()
@@ -97,6 +100,7 @@ class Settings:
     precision: str = "fp32"
     batch_size: int = 8
     tolerant: bool = False
+    transform: Callable[[Image.Image], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +203,21 @@ class _Ready:
 def _ready(file: Path, columns: Sequence[Column], settings: Settings) -> _Ready:
     image = read_image(file, window=settings.window)
     networks = dict.fromkeys(c.network for c in columns)
+    if settings.transform is not None:
+        x = apply_transform(settings.transform, image)
+        views = {n.name: _view(image, x, n.spec) for n in networks}
+        return _Ready(file, views, dict.fromkeys(networks, x))
     inputs = {network: preprocess(image, network.spec, fit=settings.fit) for network in networks}
     return _Ready(file, {n.name: view_of(image, n.spec, settings.fit) for n in networks}, inputs)
+
+
+def _view(image: Image.Image, x: Tensor, spec: ModelSpec) -> Image.Image:
+    """What a transform leaves of an image: of the image itself where it is known to resize and crop alone."""
+    if spec.evidence.get("normalization", Evidence(ASSUMED)).how == PROVED:
+        return view_of(image, spec)
+    pixels = Image.fromarray(denormalize(x[None], spec.mean, spec.std)[0].cpu().numpy())
+    scale = max(1.0, VIEW_PX / max(pixels.size))
+    return pixels.resize((round(pixels.width * scale), round(pixels.height * scale)), Image.Resampling.BICUBIC)
 
 
 def _explain_batch(

@@ -244,7 +244,7 @@ def _refuse_factories(values: Any, changes: Sequence[str], path: Path) -> None:
     Raises:
         ParameterError: with the option that names it.
     """
-    from xattn.models.factory import is_factory  # brings torch, which reading a configuration does not need otherwise
+    from xattn.models.named import is_factory  # brings torch, which reading a configuration does not need otherwise
 
     models = values.get("models")
     given = {change.partition("=")[0].strip() for change in changes}

@@ -56,6 +56,7 @@ def choose_columns(
     resolution: str | None,
     device: str,
     given: Mapping[str, Any],
+    transform: Callable[..., Any] | None = None,
 ) -> list[Column]:
     """Turn names into methods and networks; everything that can be wrong with them is found here.
 
@@ -69,6 +70,7 @@ def choose_columns(
         resolution: likewise.
         device: by name.
         given: as in `load`, for all models.
+        transform: likewise.
     """
     from xattn.cli.loading import advise, load
     from xattn.device import find_device
@@ -85,7 +87,7 @@ def choose_columns(
     if resolution is not None and not models:
         models = [default_model()]
     if not models:
-        needed = {"--head": head, **{f"--{key}": value for key, value in given.items()}}
+        needed = {"--head": head, "--transform": transform, **{f"--{key}": value for key, value in given.items()}}
         if named := [option for option, value in needed.items() if value is not None]:
             raise ParameterError(f"{' and '.join(named)} needs --model.")
     networks: dict[tuple[str, str | None, str | None], Network] = {}
@@ -94,7 +96,7 @@ def choose_columns(
         if (name, file, own) not in networks:
             network = load(
                 name, weights=file, head=head, resolution=own or resolution, parts=parts, device=find_device(device),
-                given=given,
+                given=given, transform=transform,
             )  # fmt: skip
             twins = [n.name for n in networks.values() if n.name.rpartition(" #")[0] or n.name == network.name]
             if network.name in twins:

@@ -83,6 +83,7 @@ def compare(
     std: options.Std = None,
     classes: options.Classes = None,
     size: options.Size = None,
+    transform: options.Transform = None,
     window: options.Window = None,
     fit: options.Fit = None,
     score: options.Score = "logit",
@@ -99,7 +100,7 @@ def compare(
     options.check_file(out, (".html", ".htm"), "a file that ends in .html")
     settings = options.settings(
         targets=tuple(dict.fromkeys(target or [])), topk=topk, fit=fit, score=score, precision=precision,
-        window=options.window_of(window),
+        window=options.window_of(window), transform=(prepare := options.transform_of(transform, fit, window, size)),
         batch_size=batch_size, tolerant=asks_for_all(texts), device=device, colormap=colormap,
     )  # fmt: skip
     metric = curve_metric(steps, device) if curves else None
@@ -109,7 +110,7 @@ def compare(
         columns = choose_columns(
             with_controls(texts) if controls else texts,
             parts=parts, models=model or (), weights=weights or (), head=head, resolution=resolution, device=device,
-            given=options.given(mean, std, classes, size),
+            given=options.given(mean, std, classes, size), transform=prepare,
         )  # fmt: skip
         work.columns = in_order(columns)
         try:

@@ -74,6 +74,7 @@ def explain(
     std: options.Std = None,
     classes: options.Classes = None,
     size: options.Size = None,
+    transform: options.Transform = None,
     window: options.Window = None,
     fit: options.Fit = None,
     score: options.Score = "logit",
@@ -89,7 +90,7 @@ def explain(
     options.check_numbers({"--topk": topk, "--batch-size": batch_size, "--parts": parts}, alpha)
     settings = options.settings(
         targets=() if target is None else (target,), topk=topk, fit=fit, score=score, precision=precision,
-        window=options.window_of(window),
+        window=options.window_of(window), transform=(prepare := options.transform_of(transform, fit, window, size)),
         batch_size=batch_size, tolerant=asks_for_all(method), device=device, colormap=colormap,
     )  # fmt: skip
     work = Work(settings, err=as_json)
@@ -97,7 +98,7 @@ def explain(
     if files := work.find(paths):
         work.columns = choose_columns(
             method, parts=parts, models=model or (), weights=weights or (), head=head, resolution=resolution,
-            device=device, given=options.given(mean, std, classes, size),
+            device=device, given=options.given(mean, std, classes, size), transform=prepare,
         )  # fmt: skip
         pictures = Pictures(
             work,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,7 @@ def load(
     parts: int | None = None,
     device: torch.device | None = None,
     given: Mapping[str, Any] | None = None,
+    transform: Callable[..., Any] | None = None,
 ) -> Network:
     """Load a model by name, by `package.module:factory`, or from a weights file that says what it is.
 
@@ -41,6 +42,7 @@ def load(
         parts: number of attention maps of the head.
         device: where to put it.
         given: what a person says about its images and classes, as arguments of `ModelSpec.given`.
+        transform: what prepares its images.
 
     Raises:
         UnknownNameError: for a model, module or factory that does not exist.
@@ -49,6 +51,7 @@ def load(
     """
     from xattn.file_loop import Network
     from xattn.inspection import infer_spec
+    from xattn.inspection.processors import prepared_by, transformed
     from xattn.models import create_model, models
     from xattn.models.checkpoint import read_state
     from xattn.models.embedded import FOLDER
@@ -87,7 +90,9 @@ def load(
     label = Path(name).name if hub else label
     spec = getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec):
-        spec = infer_spec(model, name=label)
+        spec = infer_spec(model, name=label, transform=transform)
+    if transform is not None:
+        spec = prepared_by(spec, transformed(transform))
     spec = spec.given(**given)
     if device is not None:
         model = model.to(device)

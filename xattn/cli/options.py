@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,6 +94,13 @@ Classes = Annotated[
     str | None, typer.Option(metavar="FILE|A,B,…", help="Names of the classes in order: a file of lines, or a list.")
 ]
 Size = Annotated[str | None, typer.Option(metavar="PIXELS|HxW", help="Size of the model's input.")]
+Transform = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PACKAGE.MODULE:NAME",
+        help="A transform of your own, from a Pillow image to the model's input, in place of size, mean and std.",
+    ),
+]
 Window = Annotated[
     str | None,
     typer.Option(metavar="LOW,HIGH", help="Values shown as black and white in images of more than 8 bits."),
@@ -191,6 +198,22 @@ def numbers(option: str, text: str, kind: type[float] | type[int] = float) -> tu
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise ParameterError(f"{option}: expected numbers with commas between them but is '{text}'.") from None
+
+
+def transform_of(name: str | None, fit: str | None, window: str | None, size: str | None) -> Callable[..., Any] | None:
+    """The transform of `--transform`, which does alone what the other options of images do.
+
+    Raises:
+        ParameterError: beside one of these, or for what cannot be called.
+        UnknownNameError: for a name that cannot be imported.
+    """
+    if name is None:
+        return None
+    from xattn.models.named import import_named
+
+    if beside := [f"--{k}" for k, v in {"fit": fit, "window": window, "size": size}.items() if v is not None]:
+        raise ParameterError(f"--transform prepares the images alone; leave {' and '.join(beside)} out.")
+    return import_named(name, "--transform", "transform", "a function of a Pillow image")
 
 
 def window_of(text: str | None) -> tuple[float, float] | None:

@@ -116,7 +116,7 @@ def select(
 
 def _benchmark(result: Selection, model: str, out: Path) -> str:
     """The command of the full benchmark; a file does not name code of one's own, so that the command does."""
-    from xattn.models.factory import is_factory
+    from xattn.models.named import is_factory
 
     words = ["xattn", "benchmark", str(out / "benchmark.toml"), "--out", "runs/full"]
     own = ["--set", f"models.0.name={model}"] if is_factory(model) else []

@@ -147,6 +147,24 @@ def transformed(transform: Callable[..., Any]) -> Preprocessing:
     return _observed(lambda image: apply_transform(transform, image), "the transform", transform)
 
 
+def prepared_by(spec: ModelSpec, images: Preprocessing, *, normalized: bool = True) -> ModelSpec:
+    """The facts with what a transform says of images, so that pictures show what the model sees.
+
+    Where it does more than resize, crop and normalize, only the normalization can be said.
+
+    Args:
+        spec: the other facts.
+        images: what the transform does.
+        normalized: take mean and standard deviation, too.
+    """
+    changes: dict[str, Any] = {"mean": images.mean, "std": images.std} if normalized else {}
+    if images.size is not None and images.evidence.how == PROVED:
+        changes |= {"input_size": images.size, "crop": images.crop, "interpolation": images.interpolation}
+        changes["fit"] = images.fit
+    evidence = {"normalization": images.evidence} if normalized else {}
+    return replace(spec, **changes, evidence=spec.evidence | evidence)
+
+
 def _observed(apply: Callable[[Image.Image], Tensor], what: str, source: Any) -> Preprocessing:
     """Read the facts off what a function makes of four images.
 

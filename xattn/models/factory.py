@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib
 import inspect
 import os
 import shlex
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from xattn.errors import CheckpointError, ParameterError, UnknownNameError, XattnWarning, unknown
+from xattn.errors import CheckpointError, ParameterError, XattnWarning, unknown
 from xattn.inspection import facts_about, infer_spec
 from xattn.models import hugging_face, models, timm_models, torchvision_models
 from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state, without_prefix
@@ -24,6 +21,7 @@ from xattn.models.converting import convert, with_room
 from xattn.models.dilation import FACTORS, dilated
 from xattn.models.header import Architecture, Resolution, is_file, read_header
 from xattn.models.heads import Classifier, checked_options, create_head, heads
+from xattn.models.named import import_named, is_factory
 from xattn.models.resolution import remove_strides, use_circular_padding
 from xattn.models.trunk import cut, noise
 from xattn.running import as_module
@@ -304,12 +302,6 @@ def _refuse_giants(path: str, wanted: Architecture, held: int) -> None:
         raise CheckpointError(f"'{path}': {name} has {number:,} weights but the file holds {held:,}.")
 
 
-def is_factory(name: str) -> bool:
-    """Whether a name has the form `package.module:factory`."""
-    module, colon, attribute = name.partition(":")
-    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), attribute))
-
-
 def _facts(model: nn.Module, written: ModelSpec, path: str) -> ModelSpec:
     """Facts from a file, if the layers that they name exist and the channels are those of the network."""
     channels = noise(model, (1, 1)).shape[1]
@@ -425,39 +417,8 @@ def _build(name: str, published: str | None, classes: int | None, filled: bool =
 
 
 def _import(name: str) -> Callable[..., Any]:
-    """The factory called `package.module:factory`, from the path or from the working folder."""
-    module, _, attribute = name.partition(":")
-    if not is_factory(name):
-        raise UnknownNameError(f"model '{name}': expected package.module:factory, names of Python.")
-    try:
-        with _working_folder():
-            imported = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever foreign code raises
-        reason = (str(error).splitlines() or [""])[0]
-        raise UnknownNameError(
-            f"model '{name}': '{module}' cannot be imported ({type(error).__name__}: {reason})."
-        ) from error
-    try:
-        factory: Callable[..., Any] = getattr(imported, attribute)
-    except AttributeError:
-        raise unknown(f"factory in {module}", attribute, [n for n in dir(imported) if not n.startswith("_")]) from None
-    if not callable(factory):
-        raise ParameterError(f"{name} is {type(factory).__name__}; expected a function that returns a torch.nn.Module.")
-    return factory
-
-
-@contextlib.contextmanager
-def _working_folder() -> Iterator[None]:
-    """Let modules of the working folder be imported, as `python -m` does and an installed command does not."""
-    folder = str(Path.cwd())
-    if folder in sys.path:
-        yield
-        return
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
+    """The factory called `package.module:factory`."""
+    return import_named(name, "model", "factory", "a function that returns a torch.nn.Module")
 
 
 def _spec_of(model: nn.Module, name: str, published: str | None, given: tuple[int, int] | None = None) -> ModelSpec:
