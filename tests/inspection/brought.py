@@ -219,3 +219,15 @@ class Named(nn.Module):
 
     def forward(self, *, pixel_values: Tensor) -> dict[str, Tensor]:
         return {"logits": self.net(pixel_values)}
+
+
+class Spoken(nn.Module):
+    """Columns of a map as steps of a transformer, as in reading and in listening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.out = trunk(), nn.Linear(144, 5)
+        self.encoder = nn.TransformerEncoderLayer(144, 2, 64, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.encoder(self.features(x).permute(0, 3, 1, 2).flatten(2)).mean(1))

@@ -120,6 +120,7 @@ ELSEWHERE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "negative padding": (before(lambda x: F.pad(x, (-12, -4))), "loses 16 of its 64 columns"),
     "padding": (before(lambda x: F.pad(x, (0, 0, 0, 16))), "is padded by 16 rows"),
     "warp": (lambda: made(nets.Warps), "is warped"),
+    "spectrum": (before(lambda x: torch.fft.fft2(x).abs().log1p()), "is turned into frequencies"),
 }
 
 
@@ -157,6 +158,16 @@ def test_what_leaves_the_image_where_it_is_is_fine(change: Callable[[Tensor], Te
 def test_cells_that_answer_nowhere_are_not_said_to_be_turned(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     assert not any(turned(torch.rand(h, w, generator=generator)) for h, w in ((2, 2), (4, 4), (7, 7), (12, 16)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_steps_that_attention_mixes_are_no_cells(seed: int) -> None:
+    torch.manual_seed(seed)
+    model, x = nets.Spoken().eval(), images(2, 3, 48, 64)
+    explanation, _ = said(model, x)
+    assert explanation.spec is not None
+    assert (explanation.spec.feature_layer, explanation.spec.tokens) == ("features", None)
+    torch.testing.assert_close(explanation.maps.double(), grad_cam(model, x, "features", 3), atol=1e-6, rtol=1e-3)
 
 
 def test_ways_through_one_layer_are_told_apart_by_its_calls() -> None:

@@ -49,6 +49,7 @@ class Findings:
     everything: Callable[[], Probe]
     _whole: Probe | None = None
     _everything: Probe | None = None
+    _steps: set[torch.Size] = field(default_factory=set)
     _layouts: dict[tuple[str, int], Layout | None] = field(default_factory=dict)
 
     @property
@@ -108,7 +109,13 @@ class Findings:
             and (last.output.shape[1:] == change.shape or _joins(change, last.output))
             and (last.ended > wanted.started or _keeps_places(wanted))
         )
-        return layout_of(change, self.size, typed, seen)
+        if change.shape in self._steps:
+            return None
+        layout = layout_of(change, self.size, typed, seen)
+        # What mixes such steps, as attention does, gives others of that shape, which may answer as a grid by luck.
+        if layout is None and change.ndim == 2 and len(change) in {side for grid in seen for side in grid}:
+            self._steps.add(change.shape)
+        return layout
 
     def sees(self, call: Call) -> bool:
         """Whether the output of a call changes with the image."""

@@ -72,6 +72,8 @@ def cut(node: Any, size: tuple[int, int]) -> str | None:
             others.append(margin)
         elif name.startswith("GridSampler") and _of_image(current.next_functions[0][0]):
             others.append("is warped")
+        elif name.startswith("Fft") and _of_image(current):
+            others.append("is turned into frequencies")
         else:
             waiting.extend(following for following, _ in current.next_functions)
     for side, ranges in crops.items():
