@@ -164,3 +164,10 @@ def test_a_network_without_a_feature_layer_and_a_function(run: Run) -> None:
     assert by_name["occlusion"] in ("ok", "untried")
     told = {item["name"]: item["text"] for item in found["methods"]}
     assert "is a function, whose layers cannot be seen" in told["gradcam"]
+
+
+def test_a_status_is_explained_once(run: Run) -> None:
+    result = run("doctor", "--model", "tests.cli.models:dead")
+    assert result.stdout.count("maps are all-zero") > 3
+    assert result.stdout.count("all-zero: no cell has any importance") == 1
+    assert "try another class, or hirescam" in " ".join(result.stdout.split())

@@ -295,6 +295,9 @@ def test_status_of_a_useless_map_is_told(run: Run, photo: Path) -> None:
     dead = run("explain", photo, "-m", "gradcam", "--model", "tests.cli.models:dead")
     assert "explanation, all-zero: no cell has any importance" in dead.stdout
     assert "try another class, or hirescam" in dead.stdout
+    both = run("explain", photo, "-m", "gradcam", "-m", "gradcam++", "--model", "tests.cli.models:dead")
+    assert both.stdout.count("an explanation, all-zero") == 2
+    assert both.stdout.count("no cell has any importance") == 1  # what a word means is said once
 
 
 @pytest.mark.parametrize("command", ["explain", "doctor"])

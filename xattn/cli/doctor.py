@@ -13,6 +13,7 @@ import typer
 
 from xattn.cli import console, options
 from xattn.errors import ParameterError, XattnError, reason_of
+from xattn.statuses import told
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -425,8 +426,9 @@ def _method(method: Explainer, loaded: Network, trace_of: Callable[[Explainer, i
     trouble = [status for status in together.status if status != "ok"]
     if trouble:
         state = FAIL if len(trouble) == count and trouble[0] in ("nan", "non-conserving") else WARN
-        first = together.told(together.status.index(trouble[0]))
-        return Finding(method.name, state, f"{len(trouble)} of {count} maps are {first}", facts)
+        first = together.status.index(trouble[0])
+        numbers = f": {together.remarks[first]}" if together.remarks and together.remarks[first] else ""
+        return Finding(method.name, state, f"{len(trouble)} of {count} maps are {trouble[0]}{numbers}", facts)
     if error > _TOLERANCE:
         return Finding(method.name, FAIL, f"an image's map depends on the rest of the batch, by {error:.1e}", facts)
     return Finding(method.name, OK, grid, facts)
@@ -444,6 +446,9 @@ def print_report(loaded: Network, checks: list[Finding], methods: list[Finding],
         ]
         console.table(rows, {"no_wrap": True, "style": "cyan"}, {"no_wrap": True}, {}, title=title, heads=False)
         console.say("")
+    words = dict.fromkeys(s for f in methods if ": " not in f.text for s in f.facts.get("status", ()) if s != "ok")
+    for word in words:
+        console.say(told(word), limit=4000)
     failures = [c.name for c in checks if c.state == FAIL]
     untried = [m.name for m in methods if m.state == UNTRIED]
     if valid:

@@ -150,6 +150,7 @@ class Pictures:
             for stem, column in zip(file_stems([c.method for c in work.columns]), work.columns, strict=True)
         ]
         self._images, self._files = FolderNames(), FolderNames()
+        self._explained: set[str] = set()
         self._pages: dict[Path, PanelPages] = {}
         self._counts = Counter(map(folder_name, work.places.values()))
 
@@ -252,7 +253,10 @@ class Pictures:
                 levels = ", ".join(f"{p['rank']} {p['color']} {percent(p['share'])}" for p in item["parts"])
                 say(f"  {item['method']}: parts by rank, with their share of the activation: {levels}")
             if item["status"] != "ok":
-                say(f"  {item['method']}: not to be read as an explanation, {item['told']}")
+                # what a word means is said once; numbers are those of the map
+                text = item["status"] if item["told"] in self._explained else item["told"]
+                self._explained.add(item["told"])
+                say(f"  {item['method']}: not to be read as an explanation, {text}")
 
     def outputs(self) -> str:
         """What was written, in words."""
