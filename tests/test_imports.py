@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent / "xattn"
 ORDER = (
     ("__init__", "errors"),
     ("schema", "files", "outputs", "device"),
-    ("inputs", "labels", "looks", "statuses"),
+    ("inputs", "labels", "looks", "places", "statuses"),
     ("registry",),
     ("score", "spec"),
     ("functional",),

@@ -28,6 +28,8 @@ DISTRIBUTIONS = {
     "pytorch_grad_cam": "grad-cam",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "upath": "universal-pathlib",
+    "yaml": "pyyaml",
 }
 
 
@@ -77,7 +79,20 @@ def test_everything_imported_is_declared(config: configparser.ConfigParser) -> N
     required = named(config["options"]["install_requires"])
     optional = {
         name
-        for extra in ("app", "cli", "data", "metrics", "bench", "hf", "peers", "train", "docs")
+        for extra in (
+            "app",
+            "cli",
+            "data",
+            "metrics",
+            "bench",
+            "hf",
+            "peers",
+            "ray",
+            "remote",
+            "submitit",
+            "train",
+            "docs",
+        )
         for name in named(extras[extra])
     }
     assert third_party(ROOT / "xattn") <= required | optional

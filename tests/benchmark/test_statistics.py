@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.functional.test_statistics import naive_alpha, naive_holm, scores
+from xattn.benchmark import statistics
+from xattn.benchmark.equivalence import compare
 from xattn.benchmark.statistics import (
     _alphas,
     against_best,
@@ -349,3 +352,16 @@ def test_each_pair_is_tested_as_if_it_were_alone_and_at_once() -> None:
     assert time.perf_counter() - start < 5
     for t in (0, 7):
         assert got[t] == stats.wilcoxon(d[:, t], method="exact").pvalue
+
+
+def test_groups_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 7)).round(1)
+    x[::9, 2] = np.nan
+    before = pairwise(x), reliability(x, resamples=40), compare([x], 0.1)
+    monkeypatch.setattr(statistics, "_CHUNK", 150)
+    after = pairwise(x), reliability(x, resamples=40), compare([x], 0.1)
+    np.testing.assert_array_equal(before[0].adjusted, after[0].adjusted)
+    np.testing.assert_array_equal(before[0].difference, after[0].difference)
+    assert astuple(before[1]) == astuple(after[1])
+    np.testing.assert_array_equal(before[2].worse, after[2].worse)
+    np.testing.assert_array_equal(before[2].same, after[2].same)

@@ -279,8 +279,9 @@ def test_reading_starts_no_thread(whole: Path) -> None:
         "count = lambda: len(os.listdir('/proc/self/task'))\n"
         "before = count()\n"
         "scores = Scores(Path(sys.argv[1]))\n"
-        "scores.frame()\n"
-        "print(count() - before, len(scores.table))\n"
+        "rows = len(scores.frame())\n"
+        "assert rows == scores.rows\n"
+        "print(count() - before, rows)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(whole)], capture_output=True, text=True, check=True)
     more, rows_read = map(int, done.stdout.split())

@@ -69,6 +69,25 @@ def test_shards_are_parts_of_one_run(run: Run, config: Path) -> None:
     assert "0 new scores" in benchmark(run, config, "--out", "x", "-q").stdout
 
 
+def test_status_of_all_shards(run: Run, config: Path) -> None:
+    before = benchmark(run, config, "--out", "x", "--status")
+    assert before.exit_code == 0, before.stderr
+    assert "nothing is stored yet" in before.stdout
+    assert benchmark(run, config, "--out", "x", "-q", "--shard", "1/2").exit_code == 0
+    lines = benchmark(run, config, "--out", "x", "--status", "--shard", "0/2").stdout
+    found = [[word.strip() for word in line.split("│")[1:-1]] for line in lines.splitlines() if "│" in line]
+    by_name = {row[0]: row[1:] for row in found if len(row) == 5}
+    assert by_name["shapes x cnn"][:3] == ["2", "1", "0"]
+    assert by_name["process 0 of 2"] == ["1", "0", "0", "0%"]
+    assert by_name["process 1 of 2"] == ["1", "1", "0", "100%"]
+    assert by_name["all"][:3] == ["2", "1", "0"]
+    assert "1 parts, the last one" in lines
+    more = benchmark(run, config, "--out", "x", "--status", "--set", 'methods=["gradcam", "cam", "brnpa"]').stdout
+    assert "1" in next(line for line in more.splitlines() if "all" in line).split("│")[4]  # begun, not whole
+    assert benchmark(run, config, "--out", "x", "-q").exit_code == 0
+    assert "100%" in benchmark(run, config, "--out", "x", "--status").stdout
+
+
 def test_plan_tells_what_it_takes(run: Run, config: Path, tmp_path: Path) -> None:
     result = benchmark(run, config, "--plan", "--set", 'methods=["gradcam", "bcnn"]')
     assert result.exit_code == 0, result.stderr
@@ -125,6 +144,13 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no file": (["nowhere.toml", "--out", "x"], "there is no configuration 'nowhere.toml'"),
     "no out": (["run.toml"], "pass the folder of the scores with --out, or --plan"),
     "shard": (["run.toml", "--out", "x", "--shard", "3/3"], "--shard: expected i/n"),
+    "engine": (["run.toml", "--out", "x", "--engine", "rai"], "unknown engine 'rai'. Did you mean 'ray'"),
+    "engine's part": (
+        ["run.toml", "--out", "x", "--engine", "ray", "--shard", "0/2"],
+        "engine ray shares out the work",
+    ),
+    "engine's parameter": (["run.toml", "--out", "x", "--engine", "ray:worker=2"], "Did you mean 'workers'"),
+    "file system": (["run.toml", "--out", "nothing://x"], "file system that cannot be opened"),
     "set": (["run.toml", "--out", "x", "--set", "batch"], "--set: expected key=value"),
     "set nowhere": (["run.toml", "--out", "x", "--set", "data.7.limit=3"], "no place for 'data.7.limit'"),
     "set unknown": (

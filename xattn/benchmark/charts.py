@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from xattn.benchmark.answers import order
 from xattn.benchmark.panels import Panel, Summary
-from xattn.benchmark.statistics import critical_difference, pairwise
+from xattn.benchmark.statistics import critical_difference
 from xattn.benchmark.tables import interval_text, text_of
 from xattn.benchmark.verdict import duration
 from xattn.functional.statistics import ALPHA, Array
@@ -81,11 +81,12 @@ def pairs(axis: Axes, panel: Panel, s: Summary) -> tuple[ScalarMappable, Tips]:
     """Upper triangular dot matrix of pairwise tests (after fig. 6 of Gomez et al. 2022, arXiv:2106.02566)."""
     order = [*order_of(panel)]
     m = len(order)
-    tested = pairwise(s.values[:, order])
+    square = np.ix_(order, order)
+    adjusted, difference = s.pairs.adjusted[square], s.pairs.difference[square]
     x, y = np.meshgrid(range(m), range(m))
-    upper = (x > y) & ~np.isnan(tested.adjusted)
-    differs = tested.adjusted < ALPHA
-    size = np.abs(tested.difference)
+    upper = (x > y) & ~np.isnan(adjusted)
+    differs = adjusted < ALPHA
+    size = np.abs(difference)
     norm = Normalize(0, float(size[upper].max(initial=1e-12)))
     dots = axis.scatter(
         x[upper], y[upper], s=np.where(differs, 55, 8)[upper], c=size[upper], cmap="viridis", norm=norm,
@@ -106,10 +107,10 @@ def pairs(axis: Axes, panel: Panel, s: Summary) -> tuple[ScalarMappable, Tips]:
         spine.set_visible(False)
     tips = {}
     for n, (i, k) in enumerate(np.argwhere(upper).tolist()):
-        better = tested.difference[i, k] * s.column.sign > 0
+        better = difference[i, k] * s.column.sign > 0
         first, second = (names[i], names[k]) if better else (names[k], names[i])
         words = "is better than" if differs[i, k] else "cannot be told from"
-        numbers = f"difference {text_of(float(size[i, k]))}, p = {text_of(float(tested.adjusted[i, k]))}"
+        numbers = f"difference {text_of(float(size[i, k]))}, p = {text_of(float(adjusted[i, k]))}"
         tips[f"pairs-{n}"] = f"{s.column.arrow}: {first} {words} {second}\n{numbers}"
     return dots, tips
 

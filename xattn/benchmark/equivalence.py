@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
+from xattn.benchmark.statistics import groups_of
 from xattn.functional.statistics import ALPHA, Array, holm, table
 
 _ALIKE = 0.99  # correlation over images from which two methods count as one
@@ -71,8 +72,8 @@ def compare(tables: Sequence[Array], margin: float, alpha: float = ALPHA) -> Com
     """
     methods = tables[0].shape[1]
     first, second = np.nonzero(~np.eye(methods, dtype=np.bool_))
-    above = np.stack([_tested(t[:, first] - t[:, second], margin) for t in tables])
-    below = np.stack([_tested(t[:, first] - t[:, second], -margin) for t in tables])
+    above = np.stack([_exceeds_of_pairs(t, first, second, margin) for t in tables])
+    below = np.stack([_exceeds_of_pairs(t, first, second, -margin) for t in tables])
     worse, same = np.zeros((2, methods, methods), np.bool_)
     with np.errstate(invalid="ignore"):
         worse[second, first] = (holm(above) < alpha).any(0)
@@ -80,6 +81,12 @@ def compare(tables: Sequence[Array], margin: float, alpha: float = ALPHA) -> Com
         inside[first, second] = (holm(below) < alpha).all(0)  # the first is not worse by the margin, in every column
     same = inside & inside.T
     return Comparison(worse, same)
+
+
+def _exceeds_of_pairs(t: Array, first: NDArray[np.int64], second: NDArray[np.int64], margin: float) -> Array:
+    """As `_tested`, of the differences of pairs of columns, which are in memory a group at a time."""
+    groups = groups_of(len(first), len(t))
+    return np.concatenate([np.zeros(0), *(_tested(t[:, first[g]] - t[:, second[g]], margin) for g in groups)])
 
 
 def beats(tables: Sequence[Array], controls: Sequence[int], alpha: float = ALPHA) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,12 @@ from xattn.benchmark.statistics import (
     AgainstBest,
     Friedman,
     Intervals,
+    Pairwise,
     Reliability,
     against_best,
     friedman,
     intervals,
+    pairwise,
     pooled_intervals,
     reliability,
 )
@@ -67,6 +70,11 @@ class Summary:
     best: AgainstBest | None = None
     friedman: Friedman | None = None
     reliability: Reliability | None = None
+
+    @cached_property
+    def pairs(self) -> Pairwise:
+        """Every entry beside every other."""
+        return pairwise(self.values)
 
     def marked(self, j: int) -> bool:
         """A method that has to be marked in tables; controls are called so."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -375,22 +373,3 @@ def sample_of(size: int, limit: int, seed: int) -> tuple[int, ...]:
     """A seeded sample without repetition; a larger limit only adds to it."""
     order = np.random.default_rng(np.random.SeedSequence([seed, size])).permutation(size)
     return tuple(order[: limit or size].tolist())
-
-
-def shard(text: str | None = None) -> tuple[int, int]:
-    """Number of this process and of all, from `i/n` or what `torchrun` and `fabric run` set.
-
-    >>> shard("0/4")
-    (0, 4)
-
-    Raises:
-        ParameterError: if the text is not i/n with 0 <= i < n.
-    """
-    option = "--shard"
-    if text is None:
-        option = "RANK/WORLD_SIZE of the environment"
-        text = f"{os.environ.get('RANK', '0')}/{os.environ.get('WORLD_SIZE', '1')}"
-    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise ParameterError(f"{option}: expected i/n with i from 0 to n - 1, as 0/4, but got '{text}'.")
-    return int(match[1]), int(match[2])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from xattn.benchmark.ahead import ahead
 from xattn.benchmark.config import Config
 from xattn.benchmark.manifest import check_manifest
 from xattn.benchmark.plan import Cell, by_label, plan, read_batch
@@ -31,6 +34,9 @@ from xattn.trace import Trace, place_of
 
 Key = TypeVar("Key")
 Watch = Callable[[str], AbstractContextManager[None]]
+Progress = Callable[[float, float, str], None]
+Read = tuple[Batch | None, dict[int, str]]
+"""A batch of the images that can be read, and the reason for each place whose image cannot."""
 _EXPENSIVE = 50  # how much more work a metric is taken to be that runs the model; for the progress alone
 _CHEAP = ("complexity", "localization")
 
@@ -48,6 +54,26 @@ class Summary:
     rows: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is left to do of one block.
+
+    Args:
+        cell: which data set and model.
+        block: its number.
+        todo: pairs (method, metric) to score, with the number of images.
+    """
+
+    cell: Cell
+    block: int
+    todo: dict[Pair, int]
+
+    @property
+    def size(self) -> float:
+        """Roughly how long it takes, in the time of a cheap pair on one image."""
+        return _work(self.cell, self.todo)
+
+
 def run(
     config: Config,
     folder: str | Path,
@@ -55,7 +81,7 @@ def run(
     rank: int = 0,
     world: int = 1,
     cells: Sequence[Cell] | None = None,
-    progress: Callable[[float, float, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Summary:
     """Score what is not there yet: blocks `rank`, `rank + world`, ... of every cell.
 
@@ -72,33 +98,96 @@ def run(
     """
     cells = plan(config) if cells is None else cells
     store = Store(folder)
-    store.folder.mkdir(parents=True, exist_ok=True)
-    device = find_device(config.run.device, "run.device")
-    check_manifest(store, config, cells, device)
+    begin(store, config, cells)
+    return Scoring(config, store).score(left(store, config, cells, rank, world), progress)
+
+
+def begin(store: Store, config: Config, cells: Sequence[Cell]) -> None:
+    """Make the folder of a run, or check that it is one of the same run.
+
+    Raises:
+        ParameterError: for a configuration that does not fit the folder.
+    """
+    store.make(store.folder)
+    check_manifest(store, config, cells, find_device(config.run.device, "run.device"))
     store.clear_leftovers()
-    summary = Summary()
-    work: list[tuple[Cell, int, dict[Pair, int]]] = []
-    for cell in cells:
-        done = store.done(cell.data.name, cell.model.title)
-        for block in range(-(-len(cell.indices) // config.run.block))[rank::world]:
-            if todo := _todo(cell, block, config.run.block, done.get(block, {})):
-                work.append((cell, block, todo))
-    total = sum(_work(cell, todo) for cell, _, todo in work)
-    finished = 0.0
-    loaded: Loaded | None = None
-    for cell, block, todo in work:
-        if loaded is None or loaded.cell is not cell:
-            loaded = Loaded.load(cell, device, fast=config.run.fast)
-        rows: list[Row] = []
-        for some, wanted in _score_block(loaded, block, todo, config):
-            rows += some
-            finished += wanted
-            if progress is not None:
-                progress(finished, total, cell.name)
-        store.write(cell.data.name, cell.model.title, block, rows, todo)
-        summary.blocks += 1
-        summary.rows += len(rows)
-    return summary
+
+
+def left(store: Store, config: Config, cells: Sequence[Cell], rank: int = 0, world: int = 1) -> list[Work]:
+    """What is not stored yet of blocks `rank`, `rank + world`, ... of every cell."""
+    shares = [(cell, range(blocks_of(cell, config))[rank::world]) for cell in cells]
+    return [work for cell, blocks in shares for work in left_of(store, config, cell, blocks)]
+
+
+def left_of(store: Store, config: Config, cell: Cell, blocks: Sequence[int]) -> list[Work]:
+    """What is not stored yet of some blocks of a cell; no other part is opened."""
+    done = store.done(cell.data.name, cell.model.title, blocks)
+    todo = ((block, _todo(cell, config, block, done.get(block, {}))) for block in blocks)
+    return [Work(cell, block, pairs) for block, pairs in todo if pairs]
+
+
+def blocks_of(cell: Cell, config: Config) -> int:
+    """Number of blocks of a cell."""
+    return -(-len(cell.indices) // config.run.block)
+
+
+class Scoring:
+    """Scores blocks, with the model of the last one at hand.
+
+    Args:
+        config: the run.
+        store: where the scores go.
+    """
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self.config, self.store = config, store
+        self.device = find_device(config.run.device, "run.device")
+        self._loaded: Loaded | None = None
+
+    def score(self, work: Sequence[Work], progress: Progress | None = None) -> Summary:
+        """Score blocks in their order and store each as it is done."""
+        total, finished = sum(some.size for some in work), 0.0
+        summary = Summary()
+        for cell, group in itertools.groupby(work, lambda some: some.cell):
+            blocks = list(group)
+            loaded = self._load(cell)
+            with ahead(self._reads(loaded, blocks)) as batches:
+                for some in blocks:
+                    rows: list[Row] = []
+                    for scored, wanted in _score_block(loaded, some, self.config, batches):
+                        rows += scored
+                        finished += wanted
+                        if progress is not None:
+                            progress(finished, total, cell.name)
+                    self.store.write(cell.data.name, cell.model.title, some.block, rows, some.todo)
+                    summary.blocks += 1
+                    summary.rows += len(rows)
+        return summary
+
+    def _load(self, cell: Cell) -> Loaded:
+        if self._loaded is None or self._loaded.cell is not cell:
+            self._loaded = None  # before the next one takes memory
+            self._loaded = Loaded.load(cell, self.device, fast=self.config.run.fast)
+        return self._loaded
+
+    def _reads(self, loaded: Loaded, blocks: Sequence[Work]) -> Iterator[Callable[[], Read]]:
+        """The reading of each batch of some blocks."""
+        for some in blocks:
+            indices = _indices(some, self.config)
+            for first in _starts(some, self.config):
+                own = indices[first : first + self.config.run.batch]
+                yield partial(read_batch, loaded.cell, own, loaded.spec)
+
+
+def _indices(work: Work, config: Config) -> tuple[int, ...]:
+    size = config.run.block
+    return work.cell.indices[work.block * size : (work.block + 1) * size]
+
+
+def _starts(work: Work, config: Config) -> range:
+    # Batches are cut at the same places whatever is left to do and wherever the share of a metric ends, and scored
+    # whole: kernels add in an order that depends on the number of images, and the same images give the same bits.
+    return range(0, max(work.todo.values()), config.run.batch)
 
 
 def _work(cell: Cell, todo: dict[Pair, int]) -> float:
@@ -111,15 +200,17 @@ def _weight(cell: Cell, metric: str) -> int:
     return 1 if known is None or known.family in _CHEAP else _EXPENSIVE
 
 
-def _todo(cell: Cell, block: int, size: int, done: dict[Pair, int]) -> dict[Pair, int]:
+def _todo(cell: Cell, config: Config, block: int, done: dict[Pair, int]) -> dict[Pair, int]:
     """Pairs to score in a block, with the number of its images."""
-    inside = _inside(cell, block, size)
-    return {pair: inside[pair] for pair in missing(inside, done) if inside[pair] > 0}
+    inside = all_of(cell, config, block)
+    return {pair: inside[pair] for pair in missing(inside, done)}
 
 
-def _inside(cell: Cell, block: int, size: int) -> dict[Pair, int]:
-    """How many images of a block each pair is to be scored on."""
-    return {pair: min(max(cell.count(pair) - block * size, 0), size) for pair in cell.pairs()}
+def all_of(cell: Cell, config: Config, block: int) -> dict[Pair, int]:
+    """All pairs that are to be scored in a block, and on how many of its images."""
+    size = config.run.block
+    inside = {pair: min(max(cell.count(pair) - block * size, 0), size) for pair in cell.pairs()}
+    return {pair: count for pair, count in inside.items() if count}
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,16 +242,14 @@ class Loaded:
 
 
 def _score_block(
-    loaded: Loaded, block: int, todo: dict[Pair, int], config: Config
+    loaded: Loaded, work: Work, config: Config, batches: Iterator[Read]
 ) -> Iterator[tuple[list[Row], float]]:
     """Rows of each batch of a block, with the work that it was."""
-    cell, size = loaded.cell, config.run.block
-    indices = cell.indices[block * size : (block + 1) * size]
-    # Batches are cut at the same places whatever is left to do and wherever the share of a metric ends, and scored
-    # whole: kernels add in an order that depends on the number of images, and the same images give the same bits.
-    for first in range(0, max(todo.values()), config.run.batch):
+    cell, todo = loaded.cell, work.todo
+    indices = _indices(work, config)
+    for first in _starts(work, config):
         wanted = {pair: min(count - first, config.run.batch) for pair, count in todo.items() if count > first}
-        batch, bad = read_batch(cell, indices[first : first + config.run.batch], loaded.spec)
+        batch, bad = next(batches)
         rows = [
             Row(cell.data.name, cell.model.title, f"#{indices[first + i]}", -1, "", READING, "error", math.nan, reason)
             for i, reason in bad.items()

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xattn.benchmark.schemas import Manifest
+from xattn.benchmark.spill import Spill, codes_of, outside, texts_of
 from xattn.benchmark.store import LADDER, PREDICTION, READING, REFUSED, SCORER, STATUS, Store
 from xattn.errors import DataError, XattnError
 from xattn.explainer import Family
@@ -22,9 +22,9 @@ from xattn.functional.statistics import LEVEL, Array, bootstrap_means
 from xattn.labels import Label
 from xattn.metric import HIGHER, LOWER, NEITHER, Direction
 from xattn.metrics import metrics as known_metrics
+from xattn.places import own
 
 ARROWS = {HIGHER: "↑", LOWER: "↓", NEITHER: ""}
-_LARGEST = 1e100  # of a score; what is larger overflows in its square or is infinite, and counts as undefined
 _LONGEST = 80  # characters of a name that is shown
 Cost = dict[str, float | None]
 """Seconds, forward and backward passes and peak memory of a method for one image, by name."""
@@ -109,6 +109,9 @@ class Column:
 class Scores:
     """All scores of a run; `names` are those of the images, by their number.
 
+    The parts are read once, one block at a time. What is not needed until a column is asked for goes to a temporary
+    file, so that memory depends on how many images there are and not on how many methods and metrics.
+
     Args:
         folder: where the run is.
 
@@ -117,121 +120,118 @@ class Scores:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
         self.store = Store(folder)
-        for path in self.store.parts():
-            self._own(path)
-        table = self.store.table()
-        names = ("dataset", "model", "method", "metric", "column")
-        codes = {name: table[name].combine_chunks() for name in (*names, "image")}
-        indices = {name: _indices(array) for name, array in codes.items()}
-        texts = {name: _texts(array) for name, array in codes.items()}
-        changes = np.zeros(table.num_rows, bool)
-        changes[:1] = True
-        for name in names:
-            changes[1:] |= np.diff(indices[name]) != 0
-        starts = np.flatnonzero(changes)
-        ends = [*starts[1:].tolist(), table.num_rows]
-        values = table["value"].to_numpy()
-        values = np.where(np.abs(values) < _LARGEST, values, np.nan)
-        self._runs: dict[tuple[str, ...], tuple[NDArray[np.int64], Array]] = {}
-        for start, end in zip(starts.tolist(), ends, strict=True):
-            key = tuple(texts[name][indices[name][start]] for name in names)
-            self._runs[key] = (indices["image"][start:end], values[start:end])
-        self.table = table
-        self.rows = table.num_rows
-        self.names = texts["image"]
+        self.folder = self.store.folder
+        for path in self.store.files():
+            own(path, self.folder)
+        self._spill = Spill()
+        self._refused: dict[tuple[str, str], tuple[tuple[str, str], str]] = {}
+        self._unreadable: dict[tuple[str, str], tuple[str, str]] = {}
+        for table in self.store.blocks():
+            self._spill.add(table)
+            self._note(table)
+        self.rows = self._spill.rows
+        self.names = self._spill.names
         self.images = len(self.names)
-        self.datasets = list(dict.fromkeys(key[0] for key in self._runs))
+        self._keys = sorted(self._spill.keys)
+        self._last: Any = None  # numbers of images, which most columns share
+        self._last_list: list[int] = []
+        self.datasets = list(dict.fromkeys(key[0] for key in self._keys))
 
-    def _own(self, path: Path) -> None:
-        """Refuse a link to another place.
-
-        Raises:
-            DataError: for one.
-        """
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise DataError(f"'{path}' is a link to another place; a report reads nothing outside '{self.folder}'.")
+    def _note(self, table: Any) -> None:
+        """Keep why methods refused and images could not be read; of several reasons the last in the order of rows."""
+        metrics, notes = np.array(texts_of(table, "metric")), texts_of(table, "note")
+        metric = metrics[codes_of(table, "metric")]
+        refused = np.array([note.startswith(REFUSED) for note in notes])[codes_of(table, "note")]
+        places = np.flatnonzero((metric == STATUS) & refused | (metric == READING))
+        for row in table.take(places).to_pylist():
+            if row["metric"] == STATUS:
+                reason = (row["dataset"], row["image"]), row["note"].removeprefix(REFUSED)
+                key = row["model"], row["method"]
+                self._refused[key] = max(reason, self._refused.get(key, reason))
+            else:
+                fault = row["model"], row["note"]
+                image = row["dataset"], row["image"]
+                self._unreadable[image] = max(fault, self._unreadable.get(image, fault))
 
     def frame(self) -> Any:
-        """All scores as a data frame, one row each: of pandas, or of polars where pandas is not installed.
+        """All scores in memory as a data frame, one row each: of pandas, or of polars where pandas is not installed.
 
         Columns are `dataset`, `model`, `image`, `target`, `method`, `metric`, `column`, `value` and `note`.
 
         Raises:
             DataError: if neither is installed.
         """
+        table = self.store.table()
         try:
-            return self.table.to_pandas(use_threads=False)
+            return table.to_pandas(use_threads=False)
         except ImportError:
             pass
         try:
-            return import_module("polars").from_arrow(self.table)
+            return import_module("polars").from_arrow(table)
         except ImportError:
             raise DataError("a data frame needs pandas or polars: pip install pandas") from None
 
     def models(self, dataset: str) -> list[str]:
         """Models that were scored on a data set, in the order of the configuration."""
-        models = list(dict.fromkeys(key[1] for key in self._runs if key[0] == dataset))
+        models = list(dict.fromkeys(key[1] for key in self._keys if key[0] == dataset))
         order = [entry.title for entry in self.manifest.config.models] if self.manifest.config else []
         return sorted(models, key=lambda model: (order.index(model) if model in order else len(order), model))
 
     @cached_property
     def manifest(self) -> Manifest:
         """What the run wrote about itself."""
-        self._own(self.store.manifest)
+        own(self.store.manifest, self.folder)
         return self.store.read_manifest()
 
     def entries(self, dataset: str, model: str) -> list[Entry]:
         """Methods with at least one score on a model."""
         own = (STATUS, PREDICTION, READING, SCORER)
-        methods = dict.fromkeys(k[2] for k in self._runs if k[:2] == (dataset, model) and k[3] not in own)
+        methods = dict.fromkeys(k[2] for k in self._keys if k[:2] == (dataset, model) and k[3] not in own)
         return [Entry(model, method) for method in methods if not _is_rung(method)]
 
     def rungs(self, dataset: str, model: str) -> list[Entry]:
         """Degraded maps with at least one score, as the configuration's `ladder` asks for them."""
-        methods = dict.fromkeys(k[2] for k in self._runs if k[:2] == (dataset, model) and _is_rung(k[2]))
+        methods = dict.fromkeys(k[2] for k in self._keys if k[:2] == (dataset, model) and _is_rung(k[2]))
         return [Entry(model, method) for method in methods]
 
     def columns(self, dataset: str, entries: Sequence[Entry]) -> list[Column]:
         """Everything that was measured of some entries."""
         models = {entry.model for entry in entries}
-        measured = dict.fromkeys((k[3], k[4]) for k in self._runs if k[0] == dataset and k[1] in models and k[2])
+        measured = dict.fromkeys((k[3], k[4]) for k in self._keys if k[0] == dataset and k[1] in models and k[2])
         return [_column(metric, name) for metric, name in measured if metric != STATUS]
 
     def values(self, dataset: str, entries: Sequence[Entry], metric: str, column: str) -> tuple[Array, list[int]]:
         """Values (N, M) on the images where any of the entries was scored, and the numbers of these images."""
-        runs = [self._runs.get((dataset, e.model, e.method, metric, column)) for e in entries]
-        scored = [images for run in runs if run is not None for images in (run[0],)]
-        images = np.unique(np.concatenate(scored)) if scored else np.zeros(0, np.int64)
-        values = np.full((len(images), len(entries)), np.nan)
-        for j, run in enumerate(runs):
-            if run is not None:
-                values[np.searchsorted(images, run[0]), j] = run[1]
-        return values, images.tolist()
+        found = [self._spill.read(dataset, e.model, e.method, metric, column) for e in entries]
+        images = np.unique(np.concatenate([images for images, _ in found])) if found else np.zeros(0, np.int64)
+        values = outside((len(images), len(entries)))
+        for j, (own_images, own_values) in enumerate(found):
+            values[np.searchsorted(images, own_images), j] = own_values
+        if not np.array_equal(images, self._last):
+            self._last, self._last_list = images, images.tolist()
+        return values, self._last_list
 
     def share(self, dataset: str, entry: Entry) -> float:
         """Coverage: share of the images whose map is fine."""
-        run = self._runs.get((dataset, entry.model, entry.method, STATUS, "ok"))
-        return float(run[1].mean()) if run is not None and len(run[1]) else math.nan
+        _, values = self._spill.read(dataset, entry.model, entry.method, STATUS, "ok")
+        return float(values.mean()) if len(values) else math.nan
 
     def prediction(self, dataset: str, model: str, column: str) -> dict[int, float]:
         """A fact about each image, by the image's number: `correct`, `probability` or `object_share`."""
-        run = self._runs.get((dataset, model, "", PREDICTION, column))
-        return {} if run is None else dict(zip(run[0].tolist(), run[1].tolist(), strict=True))
+        images, values = self._spill.read(dataset, model, "", PREDICTION, column)
+        return dict(zip(images.tolist(), values.tolist(), strict=True))
 
     def scorer(self, dataset: str, model: str) -> str:
         """In a sentence what the scorer of a model loses on whole images; empty without one."""
-        own, judged = (self._runs.get((dataset, model, "", kind, "correct")) for kind in (PREDICTION, SCORER))
-        alike = self._runs.get((dataset, model, "", SCORER, "agrees"))
-        if alike is None or not len(alike[1]):
+        right, judged = (self._spill.read(dataset, model, "", kind, "correct") for kind in (PREDICTION, SCORER))
+        alike = self._spill.read(dataset, model, "", SCORER, "agrees")
+        if not len(alike[1]):
             return ""
         count = len(alike[1])
         text = f"The scorer of {model} predicts the same class on {alike[1].mean():.1%} of {count:,} whole images"
-        if own is None or judged is None:
-            return text
-        _, first, second = np.intersect1d(own[0], judged[0], return_indices=True)
-        was, now = own[1][first], judged[1][second]
+        _, first, second = np.intersect1d(right[0], judged[0], return_indices=True)
+        was, now = right[1][first], judged[1][second]
         if not len(was) or np.isnan([*was, *now]).any():
             return text
         loss = bootstrap_means((was - now)[:, None], 1000)[:, 0]
@@ -241,34 +241,20 @@ class Scores:
 
     def costs(self, dataset: str, model: str) -> dict[str, Cost]:
         """What methods cost alone, where it was measured."""
-        self._own(self.store.costs(dataset, model))
+        own(self.store.costs(dataset, model), self.folder)
         return {name: cost.model_dump() for name, cost in self.store.read_costs(dataset, model).methods.items()}
 
     def refused(self) -> dict[tuple[str, str], str]:
         """Reason for each (model, method) that refused images."""
-        return {
-            (row.model, row.method): row.note.removeprefix(REFUSED)
-            for row in self.store.notes(STATUS)
-            if row.note.startswith(REFUSED)
-        }
+        return {key: note for key, (_, note) in self._refused.items()}
 
     def unreadable(self) -> dict[tuple[str, str], str]:
         """Reason for each (data set, image) that could not be read."""
-        return {(row.dataset, row.image): row.note for row in self.store.notes(READING)}
+        return {key: note for key, (_, note) in self._unreadable.items()}
 
 
 def _is_rung(method: str) -> bool:
     return Label.parse(method).name == LADDER
-
-
-def _indices(array: Any) -> NDArray[np.int64]:
-    whole = array if not hasattr(array, "chunks") else array.chunk(0)
-    return whole.indices.to_numpy().astype(np.int64)
-
-
-def _texts(array: Any) -> list[str]:
-    whole = array if not hasattr(array, "chunks") else array.chunk(0)
-    return list(whole.dictionary.to_pylist())
 
 
 def _column(metric: str, name: str) -> Column:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from xattn import places
 from xattn.benchmark.schemas import Costs, Footer, Manifest
 from xattn.errors import DataError, XattnWarning
-from xattn.files import read_regular, sweep, whole_file, write_once
 
 COLUMNS = ("dataset", "model", "image", "target", "method", "metric", "column", "value", "note")
 KEYS = ("dataset", "model", "method", "metric", "column", "image")
@@ -37,6 +38,8 @@ LADDER = "ladder"
 """Reserved names among the metrics: whether a map is fine, what the model predicts, and images that cannot be read."""
 REFUSED = "refused: "
 """How the note of a row begins whose method or metric refused the image."""
+PUBLISHED, CHECKSUMS = "data", "checksums.txt"
+"""Where the rows of a published run are, and the file with their SHA-256."""
 TEXTS = tuple(name for name in COLUMNS if SCHEMA.field(name).type == pa.string())
 _FOOTER = b"xattn"
 # The digest is that of the whole file; in parts of earlier versions, a short one of the footer alone.
@@ -67,11 +70,11 @@ class Store:
     """The part files of a run.
 
     Args:
-        folder: made if it is not there.
+        folder: made if it is not there; on the disk, or the URL of another file system.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = places.place(folder)
 
     @property
     def manifest(self) -> Path:
@@ -99,43 +102,40 @@ class Store:
         Raises:
             DataError: if a link leads out of the store.
         """
-        if not folder.resolve().is_relative_to(self.folder.resolve()):
-            raise DataError(f"'{folder}' is or lies behind a link out of '{self.folder}', where nothing is written.")
-        folder.mkdir(parents=True, exist_ok=True)
+        places.make(folder, self.folder)
 
     def parts(self, dataset: str | None = None, model: str | None = None) -> list[Path]:
         """The part files of a cell, or of all."""
         if dataset is None or model is None:
-            return sorted((self.folder / "parts").glob("*/block-*.parquet"))
-        return sorted(self.cell(dataset, model).glob("block-*.parquet"))
+            return places.listed(self.folder / "parts", "*/block-*.parquet")
+        return places.listed(self.cell(dataset, model), "block-*.parquet")
 
     def clear_leftovers(self) -> None:
         """Remove what killed processes left half written, if nobody has touched it for an hour."""
-        for folder in (self.folder, self.folder / "costs", *(self.folder / "parts").glob("*/")):
-            sweep(folder)
+        for folder in (self.folder, self.folder / "costs", *places.listed(self.folder / "parts", "*/")):
+            places.clear_leftovers(folder)
 
     def read_manifest(self) -> Manifest:
         """What the run wrote about itself; empty if there is nothing."""
         try:
-            return Manifest.parse(read_regular(self.manifest, _JSON_BYTES), f"'{self.manifest}'", "use another --out")
+            return Manifest.parse(places.read(self.manifest, _JSON_BYTES), f"'{self.manifest}'", "use another --out")
         except FileNotFoundError:
             return Manifest()
 
     def create_manifest(self, manifest: Manifest) -> bool:
         """Write the manifest unless there is one; whether it was written."""
         self.make(self.folder)
-        return write_once(self.manifest, manifest.text())
+        return places.write_first(self.manifest, manifest.text())
 
     def replace_manifest(self, manifest: Manifest) -> None:
         """Write the manifest in place of the one that is there."""
-        with whole_file(self.manifest, durable=True) as temporary:
-            temporary.write_bytes(manifest.text())
+        places.write(self.manifest, manifest.text())
 
     def read_costs(self, dataset: str, model: str) -> Costs:
         """What the methods of a cell cost, where it was measured."""
         path = self.costs(dataset, model)
         try:
-            return Costs.parse(read_regular(path, _JSON_BYTES), f"'{path}'", "remove it to measure them again")
+            return Costs.parse(places.read(path, _JSON_BYTES), f"'{path}'", "remove it to measure them again")
         except FileNotFoundError:
             return Costs()
 
@@ -143,13 +143,20 @@ class Store:
         """Write the costs of a cell in place of those that are there."""
         path = self.costs(dataset, model)
         self.make(path.parent)
-        with whole_file(path, durable=True) as temporary:
-            temporary.write_bytes(costs.text())
+        places.write(path, costs.text())
 
-    def done(self, dataset: str, model: str) -> dict[int, dict[Pair, int]]:
-        """For each block of a cell the pairs (method, metric) that are stored, with the number of images."""
+    def done(self, dataset: str, model: str, among: Container[int] | None = None) -> dict[int, dict[Pair, int]]:
+        """For each block of a cell the pairs (method, metric) that are stored, with the number of images.
+
+        Args:
+            dataset: name of the data set.
+            model: name of the model.
+            among: blocks whose parts are opened; None for all.
+        """
         blocks: dict[int, dict[Pair, int]] = {}
         for path in self.parts(dataset, model):
+            if among is not None and _numbers(path)[0] not in among:
+                continue
             footer, _ = _open(path)
             pairs = blocks.setdefault(footer.block, {})
             for method, metric, count in footer.pairs:
@@ -166,31 +173,41 @@ class Store:
             rows: the scores.
             pairs: what they hold: (method, metric) and the number of images scored.
         """
-        cell = self.cell(dataset, model)
-        self.make(cell)
-        listed = sorted((method, metric, count) for (method, metric), count in pairs.items())
-        footer = Footer(block=block, pairs=tuple(listed)).model_dump_json()
         columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in COLUMNS}
         for name in TEXTS:  # names of files need not be UTF-8
             columns[name] = [t.encode(errors="backslashreplace")[:_TEXT].decode(errors="ignore") for t in columns[name]]
         table = pa.table(columns, schema=SCHEMA).sort_by([(key, "ascending") for key in KEYS])
+        return self.write_table(dataset, model, block, table, pairs)
+
+    def write_table(self, dataset: str, model: str, block: int, table: pa.Table, pairs: Mapping[Pair, int]) -> Path:
+        """As `write`, of a table of `SCHEMA` that is sorted by `KEYS`."""
+        cell = self.cell(dataset, model)
+        self.make(cell)
+        listed = sorted((method, metric, count) for (method, metric), count in pairs.items())
+        footer = Footer(block=block, pairs=tuple(listed)).model_dump_json()
         table = table.replace_schema_metadata({_FOOTER: footer.encode()})
         stream = io.BytesIO()
         pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
         path = cell / f"block-{block:05d}-{_digest(stream.getvalue(), 16)}.parquet"
-        with whole_file(path, durable=True) as temporary:
-            temporary.write_bytes(stream.getbuffer())
+        places.write(path, stream.getbuffer())
         return path
 
-    def table(self) -> pa.Table:
-        """All rows, each once, in one order that does not depend on how they were computed.
+    def files(self) -> list[Path]:
+        """Every file that rows are read from: the parts of a run, or the files of one that was published."""
+        return self.parts() or places.listed(self.folder / PUBLISHED, "*.parquet")
 
-        Text columns are dictionaries, so that millions of rows fit in memory.
+    def blocks(self) -> Iterator[pa.Table]:
+        """The rows of each block of each cell, every row once and sorted by `KEYS`: no more is in memory at a time.
+
+        Text columns are dictionaries.
 
         Raises:
             DataError: if there is none, or a part is damaged.
         """
         paths = self.parts()
+        if not paths and (published := self.files()):
+            yield from self._published(published)
+            return
         if not paths:
             raise DataError(f"'{self.folder}' holds no scores; run `xattn benchmark` with --out {self.folder} first.")
         if old := sum(len(_numbers(path)[1]) == 8 for path in paths):
@@ -200,30 +217,62 @@ class Store:
                 XattnWarning,
                 stacklevel=2,
             )
-        parts = [(path, *_read(path)) for path in paths]
-        # A block that was scored twice holds pairs that may be there twice; the larger share of images comes first.
-        parts.sort(key=lambda p: (p[0].parent.name, -max((n for *_, n in p[1].pairs), default=0), p[0].name))
-        blocks = np.repeat([footer.block for _, footer, _ in parts], [rows.num_rows for *_, rows in parts])
-        whole = pa.concat_tables([rows for *_, rows in parts]).unify_dictionaries().combine_chunks()
-        ordered = {name: _sorted_dictionary(whole[name]) for name in TEXTS}
-        keys = [ordered[name] for name in KEYS]
-        codes = _one_number([codes for codes, _ in keys], [len(names) for _, names in keys])
-        order = np.argsort(codes, kind="stable")
-        new = np.diff(codes[order], prepend=-1) != 0
-        if len(twice := np.flatnonzero(~new & (np.diff(blocks[order], prepend=-1) != 0))):
-            row = whole.slice(order[twice[0]], 1).to_pylist()[0]
-            raise DataError(
-                f"two images of {row['dataset']} are called '{row['image']}'; their scores cannot be told apart."
-            )
-        kept = order[new]
-        columns = []
-        for name in COLUMNS:
-            if name in ordered:
-                values, names = ordered[name]
-                columns.append(pa.DictionaryArray.from_arrays(pa.array(values[kept], pa.int32()), pa.array(names)))
-            else:
-                columns.append(whole[name].combine_chunks().take(pa.array(kept)))
-        return pa.table(columns, names=list(COLUMNS))
+        for _, cell in itertools.groupby(paths, lambda path: path.parent.name):
+            seen: dict[str, int] = {}
+            for block, own in itertools.groupby(sorted(cell, key=_numbers), lambda path: _numbers(path)[0]):
+                parts = [(path, *_read(path)) for path in own]
+                # A block that was scored twice holds pairs that may be there twice; the larger share of images is kept.
+                parts.sort(key=lambda p: (-max((n for *_, n in p[1].pairs), default=0), p[0].name))
+                table = _in_order(pa.concat_tables([rows for *_, rows in parts]), once=True)
+                for image in _unique(table, "image"):
+                    if seen.setdefault(image, block) != block:
+                        raise DataError(
+                            f"two images of {_unique(table, 'dataset')[0]} are called '{image}'; their scores cannot "
+                            "be told apart."
+                        )
+                yield table
+
+    def blocks_with(self, dataset: str, model: str, images: Container[str]) -> list[int] | None:
+        """The blocks of a cell in which some images are, in order; None of a published run, which does not tell."""
+        parts = self.parts(dataset, model)
+        found = set()
+        for path in parts:
+            with pq.ParquetFile(pa.BufferReader(places.read(path, _PART_BYTES))) as file:
+                names = file.read(columns=["image"], use_threads=False)["image"].unique().to_pylist()
+            if any(name in images for name in names):
+                found.add(_numbers(path)[0])
+        return sorted(found) if parts else None
+
+    def _published(self, paths: Sequence[Path]) -> Iterator[pa.Table]:
+        """The row groups of published files, each of which is a block; the files must be as they were published."""
+        try:
+            lines = places.read(self.folder / CHECKSUMS, _JSON_BYTES).decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            lines = []
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        for path in paths:
+            with path.open("rb") as stream:
+                if sums.get(f"{PUBLISHED}/{path.name}") != hashlib.file_digest(stream, "sha256").hexdigest():
+                    raise DataError(f"'{path}' is not as '{CHECKSUMS}' beside it says; get it again.")
+                stream.seek(0)
+                try:
+                    file = pq.ParquetFile(stream, read_dictionary=list(TEXTS), page_checksum_verification=True)
+                    _check_shape(file.metadata, file.schema)
+                    for number in range(file.metadata.num_row_groups):
+                        group = file.read_row_group(number, use_threads=False)
+                        yield _in_order(_checked(group, path.name.removesuffix(".parquet")))
+                except (pa.ArrowException, OSError, ValueError) as error:
+                    raise DataError(f"'{path}' is no file of a published run ({error}).") from None
+
+    def table(self) -> pa.Table:
+        """All rows in memory, each once, in one order that does not depend on how they were computed.
+
+        Text columns are dictionaries, so that millions of rows fit.
+
+        Raises:
+            DataError: if there is none, or a part is damaged.
+        """
+        return _in_order(pa.concat_tables(list(self.blocks())))
 
     def notes(self, metric: str) -> list[Row]:
         """The rows of one metric (`status`, `reading`) that have a note, once each, in order."""
@@ -251,7 +300,7 @@ def _numbers(path: Path) -> tuple[int, str]:
 def _open(path: Path, *, dictionaries: bool = True) -> tuple[Footer, pq.ParquetFile]:
     """The footer of a part and its file, checked against its digest."""
     block, digest = _numbers(path)
-    content = read_regular(path, _PART_BYTES)
+    content = places.read(path, _PART_BYTES)
     try:
         if len(digest) == 32 and _digest(content, 16) != digest:
             raise ValueError("its content is not as it was written")
@@ -260,8 +309,7 @@ def _open(path: Path, *, dictionaries: bool = True) -> tuple[Footer, pq.ParquetF
         written = (file.metadata.metadata or {})[_FOOTER]
         if len(digest) == 8 and _digest(written, 4) != digest:
             raise ValueError("its footer is not as it was written")
-        if [(c.name, c.physical_type) for c in file.schema] != _PHYSICAL:
-            raise ValueError("it has other columns")
+        _check_shape(file.metadata, file.schema)
         groups = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
         if file.metadata.num_rows > _PART_ROWS or sum(groups) > _PART_BYTES:
             raise ValueError("it is larger than any part")
@@ -276,23 +324,38 @@ def _open(path: Path, *, dictionaries: bool = True) -> tuple[Footer, pq.ParquetF
 _PHYSICAL = [(name, "DOUBLE" if name == "value" else "INT64" if name == "target" else "BYTE_ARRAY") for name in COLUMNS]
 
 
+def _check_shape(metadata: Any, schema: Any) -> None:
+    """Refuse a file with other columns, or with more in one row group than any part has."""
+    if [(c.name, c.physical_type) for c in schema] != _PHYSICAL:
+        raise ValueError("it has other columns")
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if any(group.num_rows > _PART_ROWS or group.total_byte_size > _PART_BYTES for group in groups):
+        raise ValueError("it is larger than any part")
+
+
 def _read(path: Path, *, dictionaries: bool = True) -> tuple[Footer, pa.Table]:
     """The footer and the rows of a part, which must be of the cell that its folder is for."""
     footer, file = _open(path, dictionaries=dictionaries)
     try:
         # No threads: now and then one of Arrow's ends a process at its exit by an abort (1 of 200 with pyarrow 26).
-        table = file.read(use_threads=False).replace_schema_metadata(None).unify_dictionaries()
-        if any(table[name].null_count for name in COLUMNS):
-            raise ValueError("values are missing")
-        lengths = [pc.max(pc.binary_length(pc.unique(table[name]).cast(pa.string()))).as_py() for name in TEXTS]
-        if any(length is not None and length > _TEXT for length in lengths):
-            raise ValueError("a text is too long")
-        cells = {(dataset, model) for dataset in _unique(table, "dataset") for model in _unique(table, "model")}
-        if any(Store("").cell(*cell).name != path.parent.name for cell in cells):
-            raise ValueError("its rows are of another data set or model than its folder")
+        table = _checked(file.read(use_threads=False), path.parent.name)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, error) from None
     return footer, table
+
+
+def _checked(table: pa.Table, cell: str) -> pa.Table:
+    """Rows that are whole, of bounded texts, and of the cell whose name that is."""
+    table = table.replace_schema_metadata(None).unify_dictionaries()
+    if any(table[name].null_count for name in COLUMNS):
+        raise ValueError("values are missing")
+    lengths = [pc.max(pc.binary_length(pc.unique(table[name]).cast(pa.string()))).as_py() for name in TEXTS]
+    if any(length is not None and length > _TEXT for length in lengths):
+        raise ValueError("a text is too long")
+    found = {(dataset, model) for dataset in _unique(table, "dataset") for model in _unique(table, "model")}
+    if any(Store("").cell(*one).name != cell for one in found):
+        raise ValueError("its rows are of another data set or model than its folder")
+    return table
 
 
 def _unique(table: pa.Table, name: str) -> list[str]:
@@ -301,6 +364,24 @@ def _unique(table: pa.Table, name: str) -> list[str]:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"'{path}' is no whole part of a run ({error}); remove it and run again.")
+
+
+def _in_order(table: pa.Table, *, once: bool = False) -> pa.Table:
+    """A table sorted by `KEYS`; with `once`, the first row alone of those that have the same."""
+    whole = table.unify_dictionaries().combine_chunks()
+    ordered = {name: _sorted_dictionary(whole[name]) for name in TEXTS}
+    keys = [ordered[name] for name in KEYS]
+    codes = _one_number([codes for codes, _ in keys], [len(names) for _, names in keys])
+    order = np.argsort(codes, kind="stable")
+    kept = order[np.diff(codes[order], prepend=-1) != 0] if once else order
+    columns = []
+    for name in COLUMNS:
+        if name in ordered:
+            values, names = ordered[name]
+            columns.append(pa.DictionaryArray.from_arrays(pa.array(values[kept], pa.int32()), pa.array(names)))
+        else:
+            columns.append(whole[name].combine_chunks().take(pa.array(kept)))
+    return pa.table(columns, names=list(COLUMNS))
 
 
 def _sorted_dictionary(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:

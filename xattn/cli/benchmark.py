@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from xattn.cli import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console, options
 if TYPE_CHECKING:
     from xattn.benchmark.config import Config
     from xattn.benchmark.costs import Cost
+    from xattn.benchmark.engine import Engine, Job
     from xattn.benchmark.plan import Cell
 
 _SHOWN = 5  # unreadable images that are named
@@ -30,6 +30,9 @@ EPILOG = "\n\n".join(
         "xattn benchmark run.toml --out runs/x --set data.0.limit=500 --set run.batch=32",
         "torchrun --nproc-per-node 4 -m xattn benchmark run.toml --out runs/x",
         "xattn benchmark run.toml --out runs/x --shard 0/3   [dim]# and 1/3, 2/3 on other machines[/dim]",
+        "xattn benchmark run.toml --out runs/x --status      [dim]# how far all of them are[/dim]",
+        "xattn benchmark run.toml --out runs/x --engine ray:workers=4",
+        "xattn benchmark run.toml --out /shared/x --engine submitit:workers=16,partition=gpu,gpus=1",
         "xattn report runs/x",
         "The same command goes on where an earlier one stopped, however it stopped. Add methods, metrics or images to "
         "the file and run it again: only what is not there is computed.",
@@ -40,12 +43,27 @@ EPILOG = "\n\n".join(
 
 def benchmark(
     config: Annotated[Path, typer.Argument(help="The run (TOML): data, models, methods, metrics.", metavar="RUN.toml")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the scores.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder of the scores; also a URL, as s3://bucket/folder."),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Tell what the run takes, from a probe on two images, and stop.")
     ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Tell how far the run in --out is, whoever works on it, and stop.")
+    ] = False,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N, for several processes or machines.")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:K=V,...]",
+            help="What has the blocks scored: local, torchrun, submitit (a Slurm array), ray; with parameters, as "
+            "ray:workers=4.",
+            show_default="torchrun where it has started this process, else local",
+        ),
     ] = None,
     fast: Annotated[
         bool,
@@ -60,49 +78,48 @@ def benchmark(
 ) -> None:
     """Score explanation methods by every metric, per image, with controls beside them."""
     from xattn.benchmark.config import Config
+    from xattn.benchmark.engine import Job
+    from xattn.benchmark.engines import engine_of
     from xattn.benchmark.plan import plan as check
-    from xattn.benchmark.plan import shard as share
     from xattn.benchmark.store import Store
     from xattn.errors import ParameterError
+    from xattn.places import place
 
-    rank, world = share(shard)
+    runner = engine_of(engine, shard)
+    rank, world = runner.part(shard)
     settings = Config.read(config, [*(change or ()), *(["run.fast=true"] if fast else ())])
     if out is None and not plan:
         raise ParameterError("benchmark: pass the folder of the scores with --out, or --plan.")
     if plan or out is None:
         _show_plan(settings, check(settings), world)
         return
-    launched = shard is None and "RANK" in os.environ
+    place(out)  # told before the models are made
+    if status:
+        _show_status(settings, check(settings), out, world)
+        return
     try:
-        status = _run(settings, check(settings), out, rank, world, quiet=quiet or rank > 0, launched=launched)
+        code = _run(Job(settings, out), runner, (rank, world), check(settings), quiet=quiet or rank > 0)
         if rank == 0:
-            console.say(f"next: xattn report {shlex.quote(str(out))} --config {shlex.quote(str(config))}")
+            console.say(f"next: xattn report {shlex.quote(out)} --config {shlex.quote(str(config))}")
     except KeyboardInterrupt:
         stored = len(Store(out).parts())
         console.fail(
             f"interrupted with {stored:,} blocks of scores stored; nothing that is in '{out}' is lost. The same "
             "command goes on from there."
         )
-        status = EXIT_INTERRUPTED
-    raise typer.Exit(status)
+        code = EXIT_INTERRUPTED
+    raise typer.Exit(code)
 
 
-def _run(
-    config: Config, cells: Sequence[Cell], out: Path, rank: int, world: int, *, quiet: bool, launched: bool
-) -> int:
+def _run(job: Job, engine: Engine, part: tuple[int, int], cells: Sequence[Cell], *, quiet: bool) -> int:
     import torch
 
-    from xattn.benchmark.costs import write_costs
-    from xattn.benchmark.run import run
-    from xattn.benchmark.store import Store
-    from xattn.device import find_device
     from xattn.errors import ParameterError, reason_of
 
+    out, (rank, world) = job.out, part
     try:
         with _progress(quiet, rank, world) as progress:
-            summary = run(config, out, rank=rank, world=world, cells=cells, progress=progress)
-            if rank == 0:
-                write_costs(Store(out), cells, find_device(config.run.device, "run.device"))
+            summary = engine.run(job, cells, part, progress)
     except torch.OutOfMemoryError as error:
         raise ParameterError(
             f"benchmark: out of memory ({reason_of(error)}); lower run.batch, which changes no score beyond "
@@ -118,10 +135,10 @@ def _run(
     console.say(f"{prefix}{summary.rows:,} new scores in {summary.blocks} blocks, in {out}")
     # A launcher stops the other processes when one ends with a status, so that only the words tell there.
     failed = rank == 0 and _tell(out, cells)
-    return EXIT_SOME_FAILED if failed and not launched else 0
+    return EXIT_SOME_FAILED if failed and not engine.launched else 0
 
 
-def _tell(out: Path, cells: Sequence[Cell]) -> bool:
+def _tell(out: str, cells: Sequence[Cell]) -> bool:
     """Say what was left out and why; whether images could not be read."""
     from xattn.benchmark.store import READING, REFUSED, STATUS, Store
 
@@ -182,6 +199,33 @@ def _show_plan(config: Config, cells: Sequence[Cell], world: int) -> None:
     console.say(
         f"in all about {passes:,.0f} images through the models and {_duration(seconds)}{spread} (a probe on two images)"
     )
+
+
+def _show_status(config: Config, cells: Sequence[Cell], out: str, world: int) -> None:
+    from xattn.benchmark.progress import done_of, pace_of, sum_of
+    from xattn.benchmark.store import Store
+
+    store = Store(out)
+    shares = {cell.name: done_of(store, config, cell, world) for cell in cells}
+    rows = [sum_of(name, own) for name, own in shares.items()]
+    if world > 1:
+        rows += [sum_of(f"process {i} of {world}", some) for i, some in enumerate(zip(*shares.values(), strict=True))]
+    total = sum_of("all", [done for own in shares.values() for done in own])
+    numbers = [{"header": h, "justify": "right"} for h in ("blocks", "whole", "begun", "work done")]
+    cells_of = [(d.name, f"{d.blocks:,}", f"{d.whole:,}", f"{d.begun:,}", f"{d.share:.0%}") for d in (*rows, total)]
+    console.table([*cells_of[:-1], (), cells_of[-1]], {"header": "of"}, *numbers, title=out, frame=True)
+    pace, todo = pace_of(store), total.blocks - total.whole
+    if pace.age_s is None:
+        console.say("nothing is stored yet" if not pace.parts else f"{pace.parts:,} parts")
+        return
+    words = [f"{pace.parts:,} parts, the last one {_duration(pace.age_s)} ago"]
+    if todo and pace.stopped:
+        words.append("which is long: if no process is at work any more, the same command without --status goes on")
+    elif todo and pace.each_s is not None:
+        words.append(
+            f"one every {_duration(pace.each_s)}: about {_duration(todo * pace.each_s)} left for {todo:,} blocks"
+        )
+    console.say("; ".join(words))
 
 
 def _cost(cost: Cost) -> tuple[str, str, str, str, str]:

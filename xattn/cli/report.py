@@ -21,7 +21,7 @@ EPILOG = "\n\n".join(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the scores, the --out of xattn benchmark.")],
+    run: Annotated[str, typer.Argument(metavar="DIR", help="Folder of the scores, the --out of xattn benchmark.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Where to.", show_default="report in DIR")
     ] = None,

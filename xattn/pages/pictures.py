@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -169,15 +168,10 @@ def _reopen(scores: Scores, config: Config, dataset: str, model: str) -> tuple[R
 def _find(cell: RunCell, config: Config, scores: Scores, names: Sequence[str]) -> dict[str, Sample]:
     """Samples by their names. The parts tell in which block of the sample an image is, so that few are read."""
     wanted = set(names)
-    blocks = set()
-    for path in scores.store.parts(cell.data.name, cell.model.title):
-        with pq.ParquetFile(path) as file:  # without threads, as the store reads
-            images = file.read(columns=["image"], use_threads=False)["image"].unique().to_pylist()
-        if wanted & set(images):
-            blocks.add(int(path.stem.split("-")[1]))
+    blocks = scores.store.blocks_with(cell.data.name, cell.model.title, wanted)
     samples: dict[str, Sample] = {}
     size = config.run.block
-    for block in sorted(blocks):
+    for block in range(-(-len(cell.indices) // size)) if blocks is None else blocks:
         for index in cell.indices[block * size : (block + 1) * size]:
             try:
                 sample = cell.dataset[index]

@@ -25,6 +25,7 @@ from xattn.looks import FAMILIES
 from xattn.metric import NEITHER
 from xattn.pages import charts, pictures
 from xattn.pages.html import picture_uri, write
+from xattn.places import is_remote
 
 Array = NDArray[np.float64]
 
@@ -82,6 +83,8 @@ def full_report(
     if not 1 <= resamples <= _MOST_RESAMPLES:
         raise ParameterError(f"resamples must be at least 1 and at most {_MOST_RESAMPLES:,} but is {resamples}.")
     scores = Scores(run)
+    if out is None and is_remote(scores.folder):
+        raise ParameterError(f"'{run}' is not on this machine; pass a folder of this machine with --out.")
     home = own_folder(scores.store.report) if out is None else Path(out)
     compared = panels(scores, resamples=resamples, seed=seed)
     write_report(scores, compared, home, progress=progress)
