@@ -39,6 +39,9 @@ _STANDINS: tuple[tuple[str, str], ...] = (
     (r" --backbone resnet18\b", " --backbone tiny-cnn"),
     (r" --task reid\b", " --task reid:instances=2"),
     (r"^(xattn train .*)$", rf"\1 {_QUICK} --set held_out=0.2"),
+    (r" --engine \S+", ""),  # tests/benchmark/test_engines.py runs them
+    (r"\bs3://", "memory://"),
+    (r" /shared/", " shared/"),
     (r"^(xattn report .*)$", r"\1 --resamples 50 --panels 1"),
     (r"^xattn select \S+", "xattn select tests.cli.models:cnn --images 8"),
     (r"^xattn doctor .*$", "xattn doctor --model tests.cli.models:cnn"),  # all methods on four images

@@ -42,6 +42,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "evaluate"),
     "benchmark": ("benchmark", "benchmark"),
     "report": ("report", "report"),
+    "publish": ("publish", "publish"),
 }
 
 EPILOG = "\n\n".join(
