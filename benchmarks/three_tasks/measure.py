@@ -201,6 +201,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path)
+    parser.add_argument("--only", nargs="+", metavar="TASK/NAME", help="all of them, where it is not given")
     parser.add_argument("--again", action="store_true", help="measure what was measured too")
     parser.add_argument("--cost", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -217,11 +218,15 @@ def main() -> None:
             (run.task, run.name, f.name.rpartition("-")[2]) for f in folders if (f / "best.safetensors").is_file()
         ]
     for task, name, seed in wanted:
+        if args.only and f"{task}/{name}" not in args.only:
+            continue
         known = result.setdefault(task, {}).setdefault(name, {})
         done = seed in known and known[seed].get("epochs") == known[seed].get("planned")
         if done and not args.again and "cost" in known[seed]:
             continue
-        if seed == "-":
+        if seed in known and "cost" not in known[seed]:
+            known[seed]["cost"] = cost_apart(known[seed]["architecture"], tuple(known[seed]["input_size"]))
+        elif seed == "-":
             known[seed] = untrained(task, *next(row[1:] for row in FROZEN[task] if row[0] == name))
         else:
             known[seed] = trained(task, args.runs / task / f"{name}-{seed}")

@@ -32,7 +32,7 @@ from xattn.training.folder import processor_name
 
 RESULTS = Path(__file__).parent / "points.json"
 BATCH, SHUFFLES, PARTS = 16, 20, 3
-CONVERTED = {"Lite0, converted": "low", "Lite0, converted, four times finer": "x4"}
+CONVERTED = {"Lite0, converted": "low", "Lite0, converted, twice as fine": "x2"}
 
 
 def points_of(data: Parquet, places: list[int], model: Classifier) -> Tensor:

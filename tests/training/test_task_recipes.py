@@ -22,6 +22,7 @@ RECIPES = Path(__file__).parents[2] / "benchmarks" / "configs" / "train"
         ("holstein-reid", "[96, 48]", ["run.image_size=[64, 32]", "augment.resize=36", "batch_size=8"]),
         ("cifar-fs", "80", ["run.image_size=32", "batch_size=60"]),
         ("cifar-fs-small", "32", ["batch_size=60"]),
+        ("cub-20", "128", ["run.image_size=32", "augment.resize=36", "batch_size=8", "backbone=tiny-cnn"]),
     ],
 )
 def test_a_recipe_trains(
@@ -37,7 +38,7 @@ def test_a_recipe_trains(
         'model.weights=""',
         *changes,
     ]
-    if name == "holstein-reid":
+    if name in ("holstein-reid", "cub-20"):
         quick += [f'source="market1501:{tmp_path / "Market-1501-v15.09.15"}"', "data.held_out=0.3"]
     if name == "market1501":
         quick += ["data.held_out=0.3", "backbone=resnet18"]
