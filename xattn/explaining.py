@@ -321,8 +321,9 @@ def _explain_folder(
                 **options,
             )  # fmt: skip
             single = isinstance(made, Explanation)
-            found.append([made] if isinstance(made, Explanation) else made)
-            spec = found[0][0].spec  # what was found out holds for all
+            some_made = [made] if isinstance(made, Explanation) else made
+            found.append([replace(e, inputs=None) for e in some_made])  # memory does not grow with the images' pixels
+            spec = some_made[0].spec  # what was found out holds for all
             read += [files[i] for i in some]
     if not found:
         raise DataError(f"{folder}: none of its {len(files)} images can be read.")
