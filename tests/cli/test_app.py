@@ -76,6 +76,13 @@ def test_what_cannot_be_is_said(photos: list[str], tmp_path: Path) -> None:
     assert page.methods(CNN)[:3] == ["brnpa", "gradcam", "layercam"]
 
 
+def test_without_its_extra_the_line_that_installs_it_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    result = run("app", "--no-browser")
+    assert result.exit_code == 2
+    assert "xattn app needs gradio; pip install 'xattn[app]'" in result.stderr
+
+
 def test_an_address_that_others_reach_is_told_apart() -> None:
     from xattn.cli.local_page import _is_loopback
 

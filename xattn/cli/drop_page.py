@@ -23,6 +23,13 @@ _MOST = 24  # photographs of a page, whose pictures are inside it
 _EMPTY = "<p>Drop photographs on the left, then press <b>Explain</b>.</p>"
 
 
+class _Silent(Work):
+    """What the page shows need not be said in the terminal too."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Asked:
     """What a person asks for.
@@ -131,7 +138,7 @@ class DropPage:
             targets=(asked.target,) if asked.target else (), topk=asked.topk, fit=self.fit, score="logit",
             precision="fp32", window=None, batch_size=8, tolerant=False, device=self.device, colormap=COLORMAP,
         )  # fmt: skip
-        work = Work(settings, err=True)
+        work = _Silent(settings, err=True)
         texts = list(asked.methods)
         columns = choose_columns(
             with_controls(texts) if asked.controls else texts, parts=asked.parts, **self._network(asked.network)
@@ -158,7 +165,7 @@ class DropPage:
             try:
                 known = self.methods(network)
             except XattnError as error:
-                raise gradio.Error(str(error), duration=None) from None
+                raise gradio.Error(str(error), duration=None, print_exception=False) from None
             kept = [m for m in chosen if m in known] or known[:3]
             return gradio.Dropdown(choices=known, value=kept)
 
@@ -173,7 +180,7 @@ class DropPage:
             try:
                 page = self.answer(asked, place, lambda done: progress((done, len(asked.files)), unit="photographs"))
             except XattnError as error:
-                raise gradio.Error(str(error), duration=None) from None
+                raise gradio.Error(str(error), duration=None, print_exception=False) from None
             return framed(page), self.command(asked), gradio.DownloadButton(value=str(page), interactive=True)
 
         known = self.methods(names[0])
