@@ -34,6 +34,7 @@ ORDER = (
     ("explaining", "storage"),
     ("file_loop",),
     ("benchmark", "training", "viz"),
+    ("audit",),
     ("pages", "watching"),
     ("cli",),
     ("__main__",),

@@ -98,6 +98,7 @@ def unknown(kind: str, name: str, candidates: Iterable[str], limit: int = 12) ->
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "app": ("gradio", "typer", "rich"),
+    "audit": ("typer", "rich", "pandas", "pyarrow", "scipy", "sklearn"),
     "cli": ("typer", "rich"),
     "data": ("pyarrow", "scipy"),
     "metrics": ("cv2", "scipy", "skimage"),

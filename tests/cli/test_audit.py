@@ -1,0 +1,85 @@
+"""`xattn audit` as a user meets it: a folder, findings in words and as JSON, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.audit.synthetic import folder_of, pictures
+from tests.cli.conftest import Run
+
+MODEL = "tests.audit.synthetic:build"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return folder_of(tmp_path_factory.mktemp("data") / "photos", pictures(80, share=0.5))
+
+
+def test_a_shortcut_is_told_first(run: Run, photos: Path, tmp_path: Path) -> None:
+    result = run(
+        "audit", MODEL, "--data", photos, "--parts", 3, "--keep", "evidence", "--out", "found.json", "--top", 2
+    )
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert re.match(r"known on 160 images: \d shortcut candidates? among \d+ groups of evidence in 2 classes", lines[0])
+    assert "1. shortcut candidate (c0-parts-1): " in result.stdout
+    assert "(top right)" in result.stdout
+    assert "How sure: Difference " in result.stdout
+    assert "Next: Look at the images" in result.stdout
+    assert lines[-1] == "wrote found.json"
+    plain = json.loads((tmp_path / "found.json").read_text())
+    assert plain["findings"][0]["candidate"]
+    assert plain["provenance"]["labels"].startswith("by n")
+    assert list((tmp_path / "evidence").glob("evidence-*.parquet"))
+    again = run(
+        "audit", MODEL, "--data", photos, "--parts", 3, "--keep", "evidence", "--json", "--classes", "green thing"
+    )
+    assert json.loads(again.stdout)["findings"][0]["effect"]["n"] == plain["findings"][0]["effect"]["n"]
+    assert {f["class"] for f in json.loads(again.stdout)["findings"]} == {"green thing"}
+
+
+def test_images_that_cannot_be_read_are_told(run: Run, photos: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "photos"
+    for path in photos.rglob("*.png"):
+        home = copy / path.parent.name
+        home.mkdir(parents=True, exist_ok=True)
+        (home / path.name).write_bytes(path.read_bytes())
+    first = next(copy.rglob("*.png"))
+    first.write_bytes(first.read_bytes()[:40])
+    result = run("audit", MODEL, "--data", copy, "--parts", 3)
+    assert result.exit_code == 3
+    assert "image " in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "pass the folder of your images with --data"),
+        (("--data", "{photos}", "--replace", "noise"), "--replace must be mean or blur"),
+        (("--data", "{photos}", "--out", "found.txt"), "a file that ends in .json"),
+        (("--data", "a={photos}", "--data", "{photos}"), "each needs a name"),
+        (("--data", "a={photos}", "--data", "a={photos}"), "two sources are called 'a'"),
+        (("--data", "{photos}", "--classes", "red thing"), "unknown class 'red thing'"),
+        (("--data", "{photos}", "--smallest", "50"), "no class is predicted in 200 images"),
+    ],
+)
+def test_what_is_wrong_is_one_line(run: Run, photos: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run("audit", MODEL, *(a.format(photos=photos) for a in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_two_sources_are_compared(run: Run, photos: Path, tmp_path: Path) -> None:
+    clean = folder_of(tmp_path / "clean", pictures(80, share=0.0, seed=3))
+    result = run("audit", MODEL, "--data", f"old={photos}", "--data", f"new={clean}", "--parts", 3, "--json")
+    assert result.exit_code == 0, result.stderr
+    first = json.loads(result.stdout)["findings"][0]
+    sign = next(s for s in first["signs"] if s["name"] == "sources")
+    assert sign["speaks"]
+    assert "of old have it, 0 % of new" in sign["text"]
+    assert first["member_images"][0]["image"].startswith("old/green thing/")

@@ -1,0 +1,247 @@
+"""What the score does when evidence is replaced in place, and when the same area is replaced elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from xattn.audit.gather import read_some
+from xattn.audit.group import Group, Member
+from xattn.audit.replace import replaced, tone_of, toned, turned
+from xattn.audit.settings import AuditSettings
+from xattn.benchmark.statistics import intervals, wilcoxon
+from xattn.data.dataset import Dataset
+from xattn.errors import DataError
+from xattn.functional.baselines import Blur
+from xattn.functional.relevance_parts import shifted_elsewhere
+from xattn.score import apply_score, find_score
+from xattn.spec import ModelSpec
+from xattn.trace import place_of, record
+
+Array = NDArray[np.float64]
+_PLACES = 2  # elsewhere, of which the mean is taken
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What the model answered, image by image; each (n,) float64.
+
+    Args:
+        score: of the predicted class in the image as it is.
+        in_place: score without the evidence.
+        elsewhere: score without the same area elsewhere.
+        without: score of what stands in for evidence where that replaces the whole image.
+        flips: whether the prediction changes without the evidence, 0 or 1.
+        flips_elsewhere: share of the places elsewhere at which it changes.
+        carried: whether an image of another class is taken for this one once the evidence is in it; NaN without others.
+        carried_elsewhere: likewise with the same area from elsewhere in the same image.
+    """
+
+    score: Array
+    in_place: Array
+    elsewhere: Array
+    without: Array
+    flips: Array
+    flips_elsewhere: Array
+    carried: Array
+    carried_elsewhere: Array
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How much of the score goes with the evidence of a group, on the images that did not find it.
+
+    Args:
+        n: images.
+        fall: mean fall of the score when the evidence is replaced in place.
+        elsewhere: mean fall when the same area is replaced elsewhere in the same image.
+        difference: of the two, mean over images.
+        low: end of its 95 % interval (bootstrap, bias-corrected).
+        high: the other end.
+        p: that evidence falls no more than what is elsewhere, by Wilcoxon's signed-rank test, one-sided.
+        adjusted: after Holm's correction over all groups of the audit; NaN until it was made.
+        flips: share of the predictions that change without the evidence.
+        flips_elsewhere: likewise elsewhere.
+        share_of_score: fall over the mean fall without anything.
+        moves: whether the score moves: `adjusted` is below alpha and `low` above zero.
+    """
+
+    n: int
+    fall: float
+    elsewhere: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    adjusted: float
+    flips: float
+    flips_elsewhere: float
+    share_of_score: float
+    moves: bool
+
+
+def effect_of(measured: Measured, seed: int = 0) -> Effect:
+    """The effect of what was measured, before any correction."""
+    fall, elsewhere = measured.score - measured.in_place, measured.score - measured.elsewhere
+    n = len(fall)
+    if n == 0:
+        nan = float("nan")
+        return Effect(0, nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, False)
+    difference = fall - elsewhere
+    spread = intervals(difference, resamples=_RESAMPLES, seed=seed)
+    everything = float((measured.score - measured.without).mean())
+    return Effect(
+        n=n,
+        fall=float(fall.mean()),
+        elsewhere=float(elsewhere.mean()),
+        difference=float(difference.mean()),
+        low=float(spread.low[0]),
+        high=float(spread.high[0]),
+        p=one_sided(difference),
+        adjusted=float("nan"),
+        flips=float(measured.flips.mean()),
+        flips_elsewhere=float(measured.flips_elsewhere.mean()),
+        share_of_score=float(fall.mean()) / everything if everything > 0 else float("nan"),
+        moves=False,
+    )
+
+
+def one_sided(differences: Array) -> float:
+    """P value of Wilcoxon's signed-rank test that differences are not above zero; zeros as Pratt (1959) has them.
+
+    >>> one_sided(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))
+    0.03125
+    """
+    both = float(wilcoxon(differences[:, None])[0])
+    size = np.abs(differences)
+    rank = (size[None] < size[:, None]).sum(1) + ((size[None] == size[:, None]).sum(1) + 1) / 2
+    up, down = rank[differences > 0].sum(), rank[differences < 0].sum()
+    return both / 2 if up > down else 1 - both / 2 if up < down else 0.5
+
+
+class Probe:
+    """A network that is asked about changed images of a data set.
+
+    Args:
+        model: the network.
+        dataset: where the images are.
+        spec: facts about the model.
+        settings: how evidence is replaced.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Dataset, spec: ModelSpec, settings: AuditSettings) -> None:
+        self.model, self.dataset, self.spec, self.settings = model, dataset, spec, settings
+        self.device = place_of(model)[0]
+
+    def ask(self, x: Tensor, target: int) -> tuple[Array, NDArray[np.int64]]:
+        """Score (M,) of a class in images (M, C, H, W), and the classes (M,) that are predicted in them."""
+        score = find_score(self.settings.score, self.spec.values)
+        scores, classes = [], []
+        for some in x.split(self.settings.batch_size):
+            trace = record(self.model, some.to(self.device), spec=self.spec, grad=False)
+            goal = torch.full((len(some),), target, device=trace.logits.device)
+            scores.append(apply_score(score, trace.logits, goal).double().cpu().numpy())
+            classes.append(trace.probabilities.argmax(1).cpu().numpy())
+        return np.concatenate(scores), np.concatenate(classes)
+
+    def measure(self, group: Group, members: Sequence[Member], others: Tensor, foreign: Tensor) -> Measured:
+        """Replace the evidence of a group in some of its members, and put it into images of other classes.
+
+        Args:
+            group: whose evidence it is.
+            members: the images on which it is tested.
+            others: images (M, C, H, W) without this evidence, whose mean stands in for it.
+            foreign: images (F, C, H, W) in which another class is predicted; may be none.
+        """
+        goal, step = group.class_index, self.settings.batch_size
+        stand_in = others.mean(0, keepdim=True)
+        nothing = float(self.ask(stand_in, goal)[0][0])
+        found: list[Measured] = []
+        for start in range(0, len(members), step):
+            x, some = self.images(members[start : start + step])
+            guests = foreign[torch.arange(start, start + len(x)) % len(foreign)] if len(foreign) else foreign
+            variants = self.variants(group, some, x, others, guests)
+            answers = {name: self.ask(images, goal) for name, images in variants.items()}
+            before = answers["as it is"][1]
+            away = [a for name, a in answers.items() if name.startswith("elsewhere")]
+            carried = [
+                (answers[name][1] == goal).astype(np.float64) if name in answers else np.full(len(x), np.nan)
+                for name in ("carried", "carried elsewhere")
+            ]
+            found.append(
+                Measured(
+                    score=answers["as it is"][0],
+                    in_place=answers["in place"][0],
+                    elsewhere=np.mean([a[0] for a in away], axis=0),
+                    without=np.full(len(x), nothing),
+                    flips=(answers["in place"][1] != before).astype(np.float64),
+                    flips_elsewhere=np.mean([a[1] != before for a in away], axis=0),
+                    carried=carried[0],
+                    carried_elsewhere=carried[1],
+                )
+            )
+        return Measured(**{f.name: np.concatenate([getattr(m, f.name) for m in found]) for f in fields(Measured)})
+
+    def variants(
+        self, group: Group, members: Sequence[Member], x: Tensor, others: Tensor, guests: Tensor
+    ) -> dict[str, Tensor]:
+        """What is made of images (B, C, H, W) of a group: as they are, without evidence, and others with it."""
+        generators = [self._generator(group, m) for m in members]
+        if group.kind == "tone":
+            own, away_from = tone_of(x), tone_of(others).mean(0)
+            shift = away_from - own
+            made = {"as it is": x, "in place": toned(x, shift)}
+            sides = [turned(shift, generators) for _ in range(_PLACES)]
+            made |= {f"elsewhere {k}": toned(x, side) for k, side in enumerate(sides)}
+            if len(guests):
+                made |= {"carried": toned(guests, -shift), "carried elsewhere": toned(guests, -sides[0])}
+            return made
+        cells = torch.stack([torch.from_numpy(m.cells) for m in members])
+        away = [
+            torch.stack([shifted_elsewhere(c, g) for c, g in zip(cells, generators, strict=True)])
+            for _ in range(_PLACES)
+        ]
+        stand_in = others.mean(0, keepdim=True)
+        if self.settings.replace == "blur":
+            blurred = Blur().prepare(x, self.spec.mean, self.spec.std, lambda i: generators[i]).image
+            stand_in = stand_in if blurred is None else blurred
+        made = {"as it is": x, "in place": replaced(x, stand_in, cells)}
+        made |= {f"elsewhere {k}": replaced(x, stand_in, there) for k, there in enumerate(away)}
+        if len(guests):
+            made |= {"carried": replaced(guests, x, cells), "carried elsewhere": replaced(guests, x, away[0])}
+        return made
+
+    def images(self, members: Sequence[Member]) -> tuple[Tensor, list[Member]]:
+        """Images (M, C, H, W) as the model sees them, of the members that can be read, and these.
+
+        Raises:
+            DataError: if none can.
+        """
+        x, kept = self.pictures([m.index for m in members])
+        by_index = {m.index: m for m in members}
+        return x, [by_index[i] for i in kept]
+
+    def pictures(self, indices: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """The images (M, C, H, W) at some places of the data set, and the places of those that can be read.
+
+        Raises:
+            DataError: if none can.
+        """
+        batch, kept, failed = read_some(self.dataset, indices, self.spec)
+        if batch is None:
+            reason = next(iter(failed.values()), "there is none")
+            raise DataError(f"audit: images that were read before cannot be read any more ({reason}).")
+        return batch.x, kept
+
+    def _generator(self, group: Group, member: Member) -> torch.Generator:
+        """Random numbers that depend on the image, the kind of evidence and the seed alone."""
+        text = f"{self.settings.seed}/{group.kind}/{group.class_index}/{member.image}"
+        number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+        return torch.Generator().manual_seed(number)

@@ -1,0 +1,342 @@
+"""Groups of evidence within a class: found on one half of its images, recognized in the others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xattn.audit.evidence import Evidence
+from xattn.audit.settings import AuditSettings
+from xattn.errors import needs
+from xattn.functional.relevance_parts import leading_cells
+
+Kind = Literal["parts", "place", "tone"]
+KINDS: dict[str, str] = {
+    "parts": "what speaks for the class in the same way, wherever it is",
+    "place": "what speaks for the class at the same place of the frame",
+    "tone": "images of the same colour and contrast",
+}
+"""The kinds of groups and what each holds together."""
+
+Half = Literal["find", "test"]
+
+_LEAST_SHARE = 0.1  # of an image's relevance; parts with less are not evidence but what is left over
+_SITES = 4000  # that are clustered at once, since the time grows with the square
+_MAPS = 1500
+_DIMENSIONS = 24  # that part vectors are reduced to before they are clustered
+_KEPT = 0.1  # share of the members that found a group which are not recognized in it
+_BROAD = 4  # broad groups beside the dense ones
+_SAME = 0.5  # overlap of two groups (intersection over union of their images) from which they count as one
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """An image with the evidence of a group.
+
+    Args:
+        image: its name.
+        index: its place in the data set.
+        half: whether it was there to find the group or to test it.
+        share: of the image's relevance that is in this evidence.
+        similarity: to the middle of the group; larger is nearer, 1 the most.
+        right: whether the prediction is right, None where that is not known.
+        cells: bool (h, w), the cells that are replaced when the group is tested.
+        size: height and width of the network's input in pixels.
+        source: where the image is from, empty where that is not known.
+    """
+
+    image: str
+    index: int
+    half: Half
+    share: float
+    similarity: float
+    right: bool | None
+    cells: NDArray[np.bool_]
+    size: tuple[int, int]
+    source: str = ""
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The box (x0, y0, x1, y1) around the cells in pixels of the network's input."""
+        rows, columns = np.flatnonzero(self.cells.any(1)), np.flatnonzero(self.cells.any(0))
+        tall, wide = self.size[0] / self.cells.shape[0], self.size[1] / self.cells.shape[1]
+        return (
+            float(columns[0] * wide), float(rows[0] * tall), float((columns[-1] + 1) * wide),
+            float((rows[-1] + 1) * tall),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Evidence that images of a class share.
+
+    Args:
+        key: names it within the audit, such as `"c3-parts-1"`.
+        class_index: the class that is predicted.
+        class_name: its name.
+        kind: what holds the group together, one of `KINDS`.
+        members: the images with this evidence, the most typical first.
+        place: mean map (h, w) of the evidence over the members, float64, sums to one.
+        images: how many images of the class there are.
+        share_of_score: of the score of the members that goes with the evidence: the mean fall without it over the mean
+            fall without anything; NaN until it was measured.
+    """
+
+    key: str
+    class_index: int
+    class_name: str
+    kind: Kind
+    members: tuple[Member, ...]
+    place: NDArray[np.float64]
+    images: int
+    share_of_score: float = float("nan")
+
+    @property
+    def share_of_images(self) -> float:
+        """Share of the images of the class that have this evidence."""
+        return len(self.members) / self.images
+
+    def of_half(self, half: Half) -> tuple[Member, ...]:
+        """The members that found the group, or those that test it."""
+        return tuple(m for m in self.members if m.half == half)
+
+
+@dataclass(frozen=True, eq=False)
+class Prototype:
+    """How a group is recognized.
+
+    Args:
+        kind: what is compared.
+        centre: the middle of those that it was found from: a unit vector (C,), a unit map (h, w), or a standardized
+            tone (T,).
+        least: similarity from which an image belongs to the group.
+        scale: mean and deviation of the tones that standardize them, (2, T); None for other kinds.
+    """
+
+    kind: Kind
+    centre: NDArray[np.float64]
+    least: float
+    scale: NDArray[np.float64] | None = None
+
+    def similarity(self, evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Similarity (N,) of each image to the group, -inf where there is nothing to compare, and by which part (N,).
+
+        Of part vectors and maps it is the cosine, of tones 1 less the root mean square distance in deviations.
+        """
+        none = np.zeros(len(evidence), np.int64)
+        if self.kind == "parts":
+            found = evidence.vectors.astype(np.float64) @ self.centre
+            found[~sites_of(evidence)] = -np.inf
+            part = found.argmax(1)
+            return found[np.arange(len(found)), part], part
+        if self.kind == "place":
+            return unit(evidence.whole.reshape(len(evidence), -1)) @ self.centre.ravel(), none
+        away = standard(evidence.tone, self.scale) - self.centre
+        return 1 - np.sqrt((away**2).mean(1)), none
+
+
+def sites_of(evidence: Evidence) -> NDArray[np.bool_]:
+    """Which parts (N, P) hold enough of the relevance of their image to be evidence."""
+    return np.asarray(evidence.shares >= _LEAST_SHARE)
+
+
+def unit(rows: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows (N, D) of length one; zeros stay."""
+    length = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(rows / np.where(length == 0, 1, length), np.float64)
+
+
+def standard(tone: NDArray[np.float32], scale: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Tones (N, T) in deviations from their mean."""
+    assert scale is not None  # noqa: S101 (a prototype of this kind has one)
+    return np.asarray((tone - scale[0]) / np.maximum(scale[1], 1e-6), np.float64)
+
+
+def halves(names: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which images (N,) find groups rather than test them: a share of them, drawn by their names and a seed alone.
+
+    >>> halves(["a", "b", "c", "d"], 0.5, 0).sum()
+    np.int64(2)
+    """
+    numbers = [hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest() for name in names]
+    order = sorted(range(len(names)), key=lambda i: (numbers[i], names[i], i))
+    chosen = np.zeros(len(names), np.bool_)
+    chosen[order[: round(share * len(names))]] = True
+    return chosen
+
+
+def find_prototypes(evidence: Evidence, settings: AuditSettings) -> list[Prototype]:
+    """Groups among these images of one class, those of part vectors first.
+
+    Part vectors of the same direction that lie close together (HDBSCAN), and a few broad groups of them (k-means); maps
+    at the same place (spectral clustering with the eigengap; Lapuschkin et al. 2019, SpRAy, arXiv:1902.10178); tones
+    that lie close together (HDBSCAN). Of two groups of a kind with mostly the same images the first is kept.
+
+    Args:
+        evidence: of the images that find groups.
+        settings: how small a group may be.
+    """
+    needs("audit", "xattn audit")
+    kept: list[tuple[Prototype, set[int]]] = []
+    for prototype in [*_by_parts(evidence, settings), *_by_place(evidence, settings), *_by_tone(evidence, settings)]:
+        similarity, _ = prototype.similarity(evidence)
+        images = set(np.flatnonzero(similarity >= prototype.least).tolist())
+        if len(images) < settings.smallest:
+            continue
+        if all(other.kind != prototype.kind or _overlap(images, theirs) <= _SAME for other, theirs in kept):
+            kept.append((prototype, images))
+    return [prototype for prototype, _ in kept]
+
+
+def _overlap(a: set[int], b: set[int]) -> float:
+    return len(a & b) / max(len(a | b), 1)
+
+
+def _least(similarity: NDArray[np.float64]) -> float:
+    return float(np.quantile(similarity, _KEPT))
+
+
+def _drawn(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    """At most so many of `count` places, in order."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng([seed, count]).choice(count, most, replace=False))
+
+
+def _by_parts(evidence: Evidence, settings: AuditSettings) -> list[Prototype]:
+    from sklearn.cluster import HDBSCAN, KMeans
+
+    images, parts = np.nonzero(sites_of(evidence))
+    drawn = _drawn(len(images), _SITES, settings.seed)
+    vectors = unit(evidence.vectors[images[drawn], parts[drawn]])
+    smallest = max(settings.smallest, round(0.03 * len(evidence)))
+    if len(vectors) < 2 * smallest:
+        return []
+    centred = vectors - vectors.mean(0)
+    reduced = centred @ np.linalg.svd(centred, full_matrices=False)[2][:_DIMENSIONS].T
+    dense = HDBSCAN(min_cluster_size=smallest, min_samples=3, cluster_selection_method="leaf", copy=True)
+    distinct = len(np.unique(reduced.round(5), axis=0))
+    broad = KMeans(min(_BROAD, len(reduced) // smallest, distinct), n_init=4, random_state=settings.seed)
+    found = [(vectors, dense.fit_predict(reduced)), (vectors, broad.fit_predict(reduced))]
+    return [_of_vectors(rows[labels == k]) for rows, labels in found for k in sorted({*labels.tolist()} - {-1})]
+
+
+def _of_vectors(vectors: NDArray[np.float64]) -> Prototype:
+    centre = unit(vectors.mean(0, keepdims=True))[0]
+    return Prototype("parts", centre, _least(vectors @ centre))
+
+
+def _by_place(evidence: Evidence, settings: AuditSettings) -> list[Prototype]:
+    from sklearn.cluster import SpectralClustering
+    from sklearn.neighbors import kneighbors_graph
+
+    there = np.flatnonzero(evidence.whole.sum((1, 2)) > 0)
+    there = there[_drawn(len(there), _MAPS, settings.seed)]
+    maps = unit(evidence.whole[there].reshape(len(there), evidence.whole[0].size))
+    if len(maps) < 3 * settings.smallest:
+        return []
+    near = kneighbors_graph(maps, min(10, len(maps) - 1), include_self=False).toarray()
+    affinity = np.maximum(near, near.T)
+    count = eigengap(affinity, min(8, len(maps) // settings.smallest))
+    labels = SpectralClustering(
+        count, affinity="precomputed", assign_labels="cluster_qr", random_state=settings.seed
+    ).fit_predict(affinity)
+    found = []
+    for k in range(count):
+        rows = maps[labels == k]
+        if len(rows) >= settings.smallest:
+            centre = unit(rows.mean(0, keepdims=True))
+            found.append(Prototype("place", centre.reshape(evidence.layout.grid), _least((rows @ centre.T)[:, 0])))
+    return found
+
+
+def eigengap(affinity: NDArray[np.float64], most: int) -> int:
+    """Number of clusters, from 2 to `most`, after which the eigenvalues of the normalized Laplacian jump the most.
+
+    >>> blocks = np.kron(np.eye(3), np.ones((4, 4)))
+    >>> eigengap(blocks, 6)
+    3
+
+    Args:
+        affinity: (N, N), symmetric, not negative.
+        most: clusters at most.
+    """
+    degree = np.maximum(affinity.sum(1), 1e-12)
+    laplacian = np.eye(len(affinity)) - affinity / np.sqrt(degree[:, None] * degree[None, :])
+    values = np.linalg.eigvalsh(laplacian)
+    most = max(2, min(most, len(values) - 1))
+    gaps = values[2 : most + 1] - values[1:most]
+    return 2 + int(gaps.argmax())
+
+
+def _by_tone(evidence: Evidence, settings: AuditSettings) -> list[Prototype]:
+    from sklearn.cluster import HDBSCAN
+
+    scale = np.stack([evidence.tone.mean(0), evidence.tone.std(0)]).astype(np.float64)
+    drawn = _drawn(len(evidence), _SITES, settings.seed)
+    tones = standard(evidence.tone[drawn], scale)
+    smallest = max(settings.smallest, round(0.05 * len(evidence)))
+    if len(tones) < 2 * smallest:
+        return []
+    labels = HDBSCAN(min_cluster_size=smallest, min_samples=3, copy=True).fit_predict(tones)
+    found = []
+    for k in sorted({*labels.tolist()} - {-1}):
+        rows = tones[labels == k]
+        centre = rows.mean(0)
+        found.append(Prototype("tone", centre, _least(1 - np.sqrt(((rows - centre) ** 2).mean(1))), scale))
+    return found
+
+
+def members_of(prototype: Prototype, evidence: Evidence, finding: NDArray[np.bool_], settings: AuditSettings) -> Group:
+    """The group of a prototype among all images of a class.
+
+    Args:
+        prototype: found on one half.
+        evidence: of all images of the class.
+        finding: which of them found groups, bool (N,).
+        settings: how many cells are replaced.
+
+    Returns:
+        A group without a key or a name.
+    """
+    similarity, part = prototype.similarity(evidence)
+    chosen = np.flatnonzero(similarity >= prototype.least)
+    chosen = chosen[np.argsort(-similarity[chosen], kind="stable")]
+    h, w = evidence.layout.grid
+    if prototype.kind == "parts":
+        maps = evidence.maps[chosen, part[chosen]].astype(np.float64)
+        cells = leading_cells(torch.from_numpy(maps), settings.mass, settings.area).numpy()
+        share = evidence.shares[chosen, part[chosen]].astype(np.float64)
+    elif prototype.kind == "place":
+        maps = evidence.whole[chosen].astype(np.float64)
+        same = leading_cells(torch.from_numpy(prototype.centre[None]), settings.mass, settings.area).numpy()
+        cells = np.repeat(same, len(chosen), axis=0)
+        share = (maps * cells).sum((1, 2))
+    else:
+        maps = np.full((len(chosen), h, w), 1 / (h * w))
+        cells = np.ones((len(chosen), h, w), np.bool_)
+        share = np.ones(len(chosen))
+    right = evidence.right
+    members = tuple(
+        Member(
+            image=evidence.image[i],
+            index=int(evidence.index[i]),
+            half="find" if finding[i] else "test",
+            share=float(share[k]),
+            similarity=float(similarity[i]),
+            right=None if np.isnan(right[i]) else bool(right[i]),
+            cells=cells[k],
+            size=evidence.layout.size,
+            source=evidence.source[i],
+        )
+        for k, i in enumerate(chosen.tolist())
+    )
+    place = maps.mean(0) if len(maps) else np.zeros((h, w))
+    place = place / place.sum() if place.sum() > 0 else np.full((h, w), 1 / (h * w))
+    return Group("", int(evidence.target[0]), "", prototype.kind, members, place, len(evidence))

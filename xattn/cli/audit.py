@@ -1,0 +1,221 @@
+"""`xattn audit`: what a network relies on over a whole data set, shortcut candidates first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from xattn.cli import EXIT_SOME_FAILED, console, options
+
+if TYPE_CHECKING:
+    from xattn.audit.finding import Audit
+    from xattn.audit.gather import Progress
+    from xattn.data.dataset import Dataset
+
+EPILOG = "\n\n".join(
+    (
+        "[bold]Examples[/bold]",
+        "xattn audit runs/birds/best.safetensors --data birds/",
+        "xattn audit tiny-cnn --data tiny-imagenet:data/tiny-imagenet --classes goldfish,bullfrog",
+        "xattn audit runs/tiles/best.safetensors --data plant_a=tiles/a --data plant_b=tiles/b   "
+        "[dim]# does it tell the plants apart?[/dim]",
+        "Images are grouped by the class that is predicted. Groups of evidence are found on one half of the images of "
+        "a class and tested on the other: the score without the evidence against the score without as much elsewhere.",
+        "Exit status: 0 answered, 2 bad input, 3 some of the images cannot be read, 130 interrupted.",
+    )
+)
+
+
+def audit(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model by name, PACKAGE.MODULE:FACTORY, or a weights file.")
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[SOURCE=]DIR|NAME:DIR",
+            help="Images: a folder of class folders, of photographs, or a data set by name; several sources are "
+            "compared.",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Part of the data set.", show_default="the test part, else all there is"),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help="Classes of the network to audit.", show_default="all with enough images"),
+    ] = None,
+    weights: options.Weights = None,
+    head: options.Head = None,
+    parts: Annotated[int, typer.Option(metavar="N", help="Parts of the evidence in an image.")] = 4,
+    replace: Annotated[
+        str,
+        typer.Option(metavar="mean|blur", help="What stands in for evidence: the mean of images without it, or blur."),
+    ] = "mean",
+    per_group: Annotated[int, typer.Option(metavar="N", help="Images on which a group is tested, at most.")] = 64,
+    smallest: Annotated[int, typer.Option(metavar="N", help="Images in which a group has to be found.")] = 5,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    size: options.Size = None,
+    score: options.Score = "logit",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the halves and of the places elsewhere.")] = 0,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The findings, as JSON.")] = Path(
+        "audit.json"
+    ),
+    keep: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the evidence there; the next run resumes from it.")
+    ] = None,
+    top: Annotated[int, typer.Option(metavar="N", help="Findings that are told here.")] = 5,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = 64,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find what a network relies on over a whole data set, and test it: shortcut candidates first."""
+    from xattn.audit import AuditSettings
+    from xattn.audit import audit as find
+    from xattn.audit.joined import Joined
+    from xattn.cli.loading import advise, load
+    from xattn.device import find_device
+    from xattn.errors import ParameterError, needs
+
+    needs("audit", "xattn audit")
+    if not data:
+        raise ParameterError("audit: pass the folder of your images with --data.")
+    options.check_numbers({"--batch-size": batch_size, "--parts": parts})
+    if top < 0:
+        raise ParameterError(f"--top must be at least 0 but is {top}.")
+    options.check_file(out, (".json",), "a file that ends in .json")
+    settings: Any = AuditSettings(
+        parts=parts, replace=_choice(replace), per_group=per_group, smallest=smallest, batch_size=batch_size,
+        score=score, seed=seed,
+    )  # fmt: skip
+    dataset = open_sources(data, split)
+    network = load(
+        model, weights=weights, head=head, parts=parts if head is not None else None, device=find_device(device),
+        given=options.given(mean, std, None, size),
+    )  # fmt: skip
+    advise(network)
+    with _progress(shown=not quiet and console.is_watched()) as progress:
+        result = find(
+            network.model, dataset, spec=network.spec, settings=settings, folder=keep, progress=progress,
+            classes=None if classes is None else [name.strip() for name in classes.split(",")],
+            sources=dataset.sources if isinstance(dataset, Joined) else None,
+        )  # fmt: skip
+    _write_json(result, out)
+    failed = result.provenance["unreadable"]
+    for name, reason in failed.items():
+        console.fail(f"{name}: {reason}")
+    if as_json:
+        console.show_json(result.to_json())
+    else:
+        show(result, top)
+        console.say(f"wrote {out}")
+    if failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def open_sources(texts: list[str], split: str | None) -> Dataset:
+    """The data set of `--data`, or several joined under their names.
+
+    Args:
+        texts: each a folder or a data set by name, with `SOURCE=` before it where there are several.
+        split: part of each; None is the part to test on where there is one, else all.
+
+    Raises:
+        ParameterError: for sources without names, or two of one.
+    """
+    from xattn.audit.joined import Joined
+    from xattn.errors import ParameterError
+
+    if len(texts) == 1 and not _named(texts[0]):
+        return _open(texts[0], split)
+    named: dict[str, Dataset] = {}
+    for text in texts:
+        name, equal, rest = text.partition("=")
+        if not equal or not _named(text):
+            raise ParameterError(
+                f"--data {text}: of several sources each needs a name, as in --data train={text} --data test=…."
+            )
+        if name in named:
+            raise ParameterError(f"--data: two sources are called '{name}'.")
+        named[name] = _open(rest, split)
+    return Joined(named)
+
+
+def _named(text: str) -> bool:
+    """Whether a text begins with the name of a source: words before `=`, and no path."""
+    name, equal, _ = text.partition("=")
+    return bool(equal) and not any(c in name for c in ":/\\,") and not Path(text).exists()
+
+
+def _open(text: str, split: str | None) -> Dataset:
+    from xattn.data.finding import SUFFIXES
+    from xattn.data.loose import LooseImages
+    from xattn.data.opening import NoPartError, open_dataset
+
+    path = Path(text).expanduser()
+    inside = [*path.iterdir()] if path.is_dir() else []
+    if not any(p.is_dir() for p in inside) and any(p.suffix.lower() in SUFFIXES for p in inside):
+        return LooseImages(path)
+    if split is not None:
+        return open_dataset(text, split)
+    try:
+        return open_dataset(text, "test")
+    except NoPartError:
+        return open_dataset(text)
+
+
+def _choice(text: str) -> Any:
+    from xattn.errors import ParameterError
+
+    if text not in ("mean", "blur"):
+        raise ParameterError(f"--replace must be mean or blur but is '{text}'.")
+    return text
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Progress | None]:
+    """A bar on stderr for `audit`, or nothing."""
+    if not shown:
+        yield None
+        return
+    with console.progress(count=True) as bar:
+        yield lambda done, total, what: bar.update(done=done, total=total, what=what)
+
+
+def _write_json(result: Audit, out: Path) -> None:
+    from xattn.cli.loading import picture_file
+    from xattn.schema import finite
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with picture_file(out) as temporary:
+        temporary.write_text(json.dumps(finite(result.to_json()), indent=1, allow_nan=False), encoding="utf-8")
+
+
+def show(result: Audit, top: int) -> None:
+    """The first findings in words."""
+    facts = result.provenance
+    images, groups = facts["images"], facts["groups"]
+    count = len(result.candidates)
+    said = "no shortcut candidate" if not count else f"{count} shortcut candidate{'s' if count > 1 else ''}"
+    console.say(
+        f"{facts['model']} on {images:,} images: {said} among {groups} groups of evidence in "
+        f"{len(facts['classes'])} classes."
+    )
+    for finding in result.findings[:top]:
+        console.say("")
+        console.say(f"{finding.rank}. {finding.level} ({finding.id}): {finding.sentence}")
+        if finding.why:
+            console.say(f"   Why: {finding.why}.")
+        console.say(f"   How sure: {finding.sure}")
+        console.say(f"   Next: {finding.next}")
+    if len(result) > top:
+        console.say("")
+        console.say(f"{len(result) - top} more in the file.")
