@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xattn import __version__
+from xattn.audit.colour import cells_of_colour, find_colours, with_cells
 from xattn.audit.effect import Effect, Measured, Probe, effect_of
 from xattn.audit.evidence import Evidence, EvidenceStore, Overview
 from xattn.audit.finding import Audit, Finding, harm_of, is_candidate, ranked
 from xattn.audit.gather import Progress, evidence_key, gather, labels_for, outputs_of
-from xattn.audit.group import Group, Prototype, find_prototypes, halves, members_of
+from xattn.audit.group import Group, Prototype, distinct, find_prototypes, halves, members_of
 from xattn.audit.settings import AuditSettings
 from xattn.audit.sign import SOURCES, WRONG, Sign, apart, carries, decided, needed, off_object, same_place, set_apart
-from xattn.benchmark.plan import digest_of
 from xattn.data.dataset import Dataset
 from xattn.errors import DataError, ShapeError, SpecError
 from xattn.functional.statistics import holm
+from xattn.models.checkpoint import digest_of
 from xattn.running import unwrap
 from xattn.spec import ModelSpec
 
@@ -173,7 +174,8 @@ def picked(evidence: Evidence, rows: NDArray[np.int64]) -> Evidence:
 def _audit_class(probe: Probe, evidence: Evidence, overview: Overview, settings: AuditSettings) -> Iterator[_Tested]:
     """Find the groups of a class and test them."""
     finding = halves(evidence.image, settings.find, settings.seed)
-    prototypes = find_prototypes(picked(evidence, np.flatnonzero(finding)), settings)
+    half = picked(evidence, np.flatnonzero(finding))
+    prototypes = distinct([*find_prototypes(half, settings), *find_colours(half, settings)], half, settings)
     if not prototypes:
         return
     goal = int(evidence.target[0])
@@ -187,6 +189,8 @@ def _audit_class(probe: Probe, evidence: Evidence, overview: Overview, settings:
         group = members_of(prototype, evidence, finding, settings)
         counts[group.kind] = counts.get(group.kind, 0) + 1
         group = dataclasses.replace(group, class_name=name, key=f"c{goal}-{group.kind}-{counts[group.kind]}")
+        if group.kind == "colour":
+            group = _with_cells(probe, group, int(prototype.centre[0]))
         members = group.of_half("test")
         if not members:
             continue
@@ -196,6 +200,16 @@ def _audit_class(probe: Probe, evidence: Evidence, overview: Overview, settings:
         effect = effect_of(measured, settings.seed)
         group = dataclasses.replace(group, share_of_score=effect.share_of_score)
         yield _Tested(group, effect, _signs(group, prototype, evidence, finding, measured, settings.seed))
+
+
+def _with_cells(probe: Probe, group: Group, colour: int) -> Group:
+    """The group of a colour with the cells that have it, for which its images are read again, a batch at a time."""
+    kept, cells = [], []
+    for start in range(0, len(group.members), probe.settings.batch_size):
+        x, some = probe.images(group.members[start : start + probe.settings.batch_size])
+        kept += some
+        cells.append(cells_of_colour(x, colour, probe.spec))
+    return with_cells(group, kept, np.concatenate(cells))
 
 
 def _without(probe: Probe, group: Group, evidence: Evidence, foreign: Tensor, rng: np.random.Generator) -> Tensor:

@@ -31,7 +31,15 @@ _PLAIN = {
     "index": pa.int64(), "image": pa.string(), "label": pa.int64(), "target": pa.int64(), "score": pa.float64(),
     "probability": pa.float64(), "source": pa.string(), "object": pa.float64(), "failed": pa.string(),
 }  # fmt: skip
-_ARRAYS = {"shares": "parts", "inside": "parts", "vectors": "vectors", "maps": "maps", "whole": "cells", "tone": "tone"}
+_ARRAYS = {
+    "shares": "parts",
+    "inside": "parts",
+    "vectors": "vectors",
+    "maps": "maps",
+    "whole": "cells",
+    "tone": "tone",
+    "colours": "colours",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Layout:
         channels: C of the features.
         grid: rows and columns of the maps.
         tone: numbers that describe the colour of an image.
+        colours: that are told apart; none where images do not have three channels.
         size: height and width of the network's input in pixels.
     """
 
@@ -50,6 +59,7 @@ class Layout:
     channels: int
     grid: tuple[int, int]
     tone: int
+    colours: int
     size: tuple[int, int]
 
     def width(self, name: str) -> int:
@@ -57,7 +67,7 @@ class Layout:
         cells = self.grid[0] * self.grid[1]
         sizes = {
             "parts": self.parts, "vectors": self.parts * self.channels, "maps": self.parts * cells, "cells": cells,
-            "tone": self.tone,
+            "tone": self.tone, "colours": self.colours,
         }  # fmt: skip
         return sizes[_ARRAYS[name]]
 
@@ -82,6 +92,7 @@ class Evidence:
         maps: of the parts, (N, P, h, w), each summing to one, or to zero where the part is empty.
         whole: map of all relevance, (N, h, w).
         tone: mean and deviation of each channel of the input, (N, 2 channels).
+        colours: share of the pixels of each colour, (N, 512).
     """
 
     layout: Layout
@@ -99,6 +110,7 @@ class Evidence:
     maps: NDArray[np.float32]
     whole: NDArray[np.float32]
     tone: NDArray[np.float32]
+    colours: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -167,7 +179,7 @@ class EvidenceStore:
         columns: dict[str, pa.Array] = {name: pa.array(rows[name], kind) for name, kind in _PLAIN.items()}
         if layout is not None:
             for name in _ARRAYS:
-                kind = pa.float16() if name in ("vectors", "maps", "whole") else pa.float32()
+                kind = pa.float16() if name in ("vectors", "maps", "whole", "colours") else pa.float32()
                 values = np.ascontiguousarray(rows[name], np.float16 if kind == pa.float16() else np.float32)
                 columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind), layout.width(name))
         meta = {"key": self.key, "block": block, "layout": None if layout is None else asdict(layout)}
@@ -217,7 +229,7 @@ class EvidenceStore:
         p, c, (h, w) = self.layout.parts, self.layout.channels, self.layout.grid
         shapes: dict[str, tuple[int, ...]] = {
             "shares": (p,), "inside": (p,), "vectors": (p, c), "maps": (p, h, w), "whole": (h, w),
-            "tone": (self.layout.tone,),
+            "tone": (self.layout.tone,), "colours": (self.layout.colours,),
         }  # fmt: skip
         arrays: dict[str, Any] = {
             name: np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in whole[name].chunks])

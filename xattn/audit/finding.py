@@ -82,6 +82,7 @@ class Finding:
         what = {
             "parts": "the same evidence",
             "place": "evidence at one place",
+            "colour": "as much of one colour",
             "tone": "the colour and contrast of the image",
         }[group.kind]
         where = f" ({self.where})" if self.where else ""

@@ -18,7 +18,9 @@ from xattn.audit.settings import AuditSettings
 from xattn.data.dataset import Dataset
 from xattn.data.sample import Batch, Sample, collate
 from xattn.errors import DataError
+from xattn.functional.colours import colour_shares
 from xattn.functional.grid import resample
+from xattn.functional.pixels import denormalize_pixels
 from xattn.functional.relevance_parts import relevance, relevance_parts, whole_relevance
 from xattn.score import apply_score
 from xattn.spec import ModelSpec
@@ -26,6 +28,9 @@ from xattn.trace import Trace, place_of, record
 
 Progress = Callable[[int, int, str], None]
 """Called with how much is done, of how much, and what is being done."""
+
+FORMAT = 2
+"""Of the parts; those of another one are made anew."""
 
 GRID = 16
 """Rows and columns of the maps that are kept, at most; finer ones are summed over cells."""
@@ -60,7 +65,7 @@ def evidence_key(digest: str, dataset: Dataset, spec: ModelSpec, settings: Audit
         sources: a text for each image, or None.
     """
     facts = dataclasses.replace(spec, evidence={}, ran={})
-    parts = (digest, dataset.fingerprint(), repr(facts), settings.parts, settings.score, BLOCK, GRID)
+    parts = (FORMAT, digest, dataset.fingerprint(), repr(facts), settings.parts, settings.score, BLOCK, GRID)
     named = hashlib.blake2b("\0".join(sources or ()).encode(), digest_size=8).hexdigest()
     return hashlib.blake2b(repr((parts, named)).encode(), digest_size=16).hexdigest()
 
@@ -180,7 +185,10 @@ def describe(
         share = torch.einsum("nphw,nhw->np", maps.cpu(), on[:, 0])
         inside = torch.where(there[:, None] & (maps.cpu().sum((2, 3)) > 0), share, torch.nan)
         covered = torch.where(there, masks.float().mean((1, 2, 3)), torch.nan)
-    own = Layout(parts, vectors.shape[2], grid, 2 * trace.x.shape[1], trace.input_size)
+    coloured = trace.x.shape[1] == 3
+    pixels = denormalize_pixels(trace.x, spec.mean, spec.std)
+    colours = colour_shares(pixels) if coloured else trace.x.new_zeros(n, 0)
+    own = Layout(parts, vectors.shape[2], grid, 2 * trace.x.shape[1], colours.shape[1], trace.input_size)
     if layout is not None and layout != own:
         raise DataError(f"audit: the images have other sizes, {own} after {layout}; give the model one input size.")
     target = trace.target
@@ -198,6 +206,7 @@ def describe(
         "maps": maps.flatten(1).cpu().numpy(),
         "whole": whole.flatten(1).cpu().numpy(),
         "tone": tone_of(trace.x).cpu().numpy(),
+        "colours": colours.cpu().numpy(),
     }, own
 
 
@@ -227,7 +236,7 @@ def _merged(rows: list[dict[str, Any]], layout: Layout | None) -> dict[str, Any]
     for name in ("image", "failed"):
         merged[name] = [text for r in rows for text in r[name]]
     if layout is not None:
-        for name in ("shares", "inside", "vectors", "maps", "whole", "tone"):
+        for name in ("shares", "inside", "vectors", "maps", "whole", "tone", "colours"):
             empty = [np.zeros((len(r["index"]), layout.width(name)), np.float32) for r in rows]
             merged[name] = np.concatenate([r.get(name, none) for r, none in zip(rows, empty, strict=True)])
     return merged

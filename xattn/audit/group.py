@@ -16,10 +16,11 @@ from xattn.audit.settings import AuditSettings
 from xattn.errors import needs
 from xattn.functional.relevance_parts import leading_cells
 
-Kind = Literal["parts", "place", "tone"]
+Kind = Literal["parts", "place", "colour", "tone"]
 KINDS: dict[str, str] = {
     "parts": "what speaks for the class in the same way, wherever it is",
     "place": "what speaks for the class at the same place of the frame",
+    "colour": "as much of one colour, which the other images of the class do not have",
     "tone": "images of the same colour and contrast",
 }
 """The kinds of groups and what each holds together."""
@@ -114,7 +115,7 @@ class Prototype:
     Args:
         kind: what is compared.
         centre: the middle of those that it was found from: a unit vector (C,), a unit map (h, w), or a standardized
-            tone (T,).
+            tone (T,); or a colour's number and its usual share (2,).
         least: similarity from which an image belongs to the group.
         scale: mean and deviation of the tones that standardize them, (2, T); None for other kinds.
     """
@@ -127,7 +128,8 @@ class Prototype:
     def similarity(self, evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Similarity (N,) of each image to the group, -inf where there is nothing to compare, and by which part (N,).
 
-        Of part vectors and maps it is the cosine, of tones 1 less the root mean square distance in deviations.
+        Of part vectors and maps it is the cosine, of colours the share in units of the usual one, of tones 1 less the
+        root mean square distance in deviations.
         """
         none = np.zeros(len(evidence), np.int64)
         if self.kind == "parts":
@@ -137,6 +139,9 @@ class Prototype:
             return found[np.arange(len(found)), part], part
         if self.kind == "place":
             return unit(evidence.whole.reshape(len(evidence), -1)) @ self.centre.ravel(), none
+        if self.kind == "colour":
+            share = evidence.colours[:, int(self.centre[0])].astype(np.float64)
+            return np.minimum(share / self.centre[1], 1.0), none
         away = standard(evidence.tone, self.scale) - self.centre
         return 1 - np.sqrt((away**2).mean(1)), none
 
@@ -176,15 +181,20 @@ def find_prototypes(evidence: Evidence, settings: AuditSettings) -> list[Prototy
 
     Part vectors of the same direction that lie close together (HDBSCAN), and a few broad groups of them (k-means); maps
     at the same place (spectral clustering with the eigengap; Lapuschkin et al. 2019, SpRAy, arXiv:1902.10178); tones
-    that lie close together (HDBSCAN). Of two groups of a kind with mostly the same images the first is kept.
+    that lie close together (HDBSCAN).
 
     Args:
         evidence: of the images that find groups.
         settings: how small a group may be.
     """
     needs("audit", "xattn audit")
+    return [*_by_parts(evidence, settings), *_by_place(evidence, settings), *_by_tone(evidence, settings)]
+
+
+def distinct(prototypes: Sequence[Prototype], evidence: Evidence, settings: AuditSettings) -> list[Prototype]:
+    """Those that have enough images and, of two groups of a kind with mostly the same images, the first."""
     kept: list[tuple[Prototype, set[int]]] = []
-    for prototype in [*_by_parts(evidence, settings), *_by_place(evidence, settings), *_by_tone(evidence, settings)]:
+    for prototype in prototypes:
         similarity, _ = prototype.similarity(evidence)
         images = set(np.flatnonzero(similarity >= prototype.least).tolist())
         if len(images) < settings.smallest:
@@ -318,7 +328,7 @@ def members_of(prototype: Prototype, evidence: Evidence, finding: NDArray[np.boo
         same = leading_cells(torch.from_numpy(prototype.centre[None]), settings.mass, settings.area).numpy()
         cells = np.repeat(same, len(chosen), axis=0)
         share = (maps * cells).sum((1, 2))
-    else:
+    else:  # of a colour they are found once the images are read again
         maps = np.full((len(chosen), h, w), 1 / (h * w))
         cells = np.ones((len(chosen), h, w), np.bool_)
         share = np.ones(len(chosen))
