@@ -81,6 +81,7 @@ def test_everything_imported_is_declared(config: configparser.ConfigParser) -> N
         name
         for extra in (
             "app",
+            "audit",
             "cli",
             "data",
             "metrics",

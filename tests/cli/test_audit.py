@@ -27,7 +27,6 @@ def test_a_shortcut_is_told_first(run: Run, photos: Path, tmp_path: Path) -> Non
     lines = result.stdout.splitlines()
     assert re.match(r"known on 160 images: \d shortcut candidates? among \d+ groups of evidence in 2 classes", lines[0])
     assert "1. shortcut candidate (c0-parts-1): " in result.stdout
-    assert "(top right)" in result.stdout
     assert "How sure: Difference " in result.stdout
     assert "Next: Look at the images" in result.stdout
     assert lines[-1] == "wrote found.json"
@@ -35,6 +34,9 @@ def test_a_shortcut_is_told_first(run: Run, photos: Path, tmp_path: Path) -> Non
     assert plain["findings"][0]["candidate"]
     assert plain["provenance"]["labels"].startswith("by n")
     assert list((tmp_path / "evidence").glob("evidence-*.parquet"))
+    page = run("audit", MODEL, "--data", photos, "--parts", 3, "--keep", "evidence", "--top", 0)
+    assert page.stdout.splitlines()[-1] == "wrote audit.html: open it in a browser"
+    assert "shortcut candidate" in (tmp_path / "audit.html").read_text(encoding="utf-8")
     again = run(
         "audit", MODEL, "--data", photos, "--parts", 3, "--keep", "evidence", "--json", "--classes", "green thing"
     )
@@ -60,7 +62,7 @@ def test_images_that_cannot_be_read_are_told(run: Run, photos: Path, tmp_path: P
     [
         ((), "pass the folder of your images with --data"),
         (("--data", "{photos}", "--replace", "noise"), "--replace must be mean or blur"),
-        (("--data", "{photos}", "--out", "found.txt"), "a file that ends in .json"),
+        (("--data", "{photos}", "--out", "found.txt"), "expected the name of a page"),
         (("--data", "a={photos}", "--data", "{photos}"), "each needs a name"),
         (("--data", "a={photos}", "--data", "a={photos}"), "two sources are called 'a'"),
         (("--data", "{photos}", "--classes", "red thing"), "unknown class 'red thing'"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xattn import __version__
-from xattn.audit.colour import cells_of_colour, find_colours, with_cells
+from xattn.audit.colour import cells_of_colour, colour_in_words, find_colours, with_cells
 from xattn.audit.effect import Effect, Measured, Probe, effect_of
 from xattn.audit.evidence import Evidence, EvidenceStore, Overview
 from xattn.audit.finding import Audit, Finding, harm_of, is_candidate, ranked
@@ -190,7 +190,8 @@ def _audit_class(probe: Probe, evidence: Evidence, overview: Overview, settings:
         counts[group.kind] = counts.get(group.kind, 0) + 1
         group = dataclasses.replace(group, class_name=name, key=f"c{goal}-{group.kind}-{counts[group.kind]}")
         if group.kind == "colour":
-            group = _with_cells(probe, group, int(prototype.centre[0]))
+            colour = int(prototype.centre[0])
+            group = dataclasses.replace(_with_cells(probe, group, colour), colour=colour_in_words(colour))
         members = group.of_half("test")
         if not members:
             continue

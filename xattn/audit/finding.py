@@ -71,7 +71,7 @@ class Finding:
     def where(self) -> str:
         """The place in words, where there is one; else empty."""
         sign = self.sign(PLACE)
-        if self.group.kind == "tone" or (self.group.kind == "parts" and not (sign and sign.speaks)):
+        if self.group.kind != "place" and not (sign and sign.speaks):
             return ""
         return place_in_words(self.group.place)
 
@@ -82,7 +82,7 @@ class Finding:
         what = {
             "parts": "the same evidence",
             "place": "evidence at one place",
-            "colour": "as much of one colour",
+            "colour": f"at least as much of one colour, {group.colour}",
             "tone": "the colour and contrast of the image",
         }[group.kind]
         where = f" ({self.where})" if self.where else ""
@@ -132,6 +132,7 @@ class Finding:
             "rank": self.rank, "id": self.id, "level": self.level, "candidate": self.candidate, "harm": self.harm,
             "why": self.why,
             "class": g.class_name, "class_index": g.class_index, "kind": g.kind, "where": self.where,
+            "colour": g.colour,
             "images": g.images, "members": len(g.members), "share_of_images": g.share_of_images,
             "share_of_score": g.share_of_score, "place": np.round(g.place, 6).tolist(),
             "sentence": self.sentence, "sure": self.sure, "next": self.next,

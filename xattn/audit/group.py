@@ -20,7 +20,7 @@ Kind = Literal["parts", "place", "colour", "tone"]
 KINDS: dict[str, str] = {
     "parts": "what speaks for the class in the same way, wherever it is",
     "place": "what speaks for the class at the same place of the frame",
-    "colour": "as much of one colour, which the other images of the class do not have",
+    "colour": "at least as much of one colour, which the other images of the class do not have",
     "tone": "images of the same colour and contrast",
 }
 """The kinds of groups and what each holds together."""
@@ -87,6 +87,7 @@ class Group:
         images: how many images of the class there are.
         share_of_score: of the score of the members that goes with the evidence: the mean fall without it over the mean
             fall without anything; NaN until it was measured.
+        colour: of a group of that kind, as `rgb(255, 255, 255)`.
     """
 
     key: str
@@ -97,6 +98,7 @@ class Group:
     place: NDArray[np.float64]
     images: int
     share_of_score: float = float("nan")
+    colour: str = ""
 
     @property
     def share_of_images(self) -> float:
@@ -128,8 +130,8 @@ class Prototype:
     def similarity(self, evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Similarity (N,) of each image to the group, -inf where there is nothing to compare, and by which part (N,).
 
-        Of part vectors and maps it is the cosine, of colours the share in units of the usual one, of tones 1 less the
-        root mean square distance in deviations.
+        Of part vectors and maps it is the cosine, of colours the share in units of the usual one, at most 1, of
+        tones 1 less the root mean square distance in deviations.
         """
         none = np.zeros(len(evidence), np.int64)
         if self.kind == "parts":

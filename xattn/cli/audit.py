@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from xattn.audit.finding import Audit
     from xattn.audit.gather import Progress
     from xattn.data.dataset import Dataset
+    from xattn.spec import ModelSpec
 
 EPILOG = "\n\n".join(
     (
@@ -65,9 +66,9 @@ def audit(
     size: options.Size = None,
     score: options.Score = "logit",
     seed: Annotated[int, typer.Option(metavar="N", help="Of the halves and of the places elsewhere.")] = 0,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The findings, as JSON.")] = Path(
-        "audit.json"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The page, or the findings alone as JSON.")
+    ] = Path("audit.html"),
     keep: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the evidence there; the next run resumes from it.")
     ] = None,
@@ -91,7 +92,7 @@ def audit(
     options.check_numbers({"--batch-size": batch_size, "--parts": parts})
     if top < 0:
         raise ParameterError(f"--top must be at least 0 but is {top}.")
-    options.check_file(out, (".json",), "a file that ends in .json")
+    options.check_file(out, (".html", ".htm", ".json"), "a page, audit.html, or of findings.json")
     settings: Any = AuditSettings(
         parts=parts, replace=_choice(replace), per_group=per_group, smallest=smallest, batch_size=batch_size,
         score=score, seed=seed,
@@ -108,15 +109,15 @@ def audit(
             classes=None if classes is None else [name.strip() for name in classes.split(",")],
             sources=dataset.sources if isinstance(dataset, Joined) else None,
         )  # fmt: skip
-    _write_json(result, out)
+    _write(result, dataset, network.spec, out)
     failed = result.provenance["unreadable"]
     for name, reason in failed.items():
         console.fail(f"{name}: {reason}")
     if as_json:
         console.show_json(result.to_json())
     else:
-        show(result, top)
-        console.say(f"wrote {out}")
+        show(result, top, out)
+        console.say(f"wrote {out}{'' if out.suffix.lower() == '.json' else ': open it in a browser'}")
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -190,16 +191,21 @@ def _progress(*, shown: bool) -> Iterator[Progress | None]:
         yield lambda done, total, what: bar.update(done=done, total=total, what=what)
 
 
-def _write_json(result: Audit, out: Path) -> None:
+def _write(result: Audit, dataset: Dataset, spec: ModelSpec, out: Path) -> None:
+    """The page, or the JSON, by the suffix of the file."""
     from xattn.cli.loading import picture_file
+    from xattn.pages.audit import audit_page
     from xattn.schema import finite
 
+    if out.suffix.lower() != ".json":
+        audit_page(result, dataset, spec, out)
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     with picture_file(out) as temporary:
         temporary.write_text(json.dumps(finite(result.to_json()), indent=1, allow_nan=False), encoding="utf-8")
 
 
-def show(result: Audit, top: int) -> None:
+def show(result: Audit, top: int, out: Path) -> None:
     """The first findings in words."""
     facts = result.provenance
     images, groups = facts["images"], facts["groups"]
@@ -218,4 +224,4 @@ def show(result: Audit, top: int) -> None:
         console.say(f"   Next: {finding.next}")
     if len(result) > top:
         console.say("")
-        console.say(f"{len(result) - top} more in the file.")
+        console.say(f"{len(result) - top} more in {out.name}.")
