@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import re
@@ -163,6 +164,22 @@ def test_sentences_about_the_grid_are_those_of_the_scores() -> None:
     assert f"Grad-CAM ({means['gradcam', '8']:.2f}), BR-NPA ({means['brnpa', '8']:.2f})" in text
     assert f"edges of the image ({means['edges', '8']:.2f})" in text
     assert f"`tiny-cnn`, {found['rows'][0]['images']} images" in text
+
+
+def test_sentences_about_one_grid_are_those_of_the_answers() -> None:
+    """Class activation maps beat every control by insertion, input x gradient none, and nothing does by deletion."""
+    for panel in ("photographs", "CUB-20"):
+        folder = ROOT / "benchmarks" / "results" / "matched-lite0" / f"{panel}-efficientnet_lite0"
+        with (folder / "leaderboard.csv").open(encoding="utf-8", newline="") as stream:
+            rows = {row["method"]: row for row in csv.DictReader(stream)}
+        assert rows["cam"]["standing"] == rows["layercam"]["standing"] == "best in some columns"
+        assert rows["gradcam"]["standing"].removeprefix("'") == "= cam"  # no formula for a spreadsheet
+        assert rows["input-x-gradient"]["standing"] == "fails"
+        with (folder / "columns.csv").open(encoding="utf-8", newline="") as stream:
+            above = {row["column"]: row["methods above controls"] for row in csv.DictReader(stream)}
+        for settings in ("steps=8", "baseline=mean,steps=8"):
+            assert above[f"deletion ({settings}) ↓"].startswith("0 of ")
+            assert not above[f"insertion ({settings}) ↑"].startswith("0 of ")
 
 
 def test_every_picture_and_link_is_there() -> None:

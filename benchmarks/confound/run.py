@@ -25,7 +25,6 @@ HERE = Path(__file__).parent
 CONFIGS = ("confound-tiny", "confound-lite0")
 NETWORKS = {
     ("Tiny-ImageNet", "tiny-cnn"): "trained on Tiny-ImageNet, not on these images",
-    ("photographs", "efficientnet_lite0"): "trained on ImageNet, of which these photographs are",
     ("CUB-20", "efficientnet_lite0"): "trained on ImageNet, not on these images",
 }
 
