@@ -36,7 +36,8 @@ def test_the_page_is_that_of_the_rows(rows: list[dict[str, Any]]) -> None:
     known = {row["name"] for row in rows}
     unaudited = [name for name in names if name not in known]
     page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
-    assert page == module("page").written([row for row in rows if row["name"] in names], unaudited)
+    laws = module("page").load_laws()
+    assert page == module("page").written([row for row in rows if row["name"] in names], unaudited, laws)
 
 
 def test_no_map_is_wrong_under_ok_and_nearly_all_networks_are_explained(rows: list[dict[str, Any]]) -> None:
@@ -45,6 +46,24 @@ def test_no_map_is_wrong_under_ok_and_nearly_all_networks_are_explained(rows: li
     assert len(built) >= 200
     assert [row["name"] for row in built if page.wrong(row)] == []
     assert sum(map(page.served, built)) / len(built) >= 0.95
+
+
+def test_the_laws_hold() -> None:
+    page = module("page")
+    laws = page.load_laws()
+    assert len({row["family"] for row in laws if "family" in row}) >= 60
+    assert {row["name"]: broken for row in laws if (broken := page.broken(row))} == {}
+
+
+def test_a_law_that_is_broken_would_be_counted() -> None:
+    page = module("page")
+    row = {"status": ["ok"], "images": True, "repetition": True, "places": True, "layout": "proved", "refusals": [],
+           "corners": "see everything"}  # fmt: skip
+    assert page.broken(row) == []
+    for changed in ({"images": False}, {"repetition": False}, {"refusals": ["gradcam: …"]},
+                    {"places": False, "places, features": False}):  # fmt: skip
+        assert len(page.broken(row | changed)) == 1
+        assert page.broken(row | changed | {"status": ["not repeatable"]}) == []
 
 
 def test_a_wrong_map_would_be_counted() -> None:

@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 from catalogue import LARGER, SIDES, Architecture, architectures, images
-from page import written
+from page import load_laws, written
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -466,7 +466,7 @@ def main() -> None:
         os.waitpid(child, 0)
     rows = load()
     unaudited = [a.name for a in architectures() if a.name not in rows]
-    PAGE.write_text(written(list(rows.values()), unaudited), encoding="utf-8")
+    PAGE.write_text(written(list(rows.values()), unaudited, load_laws()), encoding="utf-8")
 
 
 def line(row: dict[str, Any]) -> str:

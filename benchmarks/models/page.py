@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+LAWS = Path(__file__).parent / "laws.json"
 
 _HEAD = """# Which networks are read rightly
 
@@ -38,8 +43,87 @@ say whether the right numbers are read, and nothing about whether a map explains
 """
 
 
-def written(rows: list[Row], unaudited: list[str]) -> str:
-    """The page in Markdown, with the networks of the catalogue that have no row yet by name."""
+def load_laws() -> list[Row]:
+    """What `laws.py` found."""
+    return list(json.loads(LAWS.read_text(encoding="utf-8"))) if LAWS.exists() else []
+
+
+def broken(row: Row) -> list[str]:
+    """The laws that a network breaks while its maps are said to be fine and how its layer lies to be proved."""
+    if row.get("status") != ["ok"] or row.get("blind"):
+        return []
+    laws = [law for law in ("images", "repetition") if not row[law]]
+    if not row["places"] and not row["places, features"] and row["layout"] == "proved" and row["corners"] != "right":
+        laws.append("places")
+    return laws + ["layer"] * bool(row["refusals"])
+
+
+def _laws(rows: Sequence[Row]) -> list[str]:
+    """What the laws amount to, in Markdown."""
+    tried = [row for row in rows if "status" in row and not row.get("blind")]
+    blind = [row for row in rows if row.get("blind")]
+    if not tried:
+        return []
+    counted = [row for row in tried if row["status"] == ["ok"]]
+    larger = [row for row in counted if "smaller" in row]
+    features = [row for row in counted if not row["places"] and row["places, features"]]
+    cancelled = [row for row in larger if row["smaller"]["places, features"]]
+    seen = [row for row in counted if not row["places"] and not row["places, features"] and not broken(row)]
+    assumed = [row for row in seen if row["layout"] != "proved"]
+    mixed = [row for row in seen if row["layout"] == "proved"]
+    columns = {
+        "places": "what changed in a quarter of the image changes the map most there",
+        "images": "two images give two maps",
+        "repetition": "the same call gives the same map, in a thread too",
+        "layer": "no method of a pass or two that reads the layer refuses it for what it is",
+    }
+    table = []
+    for law, says in columns.items():
+        against = [f"`{row['name']}`" for row in counted if law in broken(row)]
+        table.append(f"| {says} | {len(counted) - len(against)} of {len(counted)} | {', '.join(against)} |")
+    other = [f"`{row['name']}` ({', '.join(row['status'])})" for row in tried if row["status"] != ["ok"]]
+    refused = [f"`{row['name']}`" for row in rows if "refused" in row or "failed" in row]
+    families = len({row["family"] for row in tried if not row["family"].startswith("home-made")})
+    normed = [
+        row["smaller"]["places, statistics held"] for row in larger if "places, statistics held" in row["smaller"]
+    ]
+    about = (
+        f"Four laws that hold on any network, on {len(tried)} of these networks, from {families} modules of the "
+        "libraries and home-made, by `python benchmarks/models/laws.py` (two images, random weights, one thread of a "
+        "CPU). Counted are those whose map has the status `ok`."
+    )
+    small = (
+        f"The map of the first law is the mean over the channels. It took 192 to 288 px in {len(larger)} "
+        "networks: the grid of a small one has so few cells that each sees most of the image"
+        + (", or changes of single channels cancel in their mean" if cancelled else "")
+        + (
+            f" (of {len(normed)} with group normalization, holding its statistics mends {sum(normed)})"
+            if normed
+            else ""
+        )
+        + (f". In {_listed(features)} the features change most there, and their mean does not" if features else "")
+        + (
+            f". In {_listed(mixed)} each cell mixes all places so much that none stands out in the features; that its "
+            "corners are right is told by the gradients above"
+            if mixed
+            else ""
+        )
+        + (f". In {_listed(assumed)} how the layer lies is only assumed, and said to be" if assumed else "")
+        + "."
+        + (f" The features of {_listed(blind)} are the same for both images; not counted." if blind else "")
+        + (f" Another status than `ok`: {', '.join(other)}." if other else "")
+        + (f" Refused with a reason: {', '.join(refused)}." if refused else "")
+    )
+    lines = [textwrap.fill(text, 120, break_on_hyphens=False) for text in (about, small)]
+    return ["## Laws", "", lines[0], "", "| law | holds | broken by |", "| --- | --- | --- |", *table, "", lines[1], ""]
+
+
+def _listed(rows: Sequence[Row]) -> str:
+    return ", ".join(f"`{row['name']}`" for row in rows)
+
+
+def written(rows: list[Row], unaudited: list[str], laws: Sequence[Row] = ()) -> str:
+    """The page in Markdown, with the networks of the catalogue that have no row yet by name, and what the laws are."""
     built = [row for row in rows if "unbuilt" not in row]
     table = [
         "| network | input | layer | depth | grid | corners | Grad-CAM | relevance | cost | remarks |",
@@ -49,7 +133,7 @@ def written(rows: list[Row], unaudited: list[str]) -> str:
     unbuilt = [f"- {row['name']}: {_cell(row['unbuilt'])}" for row in rows if "unbuilt" in row]
     missing = ["", "## Not built here", "", *unbuilt] if unbuilt else []
     names = ["", "## Not audited yet", "", ", ".join(f"`{name}`" for name in unaudited) + "."] if unaudited else []
-    return "\n".join([_HEAD + _summary(built), _CHECKS, "## Networks", "", *table, *missing, *names, ""])
+    return "\n".join([_HEAD + _summary(built), _CHECKS, *_laws(laws), "## Networks", "", *table, *missing, *names, ""])
 
 
 def wrong(row: Row) -> bool:
