@@ -1,0 +1,249 @@
+"""Tables and figure of the study, from results.json alone: writes README.md and results.png beside this file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from scipy.stats import binomtest
+
+from xattn.benchmark.figures import style_of_figures
+from xattn.files import whole_file
+
+HERE = Path(__file__).parent
+FIRST = 3
+LEVEL = 0.05
+SEEN = ("mark-moving-0.5-1.0", "frame-0.5-1.0", "tag-moving-0.5-1.0")
+"""Networks that were looked at while groups of colours were added to the audit."""
+
+KINDS = {"mark": ("#0072B2", "o"), "frame": ("#D55E00", "s"), "tint": ("#E69F00", "^"), "tag": ("#009E73", "D")}
+INTRODUCTION = """
+# Does `xattn audit` find what a network relies on?
+
+Written by `page.py` from `results.json`; do not edit. `train.py` trains forty networks on four classes of
+Tiny-ImageNet (100 images of each; the last stage of the embedded tiny-cnn, 10 epochs): twenty with a mark on a share of
+the images of one class, ten without any, ten with a mark on half of the images of every class, where it tells nothing.
+`study.py` audits one class of each, that with the mark, on 400 other images, 100 of each class, marked as those were. A
+network *uses* its mark if more images of the class are recognized with it than without, in a one-sided sign test at 5 %
+over 100 images. A finding *shows* the mark if it moves the score, three quarters of its images carry the mark and, for
+mark and tag, the cells that are replaced cover half of the mark in half of these; for frame and tint the images alone
+decide.
+"""
+COLUMNS = """
+`finding` is the place of the first one that shows the mark, in the order of the audit. Grad-CAM pictures: how many one
+expects to look at, in random order, until the cell with the highest value holds a pixel of the mark; a tint is under
+every cell, and a frame under three of four. `pixels` and `features`: the same place among eight clusters of k-means of
+the images that are taken for the class, the tightest first; three quarters of the images of one have to carry the mark.
+"""
+
+
+def uses(row: dict[str, Any]) -> bool:
+    """Whether the network uses the mark: more images are right only with it than only without."""
+    lost, gained = row["use"]["lost"], row["use"]["gained"]
+    return lost + gained > 0 and binomtest(lost, lost + gained, alternative="greater").pvalue < LEVEL
+
+
+def share(hits: int, n: int) -> str:
+    """A share with its exact 95 % interval (Clopper and Pearson 1934)."""
+    if n == 0:
+        return "none"
+    low, high = binomtest(hits, n).proportion_ci(0.95)
+    return f"{hits} of {n} ({100 * hits / n:.0f} %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def among(rank: int | None) -> bool:
+    """Whether something is among the first."""
+    return rank is not None and rank <= FIRST
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The claims of the study with their intervals."""
+    planted = [r for r in rows if r["share"] > r["elsewhere"]]
+    used = [r for r in planted if uses(r)]
+    clean = [r for r in rows if r["share"] <= r["elsewhere"]]
+    bare = [r for r in clean if not r["share"]]
+    audit = [r["audit"] for r in used]
+    chance = float(np.mean([a["chance"] for a in audit])) if audit else math.nan
+    local = [r["looking"]["of_class"] for r in used if r["kind"] in ("mark", "tag")]
+    looked = [math.inf if n is None else n for n in local]
+    lines = [
+        ("the network uses its mark", share(len(used), len(planted))),
+        (
+            "mark among the first three findings, where it is used",
+            share(sum(among(a["rank"]) for a in audit), len(used)),
+        ),
+        ("… and as a shortcut candidate", share(sum(among(a["rank"]) and a["candidate"] for a in audit), len(used))),
+        (
+            "the same among networks that nobody looked at while the audit was made",
+            share(
+                sum(among(r["audit"]["rank"]) for r in used if r["name"] not in SEEN),
+                sum(r["name"] not in SEEN for r in used),
+            ),
+        ),
+        ("mark in any finding, where it is used", share(sum(a["rank"] is not None for a in audit), len(used))),
+        ("the same among the first three by chance, marked images permuted", f"{100 * chance:.0f} %"),
+        ("pixels: among the first three clusters", share(sum(among(r["pixels"]["rank"]) for r in used), len(used))),
+        ("features: among the first three clusters", share(sum(among(r["features"]["rank"]) for r in used), len(used))),
+        (
+            "Grad-CAM pictures of the class until one shows the mark or tag, median and most",
+            f"{number(float(np.median(looked)))} and {number(max(looked))} over {len(looked)} networks"
+            if looked
+            else "none",
+        ),
+        ("a shortcut candidate, no mark", share(sum(r["audit"]["candidates"] > 0 for r in bare), len(bare))),
+        (
+            "a shortcut candidate, a mark that tells nothing",
+            share(sum(r["audit"]["candidates"] > 0 for r in clean if r["share"]), len(clean) - len(bare)),
+        ),
+        (
+            "findings that are candidates, both",
+            share(sum(r["audit"]["candidates"] for r in clean), sum(r["audit"]["findings"] for r in clean)),
+        ),
+    ]
+    return ["| what | found |", "|---|---|", *(f"| {what} | {found} |" for what, found in lines)]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each network with a mark."""
+    lines = [
+        "| mark | share | strength | right with / without | other classes drawn | used | finding | candidate "
+        "| Grad-CAM pictures, all / of the class | pixels | features |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        use, audit = r["use"], r["audit"]
+        name = f"{r['kind']}{', moving' * r['moving']}"
+        lines.append(
+            f"| {name} | {r['share']} | {r['strength']} | {use['right_with']:.2f} / {use['right_without']:.2f} "
+            f"| {use['drawn']:.2f} | {'yes' if uses(r) else 'no'} | {audit['rank'] or '-'} "
+            f"| {('yes' if audit['candidate'] else 'no') if audit['rank'] else '-'} "
+            f"| {number(r['looking']['of_all'])} / {number(r['looking']['of_class'])} "
+            f"| {r['pixels']['rank'] or '-'} | {r['features']['rank'] or '-'} |"
+        )
+    return lines
+
+
+def weak(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How many are found among the first, by how far the mark is used and on what share of the images it is."""
+    effects = [100 * (r["use"]["right_with"] - r["use"]["right_without"]) for r in rows]
+    bins: list[tuple[str, list[dict[str, Any]]]] = []
+    for low, high in ((-100, 5), (5, 10), (10, 20), (20, 30), (30, 100)):
+        name = f"{low} to {high} points" if low > 0 else f"less than {high} points"
+        bins.append(
+            (f"right only with the mark: {name}", [r for r, e in zip(rows, effects, strict=True) if low <= e < high])
+        )
+    for part in (0.5, 0.2, 0.1):
+        bins.append((f"on a share of {part}", [r for r in rows if r["share"] == part]))
+    for strength in (1.0, 0.4):
+        bins.append((f"strength {strength}", [r for r in rows if r["strength"] == strength]))
+    for kind in KINDS:
+        bins.append((kind, [r for r in rows if r["kind"] == kind]))
+    lines = ["| networks with a mark | number | among the first three findings | as a candidate |", "|---|---|---|---|"]
+    for name, some in bins:
+        hits = [r["audit"] for r in some if among(r["audit"]["rank"])]
+        if some:
+            lines.append(f"| {name} | {len(some)} | {len(hits)} | {sum(a['candidate'] for a in hits)} |")
+    return lines
+
+
+def number(value: float | None) -> str:
+    """An expected number of pictures."""
+    return "never" if value is None or math.isinf(value) else f"{value:.1f}"
+
+
+def clean_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each network whose mark tells nothing."""
+    lines = ["| mark | findings | that move the score | candidates | their signs |", "|---|---|---|---|---|"]
+    for r in rows:
+        audit = r["audit"]
+        signs = "; ".join(", ".join(f["signs"]) for f in audit["all"] if f["candidate"])
+        name = f"{r['kind']}{', moving' * r['moving']}, everywhere" if r["share"] else "none"
+        lines.append(f"| {name} | {audit['findings']} | {audit['moving']} | {audit['candidates']} | {signs or '-'} |")
+    return lines
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> None:
+    """Rank of the first finding that shows the mark against how far it is used, and what it takes otherwise."""
+    import matplotlib.pyplot as plt
+
+    mpl.use("Agg")
+    worst = 1.5 * max((r["audit"]["rank"] or 1 for r in rows), default=1) + 3
+    with style_of_figures():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(1.2, 1))
+        for r in rows:
+            colour, marker = KINDS[r["kind"]]
+            x = 100 * (r["use"]["right_with"] - r["use"]["right_without"])
+            y = r["audit"]["rank"] or worst
+            face = colour if r["audit"]["candidate"] else "white"
+            left.plot(x, y, marker, color=colour, mfc=face, ms=5 + 6 * r["share"], mew=1.4, ls="none")
+            steps = [r["audit"]["rank"], r["looking"]["of_class"], r["looking"]["of_all"]]
+            values = [math.nan if s is None else s for s in steps]
+            if uses(r):
+                right.plot(range(3), values, marker=marker, color=colour, alpha=0.7, ms=5, lw=0.8)
+        left.axhspan(0.8, FIRST + 0.5, color="#009E73", alpha=0.08, lw=0)
+        left.set_yscale("log")
+        ticks = [1, 2, 3, 5, 10]
+        left.set_yticks([*(t for t in ticks if t < worst), worst], [*(str(t) for t in ticks if t < worst), "not found"])
+        left.minorticks_off()
+        left.set_ylim(1.15 * worst, 0.8)
+        left.set_xlabel("images of the class that are right only with the mark, points")
+        left.set_ylabel("first finding that shows it")
+        for kind, (colour, marker) in KINDS.items():
+            left.plot([], [], marker, color=colour, label=kind)
+        left.plot([], [], "o", color="#555555", mfc="white", label="no candidate")
+        left.legend(fontsize=8, frameon=False, loc="lower right")
+        right.set_yscale("log")
+        right.set_yticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
+        right.minorticks_off()
+        right.set_xticks(range(3), ["finding", "Grad-CAM pictures\nof the class", "of all classes"])
+        right.set_xlim(-0.3, 2.3)
+        right.set_ylabel("to be looked at until the mark shows")
+        with whole_file(HERE / "results.png") as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+
+
+def main() -> None:
+    """Write the page and the figure."""
+    result = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    rows = sorted(result["runs"], key=lambda row: row["seed"])
+    planted = [r for r in rows if r["share"] > r["elsewhere"]]
+    clean = [r for r in rows if r["share"] <= r["elsewhere"]]
+    lines = [
+        *INTRODUCTION.strip().splitlines(),
+        "",
+        f"Device: {result['device']}. {len(rows)} of the forty networks were audited, each on 400 images that it",
+        "was not trained on.",
+        "",
+        "![rank of the finding against the use of the mark](results.png)",
+        "",
+        "## What was found",
+        "",
+        *summary(rows),
+        "",
+        "## What is too weak",
+        "",
+        *weak(planted),
+        "",
+        "## Networks with a mark",
+        "",
+        *COLUMNS.strip().splitlines(),
+        "",
+        *table(planted),
+        "",
+        "## Networks without a shortcut",
+        "",
+        *clean_table(clean),
+        "",
+    ]
+    with whole_file(HERE / "README.md") as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
+    draw(planted)
+
+
+if __name__ == "__main__":
+    main()
