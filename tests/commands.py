@@ -45,6 +45,7 @@ _STANDINS: tuple[tuple[str, str], ...] = (
     (r"^(xattn report .*)$", r"\1 --resamples 50 --panels 1"),
     (r"^xattn select \S+", "xattn select tests.cli.models:cnn --images 8"),
     (r"^xattn app\b.*$", "xattn app --help"),  # tests/cli/test_app.py opens the page, which stays
+    (r"^xattn audit .*$", "xattn audit tests.cli.models:cnn --data synthetic:length=60 --per-group 8"),
     (r"^xattn doctor .*$", "xattn doctor --model tests.cli.models:cnn"),  # all methods on four images
 )
 
