@@ -47,7 +47,7 @@ def measured(name: str, data: str, tests: list[str], size: str) -> dict[str, obj
             "recipe": recipe,
         }
     else:
-        model = create_model(name, head="linear", num_classes=2)
+        model = create_model(name, head="linear", num_classes=2, weights="DEFAULT")
         input_size = sides_of(sides(size, "--size"))
         model.spec = dataclasses.replace(model.spec, input_size=input_size, crop=1.0)
 

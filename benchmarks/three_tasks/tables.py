@@ -154,9 +154,7 @@ def resolution(results: Mapping[str, Any], frozen: Mapping[str, Any]) -> list[st
             shown = [f"{percent(row['top1'])} {between(row['interval'])}", f"{row['sparsity']:.1f}"]
             rows.append([f"{name}, {how}", HEADS[head], grid, *shown, f"{row['density']:.3f}", "-"])
     head = ["network", "attention", "cells", "accuracy, %", "sparsity 1/x", "density x"]
-    note = (
-        f"""585 test photographs. {SEEDS} The finer map of the frozen network comes from dilation, without training."""
-    )
+    note = f"""585 test photographs. {SEEDS}"""
     return ["## Table 6: resolution", "", *table([*head, "published accuracy / sparsity"], rows), note, ""]
 
 
