@@ -72,6 +72,12 @@ CONVENTIONS = {
     "captum/GuidedGradCam": "guided-gradcam:reduce=sum",
 }
 """xattn's method with the conventions of the library."""
+RELU6 = {
+    **dict.fromkeys(("captum/GuidedBackprop", "zennit/GuidedBackprop"), "saliency:reduce=sum"),
+    **dict.fromkeys(("captum/Deconvolution", "zennit/DeconvNet"), "saliency:reduce=sum"),
+    "captum/DeepLift": "input-x-gradient",
+}
+"""The same in a network whose activations are ReLU6, which the libraries pass by the plain gradient."""
 WHY = {
     "captum/LayerGradCam": "no ReLU at the end unless asked",
     "captum/Saliency": "absolute values of each colour, summed here; xattn takes the largest",
@@ -87,7 +93,7 @@ WHY = {
     "grad-cam/XGradCAM": "an epsilon for channels that sum to nearly zero",
     "grad-cam/EigenCAM": "the mean of the features is subtracted, and the sign of the component is open",
     "grad-cam/EigenGradCAM": "the mean is subtracted, and the sign of the component is open",
-    "grad-cam/KPCA_CAM": "the sign of the component is open: the lowest correlation is near -1",
+    "grad-cam/KPCA_CAM": "the sign of the component is open",
     "captum/LRP": "one rule, epsilon, for all layers; xattn's default is a composite",
     "zennit/EpsilonPlusFlat": "another composite: flat at the first layer",
     "zennit/EpsilonGammaBox": "another composite: gamma, and the box rule at the pixels",
@@ -129,6 +135,26 @@ def correlation(ours: Tensor, theirs: Tensor) -> list[float]:
     return torch.where(norm > 1e-12, (a * b).sum(1) / norm, torch.nan).tolist()
 
 
+def conventions_of(name: str) -> dict[str, str]:
+    """xattn's methods with the conventions of the libraries in a network."""
+    return CONVENTIONS | (RELU6 if name == "efficientnet_lite0" else {})
+
+
+def compare_conventions(name: str) -> dict[str, Any]:
+    """The stored result of a network, with the comparison by conventions measured anew."""
+    result: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text())
+    model, known = network(name), conventions_of(name)
+    x = images(name, model, result["images"])
+    trace = record_for(model, x, [explainers.parse(t) for t in (*known, *known.values())], spec=model.spec)
+    for row in result["pairs"]:
+        if (own := known.get(row["library"])) is not None and "refused" not in row:
+            theirs, ours = (explained(trace, text) for text in (row["library"], own))
+            if not isinstance(theirs, str) and not isinstance(ours, str):
+                r = torch.tensor(correlation(ours.maps, theirs.maps), dtype=torch.float64)
+                row |= {"conventions": own, "with them": float(r.nanmedian())}
+    return result
+
+
 def verdict(mine: Tensor, control: Tensor, lower: bool) -> str:
     """Whether scores (N,) beat those of a control on the same images."""
     gain = ((control - mine) if lower else (mine - control)).double()
@@ -155,7 +181,7 @@ def measure(name: str, count: int, steps: int, scored_too: bool = True) -> dict[
     scores: dict[str, dict[str, list[Tensor]]] = {text: {s: [] for s in SCORES} for text in wanted}
     maps: dict[str, list[Tensor]] = {text: [] for text in wanted}
     refused: dict[str, str] = {}
-    every = list(dict.fromkeys([*wanted, *CONVENTIONS.values()]))
+    every = list(dict.fromkeys([*wanted, *conventions_of(name).values()]))
     maps |= {text: [] for text in every if text not in maps}
     for some in x.split(8):
         trace = record_for(model, some, [explainers.parse(text) for text in every], spec=model.spec)
@@ -180,7 +206,7 @@ def measure(name: str, count: int, steps: int, scored_too: bool = True) -> dict[
         r = torch.tensor(correlation(torch.cat(maps[ours]), torch.cat(maps[theirs])), dtype=torch.float64)
         row |= {"median correlation": float(r.nanmedian()), "lowest correlation": float(r[~r.isnan()].min()),
                 "undefined": int(r.isnan().sum())}  # fmt: skip
-        own = CONVENTIONS.get(theirs)
+        own = conventions_of(name).get(theirs)
         if own is not None and own not in refused:
             same = torch.tensor(correlation(torch.cat(maps[own]), torch.cat(maps[theirs])), dtype=torch.float64)
             row |= {"conventions": own, "with them": float(same.nanmedian())}
@@ -247,11 +273,12 @@ def page() -> str:
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
         for row in sorted(pairs, key=lambda row: row["median correlation"]):
-            why = (
-                ""
-                if row["lowest correlation"] >= SAME
-                else WHY.get(row["library"].partition(":")[0], "not looked into")
-            )
+            why = WHY.get(row["library"].partition(":")[0], "not looked into")
+            if row.get("conventions", "") == RELU6.get(row["library"]):
+                why = f"ReLU6 is passed by the plain gradient, so that it is `{row['conventions']}`"
+            elif row["library"] == "captum/GuidedGradCam" and result["network"] == "efficientnet_lite0":
+                why = "ReLU6 is passed by the plain gradient, as in its guided backpropagation"
+            why = "" if row["lowest correlation"] >= SAME else why
             deletion, insertion, changes = "-", "-", "-"
             if "deletion" in row:
                 deletion, insertion = (f"{row[s][0]:.3f}, {row[s][1]:.3f}" for s in SCORES)
@@ -280,7 +307,7 @@ def page() -> str:
 def main() -> None:
     """Measure networks, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "page"))
+    parser.add_argument("what", choices=("measure", "conventions", "page"))
     parser.add_argument("networks", nargs="*")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6)
@@ -291,6 +318,8 @@ def main() -> None:
     for name in asked.networks if asked.what == "measure" else ():
         result = measure(name, asked.images, asked.steps, asked.scores)
         (HERE / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    for name in asked.networks if asked.what == "conventions" else ():
+        (HERE / f"{name}.json").write_text(json.dumps(compare_conventions(name), indent=1) + "\n")
     if asked.what == "page":
         (HERE / "README.md").write_text(page(), encoding="utf-8")
 
