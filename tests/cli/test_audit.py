@@ -85,3 +85,10 @@ def test_two_sources_are_compared(run: Run, photos: Path, tmp_path: Path) -> Non
     assert sign["speaks"]
     assert "of old have it, 0 % of new" in sign["text"]
     assert first["member_images"][0]["image"].startswith("old/green thing/")
+
+
+def test_another_network_is_asked_of_each_finding(run: Run, photos: Path, tmp_path: Path) -> None:
+    result = run("audit", MODEL, "--data", photos, "--parts", 3, "--against", MODEL, "--top", 1)
+    assert result.exit_code == 0, result.stderr
+    assert "Against: known relies on it too: without it its score falls by " in result.stdout
+    assert "relies on it too" in (tmp_path / "audit.html").read_text(encoding="utf-8")

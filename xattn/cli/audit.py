@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,9 @@ import typer
 from xattn.cli import EXIT_SOME_FAILED, console, options
 
 if TYPE_CHECKING:
+    import torch
+
+    from xattn.audit.against import Shared
     from xattn.audit.finding import Audit
     from xattn.audit.gather import Progress
     from xattn.data.dataset import Dataset
@@ -25,6 +29,7 @@ EPILOG = "\n\n".join(
         "xattn audit tiny-cnn --data tiny-imagenet:data/tiny-imagenet --classes goldfish,bullfrog",
         "xattn audit runs/tiles/best.safetensors --data plant_a=tiles/a --data plant_b=tiles/b   "
         "[dim]# does it tell the plants apart?[/dim]",
+        "xattn audit new.safetensors --data birds/ --against old.safetensors  [dim]# what do both rely on?[/dim]",
         "Images are grouped by the class that is predicted. Groups of evidence are found on one half of the images of "
         "a class and tested on the other: the score without the evidence against the score without as much elsewhere.",
         "Exit status: 0 answered, 2 bad input, 3 some of the images cannot be read, 130 interrupted.",
@@ -72,6 +77,10 @@ def audit(
     keep: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the evidence there; the next run resumes from it.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="Another network, by name or file: which findings do both have?"),
+    ] = None,
     top: Annotated[int, typer.Option(metavar="N", help="Findings that are told here.")] = 5,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 64,
@@ -109,14 +118,15 @@ def audit(
             classes=None if classes is None else [name.strip() for name in classes.split(",")],
             sources=dataset.sources if isinstance(dataset, Joined) else None,
         )  # fmt: skip
-    _write(result, dataset, network.spec, out)
+    shared = _ask_other(result, against, dataset, settings, find_device(device))
+    _write(result, dataset, network.spec, out, shared)
     failed = result.provenance["unreadable"]
     for name, reason in failed.items():
         console.fail(f"{name}: {reason}")
     if as_json:
-        console.show_json(result.to_json())
+        console.show_json({**result.to_json(), **({"against": [asdict(s) for s in shared]} if against else {})})
     else:
-        show(result, top, out)
+        show(result, top, out, shared)
         console.say(f"wrote {out}{'' if out.suffix.lower() == '.json' else ': open it in a browser'}")
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -191,21 +201,38 @@ def _progress(*, shown: bool) -> Iterator[Progress | None]:
         yield lambda done, total, what: bar.update(done=done, total=total, what=what)
 
 
-def _write(result: Audit, dataset: Dataset, spec: ModelSpec, out: Path) -> None:
+def _ask_other(
+    result: Audit, against: str | None, dataset: Dataset, settings: Any, device: torch.device
+) -> tuple[Shared, ...]:
+    """What another network does with the findings; nothing without one."""
+    from xattn.audit.against import ask_other, asked
+    from xattn.cli.loading import advise, load
+
+    if against is None:
+        return ()
+    other = load(against, device=device)
+    advise(other)
+    return ask_other(asked(result), other.model, dataset, spec=other.spec, settings=settings)
+
+
+def _write(result: Audit, dataset: Dataset, spec: ModelSpec, out: Path, shared: tuple[Shared, ...]) -> None:
     """The page, or the JSON, by the suffix of the file."""
     from xattn.cli.loading import picture_file
     from xattn.pages.audit import audit_page
     from xattn.schema import finite
 
     if out.suffix.lower() != ".json":
-        audit_page(result, dataset, spec, out)
+        audit_page(result, dataset, spec, out, others=[{"id": s.id, "text": s.text} for s in shared])
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     with picture_file(out) as temporary:
-        temporary.write_text(json.dumps(finite(result.to_json()), indent=1, allow_nan=False), encoding="utf-8")
+        temporary.write_text(
+            json.dumps(finite({**result.to_json(), "against": [asdict(s) for s in shared]}), indent=1, allow_nan=False),
+            encoding="utf-8",
+        )
 
 
-def show(result: Audit, top: int, out: Path) -> None:
+def show(result: Audit, top: int, out: Path, shared: tuple[Shared, ...] = ()) -> None:
     """The first findings in words."""
     facts = result.provenance
     images, groups = facts["images"], facts["groups"]
@@ -222,6 +249,9 @@ def show(result: Audit, top: int, out: Path) -> None:
             console.say(f"   Why: {finding.why}.")
         console.say(f"   How sure: {finding.sure}")
         console.say(f"   Next: {finding.next}")
+        for other in shared:
+            if other.id == finding.id:
+                console.say(f"   Against: {other.text}")
     if len(result) > top:
         console.say("")
         console.say(f"{len(result) - top} more in {out.name}.")

@@ -45,7 +45,7 @@ def audit_page(
         dataset: what was audited, for the pictures.
         spec: of the network, for what it sees of an image.
         path: of the page.
-        others: what another network does with each finding, as `comparison.rows` gives it; empty without one.
+        others: what another network does with a finding, `id` and `text`; empty without one.
 
     Raises:
         DataError: if there is no finding, or the file cannot be written.
