@@ -8,9 +8,9 @@ Nothing of the test images is used
 for any of these. Of each network and set of images one pass is made and what the classifier reads is kept in the work
 folder, so that a run that was stopped goes on there. Results go to `gap.json`, the table to `docs/convert.md`.
 
-DATA has `imagenet` (40 photographs; EfficientNet-Lite0 was trained on ImageNet and may have seen them), `cub-20`
-(600 train and 585 test photographs) and `tiny-imagenet`. The network of 20 birds is EfficientNet-Lite0 with a linear
-classifier that is trained here on the 600 photographs with their labels; its fit sees them without.
+DATA has `imagenet` (40 photographs; EfficientNet-Lite0 and SqueezeNet were trained on ImageNet and may have seen
+them), `cub-20` (600 train and 585 test photographs) and `tiny-imagenet`. The network of 20 birds is EfficientNet-Lite0
+with a linear classifier that is trained here on the 600 photographs with their labels; its fit sees them without.
 """
 
 from __future__ import annotations
@@ -127,8 +127,14 @@ def cases(root: Path) -> list[Case]:
     tests = {"photographs": partial(photographs, root), "birds": partial(birds, root, "test", 585)}
     own = {"Tiny-ImageNet, train": partial(small, root, "train", 2000)}
     held = {"Tiny-ImageNet": partial(small, root, "val", 1500)}
+    squeezenet = partial(create_model, "squeezenet1_0", weights=root / "imagenet" / "squeezenet1_0.safetensors")
     lite = partial(create_model, "efficientnet_lite0")
-    found = [Case("tiny-cnn", partial(create_model, "tiny-cnn"), "low", own, held)]
+    fewer = {"birds, train": partial(birds, root, "train", 300), "mosaics": partial(mosaics, root, 200)}
+    few = {"photographs": partial(photographs, root), "birds": partial(birds, root, "test", 200)}
+    found = [
+        Case("tiny-cnn", partial(create_model, "tiny-cnn"), "low", own, held),
+        Case("squeezenet1_0", squeezenet, "low", fewer, few),
+    ]
     for resolution in ("low", "x4"):
         found.append(Case("efficientnet_lite0", lite, resolution, general, tests))
         found.append(Case("efficientnet_lite0, 20 birds", lite, resolution, general, tests, birds=True))

@@ -1,0 +1,290 @@
+"""The law of `xattn convert` on the CNNs of torchvision and timm, with random weights: it is the same network.
+
+    python benchmarks/convert/law.py [--only REGULAR_EXPRESSION] [--all] [--again] [--limit 90] [--minutes 30]
+
+A converted network whose parts cover everything, with its dilated features read at the old cells, must be the network
+of before. For each network and for one part at `low`, `x2` and `x4` this takes the trunk and the classifier of the
+converted copy, puts a mean of its own between them, and compares the logits with those of the network: the largest
+difference as a share of their spread, in float32, and in float64 where that is above 1e-5. The networks are those of
+the audit (`benchmarks/models/catalogue.py`: members of all families); with `--all` every name that torchvision and timm
+list, the smallest first. What is in `law.json` already is not done again unless `--again`. Each network runs in a
+process of its own with a limit on its processor time. The table in `docs/convert.md` is written from all rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import copy
+import json
+import os
+import re
+import resource
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import xattn
+from xattn.errors import XattnError
+from xattn.outputs import take
+
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+import catalogue
+
+RESULTS = Path(__file__).parent / "law.json"
+PAGE = Path(__file__).parents[2] / "docs" / "convert.md"
+MARK = "<!-- {} of benchmarks/convert/law.py -->"
+FACTORS = {"low": 1, "x2": 2, "x4": 4}
+SINGLE, DOUBLE = 1e-5, 1e-10  # largest differences that are rounding, as shares of the spread of the logits
+
+
+class Everywhere(nn.Module):
+    """The mean over the old cells in place of attention: maps (N, 1, h, w) that are one share at each of them."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, features: Tensor) -> Tensor:
+        maps = torch.zeros_like(features[:, :1])
+        old = maps[:, :, :: self.factor, :: self.factor]
+        old += 1 / old.shape[2:].numel()
+        return maps
+
+
+@torch.no_grad()
+def difference(model: nn.Module, converted: nn.Module, factor: int, x: Tensor) -> float:
+    """Largest difference between the logits of a network and of its converted copy, as a share of their spread."""
+    converted.head.attention = Everywhere(factor)
+    wanted, made = take(model(x), model.spec.output or None), converted(x)
+    return float((made - wanted).abs().max() / (wanted.max() - wanted.min()).clamp(min=1e-30))
+
+
+def row_of(architecture: catalogue.Architecture) -> dict[str, Any]:
+    """What one network gives."""
+    row: dict[str, Any] = {"name": architecture.name}
+    torch.manual_seed(0)
+    try:
+        model, size = architecture.build((96, 128, 112, 160, 192, 224))
+    except Exception as error:  # whatever a library raises
+        return row | {"unbuilt": f"{type(error).__name__}: {short(error)}"}
+    x = catalogue.images(size, count=2)
+    row |= {"size": size[0], "parameters": sum(p.numel() for p in model.parameters())}
+    try:
+        model.spec = xattn.infer_spec(model, x)
+    except XattnError as error:
+        return row | {"refused": short(error)}
+    for resolution, factor in FACTORS.items():
+        try:
+            made = xattn.convert(model, parts=1, resolution=resolution, x=x)
+        except XattnError as error:
+            row[resolution] = {"refused": short(error)}
+            if resolution == "low":
+                break
+            continue
+        error = difference(model, made, factor, x)
+        row[resolution] = {"single": float(f"{error:.2g}")}
+        if not error <= SINGLE:
+            exact = copy.deepcopy(model).double()
+            double = xattn.convert(exact, parts=1, resolution=resolution, x=x.double())
+            row[resolution]["double"] = float(f"{difference(exact, double, factor, x.double()):.2g}")
+    return row
+
+
+def short(error: object) -> str:
+    """A message in one line."""
+    return " ".join(str(error).split())[:240]
+
+
+def alone(architecture: catalogue.Architecture, limit: int) -> dict[str, Any]:
+    """The row of one network from a process of its own, which is ended after so many seconds."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+            torch.set_num_threads(1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                row = row_of(architecture)
+        except BaseException as error:  # the process must answer
+            row = {"name": architecture.name, "failed": f"{type(error).__name__}: {short(error)}"}
+        with os.fdopen(writing, "w") as pipe:
+            json.dump(row, pipe)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else {"name": architecture.name, "unbuilt": f"no answer within {limit} s"}
+
+
+# -------------------------------------------------------------------------------------------------- what is tried
+
+
+def everything(largest: int) -> list[catalogue.Architecture]:
+    """Every name that torchvision's classification and timm list, the smallest first.
+
+    Args:
+        largest: networks of more parameters are left out.
+    """
+    import timm
+    from torchvision import models
+
+    names = [f"timm/{name}" for name in timm.list_models()]
+    names += [f"torchvision/{name}" for name in models.list_models(module=models)]
+    sized = sorted((count(name), name) for name in names)
+    return [architecture(name) for size, name in sized if 0 < size <= largest]
+
+
+def count(name: str) -> int:
+    """Number of parameters of a network, made without memory; 0 where it cannot be made so."""
+    library, _, name = name.partition("/")
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if library == "timm":
+                import timm
+
+                model = timm.create_model(name, num_classes=catalogue.CLASSES)
+            else:
+                from torchvision import models
+
+                model = models.get_model(name, weights=None)
+    except Exception:  # whatever a library raises
+        return 0
+    return sum(p.numel() for p in model.parameters())
+
+
+def architecture(name: str) -> catalogue.Architecture:
+    """One network by its name in the table."""
+    library, _, own = name.partition("/")
+    if library == "timm":
+        return catalogue.Architecture(name, lambda sides: catalogue._timm(own, "", "", sides))
+    return catalogue.Architecture(name, lambda sides: catalogue._torchvision(own, sides))
+
+
+# ------------------------------------------------------------------------------------------------------- results
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """All rows so far, by name."""
+    if not RESULTS.exists():
+        return {}
+    return {row["name"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]}
+
+
+def store(rows: dict[str, dict[str, Any]]) -> None:
+    """All rows, in a file that appears whole."""
+    lines = ",\n".join(json.dumps(rows[name], ensure_ascii=False) for name in sorted(rows))
+    head = json.dumps({"torch": torch.__version__, "device": "CPU"})[1:-1]
+    temporary = RESULTS.with_suffix(".part")
+    temporary.write_text(f'{{{head}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    temporary.replace(RESULTS)
+
+
+def outcome(cell: dict[str, Any]) -> str:
+    """Of one network at one resolution: `holds`, `broken` or `refused`."""
+    if "refused" in cell:
+        return "refused"
+    return "holds" if cell["single"] <= SINGLE or cell.get("double", torch.inf) <= DOUBLE else "broken"
+
+
+_REASONS = {
+    "it is a transformer, or mixes tokens": r"transformer|token",
+    "its class scores are not one linear layer, or it has no classifier": r"no classifier|not linear|class scores|"
+    r"classifier '.*' gives|classifier '.*' runs|nothing that is pooled",
+    "what is pooled is not pooled by the mean": r"weighs or selects|not pooled by the mean|pools by attention",
+    "several ways meet before the classifier": r"several ways|leads around",
+    "its forward cannot be followed": r"cannot be followed",
+    "its strides do not make that resolution": r"do not make a map",
+    "the layer of its features gives no map to make finer, or looks at cells between its layers": r"between its layers|"
+    r"does not give one feature map|no stride shows|does not run with",
+    "its features cannot be told": r"feature layer|layer",
+}
+
+
+def reason(text: str) -> str:
+    """The kind of reason of a refusal."""
+    return next((kind for kind, pattern in _REASONS.items() if re.search(pattern, text)), "other")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """What the rows amount to, in Markdown."""
+    built = [row for row in rows if "unbuilt" not in row]
+    lines = ["| resolution | holds | broken | refused | largest difference (float32, float64) |", "| --- " * 5 + "|"]
+    refusals: collections.Counter[tuple[str, str]] = collections.Counter()
+    broken = [f"`{row['name']}` ({row['failed']})" for row in built if "failed" in row]
+    for resolution in FACTORS:
+        cells = {row["name"]: row[resolution] for row in built if resolution in row}
+        found = {name: outcome(cell) for name, cell in cells.items()}
+        for name, cell in cells.items():
+            if found[name] == "refused":
+                refusals[resolution, reason(cell["refused"])] += 1
+        broken += [f"`{name}` at {resolution}" for name, what in found.items() if what == "broken"]
+        single = [c["single"] for n, c in cells.items() if found[n] == "holds" and "double" not in c]
+        double = [c["double"] for n, c in cells.items() if found[n] == "holds" and "double" in c]
+        counts = collections.Counter(found.values())
+        largest = f"{max(single, default=0):.0e}, {max(double, default=0):.0e} ({len(double)} networks)"
+        lines.append(f"| {resolution} | {counts['holds']} | {counts['broken']} | {counts['refused']} | {largest} |")
+    unread = sum("refused" in row for row in built)
+    text = [
+        f"{len(built)} networks with random weights, in {len({row['name'].split('/')[0] for row in built})} libraries "
+        f"(torch {torch.__version__.split('+')[0]}, CPU; {len(rows) - len(built)} more could not be built, "
+        f"{unread} could not be read):",
+        "",
+        *lines,
+        "",
+        "Broken: " + (", ".join(broken) or "none") + ". Refused, at `low` unless said:",
+        "",
+        *(
+            f"- {'' if resolution == 'low' else f'{resolution}: '}{kind}: {n}"
+            for (resolution, kind), n in sorted(refusals.items(), key=lambda item: (item[0][0], -item[1]))
+        ),
+    ]
+    return "\n".join(text)
+
+
+def publish(rows: dict[str, dict[str, Any]]) -> None:
+    """Put the table between its marks in the page."""
+    page, begin, end = PAGE.read_text(encoding="utf-8"), MARK.format("begin"), MARK.format("end")
+    before, _, rest = page.partition(begin)
+    if not rest:
+        raise SystemExit(f"{PAGE.name} has no place for the table: {begin} and {end} are missing.")
+    after = rest.partition(end)[2]
+    PAGE.write_text(f"{before}{begin}\n{table(list(rows.values()))}\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="regular expression that names must contain")
+    parser.add_argument("--all", action="store_true", help="every name that the libraries list")
+    parser.add_argument("--largest", type=float, default=60, help="of --all: million parameters")
+    parser.add_argument("--again", action="store_true", help="also what is in the results already")
+    parser.add_argument("--limit", type=int, default=90, help="seconds of processor time for one network")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no network is begun after that")
+    options = parser.parse_args()
+    rows, began = load(), time.monotonic()
+    tried = [a for a in catalogue.architectures() if a.name.startswith(("torchvision/", "timm/"))]
+    tried.sort(key=lambda a: not a.name.startswith("torchvision/"))
+    if options.all:
+        tried += everything(round(options.largest * 1e6))
+    for one in tried:
+        if time.monotonic() - began > 60 * options.minutes:
+            break
+        if re.search(options.only, one.name) and (options.again or one.name not in rows):
+            row = alone(one, options.limit)
+            rows = load() | {one.name: row}
+            store(rows)
+            print(json.dumps(rows[one.name]), flush=True)
+    publish(rows)
+
+
+if __name__ == "__main__":
+    main()
