@@ -120,7 +120,7 @@ def main() -> None:
     """Make, report, measure, remove; results are written after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--millions", type=float, nargs="+", default=[10, 30, 100], help="rows of the runs")
-    parser.add_argument("--home", type=Path, help="where runs are made; needs about 1.2 GB for 100 million rows")
+    parser.add_argument("--home", type=Path, help="where runs are made; 100 million rows need some 3 GB")
     parser.add_argument("--out", type=Path, help="JSON of the results")
     given = parser.parse_args()
     results: list[dict[str, float]] = []
