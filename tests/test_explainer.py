@@ -105,7 +105,7 @@ def test_single_and_sequence(model: nn.Module, x: Tensor) -> None:
 
 
 def test_parts_are_combined_and_sums_are_checked(model: nn.Module, x: Tensor) -> None:
-    with pytest.warns(XattnWarning, match=r"two-parts: 4 non-conserving of 4 maps \(first: image 0\)"):
+    with pytest.warns(XattnWarning, match=r"two-parts: 4 non-conserving of 4 maps \(first: image 0, "):
         found = explain(model, x, TwoParts(), spec=SPEC)
     assert found.parts is not None
     assert found.maps.equal(found.parts.mean(1, keepdim=True))
