@@ -226,7 +226,7 @@ class Audit:
                 "flips_elsewhere": f.effect.flips_elsewhere, "where": f.where,
             }  # fmt: skip
             rows.append({**row, **{s.name: s.value for s in f.signs}, "sentence": f.sentence})
-        return pa.Table.from_pylist(rows).to_pandas()
+        return pa.Table.from_pylist(rows).to_pandas(use_threads=False)
 
 
 def _order(f: Finding) -> tuple[Any, ...]:
