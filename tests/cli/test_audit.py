@@ -92,3 +92,36 @@ def test_another_network_is_asked_of_each_finding(run: Run, photos: Path, tmp_pa
     assert result.exit_code == 0, result.stderr
     assert "Against: known relies on it too: without it its score falls by " in result.stdout
     assert "relies on it too" in (tmp_path / "audit.html").read_text(encoding="utf-8")
+
+
+def test_from_a_box_to_the_images_that_have_the_same(run: Run, photos: Path, tmp_path: Path) -> None:
+    images = pictures(80, share=0.5)
+    index = int(images.marked.argmax())
+    photo = photos / "green thing" / f"{index:03d}.png"
+    arguments = ("audit", MODEL, "--data", photos, "--parts", 3, "--find", photo, "--keep", "evidence")
+    result = run(*arguments, "--box", "24,0,8,8", "--out", "found.json", "--top", 2)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert re.match(r"The box holds \d+% of what speaks for green thing; without it the score falls by ", lines[0])
+    assert re.match(r"\d+ of \d+ images of green thing have the same\. Their score is shown to go with it", lines[1])
+    assert lines[-1] == "wrote found.json"
+    names = {Path(row["image"]).name for row in json.loads((tmp_path / "found.json").read_text())["found"]}
+    assert names <= {f"{i:03d}.png" for i in images.marked.nonzero()[0]}
+    assert photo.name in names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--find", "a.png"], "--find IMAGE and --box X,Y,W,H go together"),
+        (["--box", "0,0,8,8"], "--find IMAGE and --box X,Y,W,H go together"),
+        (["--find", "a.png", "--box", "0,0,8"], "expected four numbers X,Y,W,H in pixels"),
+        (["--find", "a.png", "--box", "0,0,8,8"], "does not exist"),
+        (["--find", "a.png", "--box", "0,0,8,8", "--against", "tiny-cnn"], "leave one of them out"),
+        (["--find", "a.png", "--box", "0,0,8,8", "--out", "a.html"], "found.json"),
+    ],
+)
+def test_a_box_that_cannot_be_looked_for_says_why(run: Run, photos: Path, arguments: list[str], why: str) -> None:
+    result = run("audit", MODEL, "--data", photos, *arguments)
+    assert result.exit_code == 2
+    assert why in " ".join(result.stderr.split())

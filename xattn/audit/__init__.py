@@ -17,6 +17,8 @@ _PUBLIC = {
     "Finding": "xattn.audit.finding",
     "Group": "xattn.audit.group",
     "Member": "xattn.audit.group",
+    "Search": "xattn.audit.searching",
+    "search": "xattn.audit.searching",
     "Sign": "xattn.audit.sign",
 }
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from xattn.audit.finding import Finding as Finding
     from xattn.audit.group import Group as Group
     from xattn.audit.group import Member as Member
+    from xattn.audit.searching import Search as Search
+    from xattn.audit.searching import search as search
     from xattn.audit.settings import AuditSettings as AuditSettings
     from xattn.audit.sign import Sign as Sign
 

@@ -79,9 +79,7 @@ def audit(
     """
     model = unwrap(model)
     settings = AuditSettings() if settings is None else settings
-    facts = getattr(model, "spec", None) if spec is None else spec
-    if not isinstance(facts, ModelSpec) or not facts.feature_layer:
-        raise SpecError("audit: the network's feature layer is not known; pass spec=xattn.infer_spec(model).")
+    facts = facts_of(model, spec)
     if sources is not None and len(sources) != len(dataset):
         raise ShapeError(f"audit: {len(sources)} sources do not fit {len(dataset)} images; pass one for each.")
     with tempfile.TemporaryDirectory() as temporary:
@@ -116,6 +114,18 @@ def audit(
         "device": str(probe.device),
     }
     return Audit(tuple(_findings(tested, settings)), provenance)
+
+
+def facts_of(model: nn.Module, spec: ModelSpec | None) -> ModelSpec:
+    """The facts that an audit needs: those that are given, or the model's own.
+
+    Raises:
+        SpecError: if the feature layer is not known.
+    """
+    facts = getattr(model, "spec", None) if spec is None else spec
+    if not isinstance(facts, ModelSpec) or not facts.feature_layer:
+        raise SpecError("audit: the network's feature layer is not known; pass spec=xattn.infer_spec(model).")
+    return facts
 
 
 def _chosen(
@@ -181,9 +191,7 @@ def _audit_class(probe: Probe, evidence: Evidence, overview: Overview, settings:
     goal = int(evidence.target[0])
     name = probe.spec.class_name(goal)
     rng = np.random.default_rng([settings.seed, goal])
-    elsewhere = overview.index[overview.target != goal]
-    drawn = rng.permutation(elsewhere)[:_FOREIGN]
-    foreign = probe.pictures(drawn.tolist())[0] if len(drawn) else torch.zeros(0)
+    foreign = of_other_classes(probe, overview, goal, rng)
     counts: dict[str, int] = {}
     for prototype in prototypes:
         group = members_of(prototype, evidence, finding, settings)
@@ -196,11 +204,17 @@ def _audit_class(probe: Probe, evidence: Evidence, overview: Overview, settings:
         if not members:
             continue
         order = rng.permutation(len(members))[: settings.per_group]
-        others = _without(probe, group, evidence, foreign, rng)
+        others = lacking(probe, group, evidence, foreign, rng)
         measured = probe.measure(group, [members[i] for i in sorted(order.tolist())], others, foreign)
         effect = effect_of(measured, settings.seed)
         group = dataclasses.replace(group, share_of_score=effect.share_of_score)
         yield _Tested(group, effect, _signs(group, prototype, evidence, finding, measured, settings.seed))
+
+
+def of_other_classes(probe: Probe, overview: Overview, goal: int, rng: np.random.Generator) -> Tensor:
+    """Some images (M, C, H, W) in which another class is predicted; empty where there is none."""
+    drawn = rng.permutation(overview.index[overview.target != goal])[:_FOREIGN]
+    return probe.pictures(drawn.tolist())[0] if len(drawn) else torch.zeros(0)
 
 
 def _with_cells(probe: Probe, group: Group, colour: int) -> Group:
@@ -213,8 +227,8 @@ def _with_cells(probe: Probe, group: Group, colour: int) -> Group:
     return with_cells(group, kept, np.concatenate(cells))
 
 
-def _without(probe: Probe, group: Group, evidence: Evidence, foreign: Tensor, rng: np.random.Generator) -> Tensor:
-    """Images of the class that lack the evidence; where they are few, images of other classes with them."""
+def lacking(probe: Probe, group: Group, evidence: Evidence, foreign: Tensor, rng: np.random.Generator) -> Tensor:
+    """Images (M, C, H, W) of the class without the evidence; where they are few, images of other classes with them."""
     inside = {m.index for m in group.members}
     rest = np.array([i for i in evidence.index.tolist() if i not in inside], np.int64)
     drawn = np.sort(rng.permutation(rest)[:_OTHERS]).tolist()

@@ -105,7 +105,7 @@ def gather(
         for start in range(block * BLOCK, stop, settings.batch_size):
             batch, kept, failed = read_some(dataset, range(start, min(start + settings.batch_size, stop)), spec)
             if batch is not None:
-                values, layout = describe(_trace(model, batch.x, spec, settings), batch, settings, layout)
+                values, layout = describe(traced(model, batch.x, spec, settings), batch, settings, layout)
                 rows.append({**values, "index": np.array(kept), "failed": [""] * len(kept), "label": labels[kept]})
             if failed:
                 rows.append(_unread(failed))
@@ -145,7 +145,8 @@ def read_some(
     return (collate(samples, spec) if samples else None), kept, failed
 
 
-def _trace(model: nn.Module, x: Tensor, spec: ModelSpec, settings: AuditSettings) -> Trace:
+def traced(model: nn.Module, x: Tensor, spec: ModelSpec, settings: AuditSettings) -> Trace:
+    """Record what the evidence in images (N, C, H, W) is made of."""
     attention = [spec.attention_layer] if spec.attention == "brnpa" and spec.attention_layer else []
     layers = [str(spec.feature_layer), *attention]
     return record(model, x.to(place_of(model)[0]), spec=spec, layers=layers, score=settings.score)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from xattn.audit.against import Shared
     from xattn.audit.finding import Audit
     from xattn.audit.gather import Progress
+    from xattn.audit.settings import AuditSettings
     from xattn.data.dataset import Dataset
+    from xattn.file_loop import Network
     from xattn.spec import ModelSpec
 
 EPILOG = "\n\n".join(
@@ -30,6 +32,7 @@ EPILOG = "\n\n".join(
         "xattn audit runs/tiles/best.safetensors --data plant_a=tiles/a --data plant_b=tiles/b   "
         "[dim]# does it tell the plants apart?[/dim]",
         "xattn audit new.safetensors --data birds/ --against old.safetensors  [dim]# what do both rely on?[/dim]",
+        "xattn audit tiny-cnn --data birds/ --find birds/a.jpg --box 40,10,64,32  [dim]# where else is this?[/dim]",
         "Images are grouped by the class that is predicted. Groups of evidence are found on one half of the images of "
         "a class and tested on the other: the score without the evidence against the score without as much elsewhere.",
         "Exit status: 0 answered, 2 bad input, 3 some of the images cannot be read, 130 interrupted.",
@@ -72,8 +75,15 @@ def audit(
     score: options.Score = "logit",
     seed: Annotated[int, typer.Option(metavar="N", help="Of the halves and of the places elsewhere.")] = 0,
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="The page, or the findings alone as JSON.")
-    ] = Path("audit.html"),
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The page, or the findings alone as JSON.",
+            show_default="audit.html; nothing with --find",
+        ),
+    ] = None,
     keep: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the evidence there; the next run resumes from it.")
     ] = None,
@@ -81,7 +91,16 @@ def audit(
         str | None,
         typer.Option(metavar="OTHER", help="Another network, by name or file: which findings do both have?"),
     ] = None,
-    top: Annotated[int, typer.Option(metavar="N", help="Findings that are told here.")] = 5,
+    find: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="IMAGE", help="Instead: which images have what --box marks in this one, and is it needed?"
+        ),
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(metavar="X,Y,W,H", help="Of --find: left, top, width and height in its pixels.")
+    ] = None,
+    top: Annotated[int, typer.Option(metavar="N", help="Findings, or images of --find, that are told here.")] = 5,
     device: options.Device = "auto",
     batch_size: options.BatchSize = 64,
     quiet: options.Quiet = False,
@@ -89,7 +108,7 @@ def audit(
 ) -> None:
     """Find what a network relies on over a whole data set, and test it: shortcut candidates first."""
     from xattn.audit import AuditSettings
-    from xattn.audit import audit as find
+    from xattn.audit import audit as run_audit
     from xattn.audit.joined import Joined
     from xattn.cli.loading import advise, load
     from xattn.device import find_device
@@ -101,7 +120,15 @@ def audit(
     options.check_numbers({"--batch-size": batch_size, "--parts": parts})
     if top < 0:
         raise ParameterError(f"--top must be at least 0 but is {top}.")
-    options.check_file(out, (".html", ".htm", ".json"), "a page, audit.html, or of findings.json")
+    marked = _box(find, box)
+    if find is not None and against is not None:
+        raise ParameterError("--find and --against ask different things; leave one of them out.")
+    if out is None and find is None:
+        out = Path("audit.html")
+    if out is not None and find is None:
+        options.check_file(out, (".html", ".htm", ".json"), "a page, audit.html, or of findings.json")
+    if out is not None and find is not None:
+        options.check_file(out, (".json",), "found.json")
     settings: Any = AuditSettings(
         parts=parts, replace=_choice(replace), per_group=per_group, smallest=smallest, batch_size=batch_size,
         score=score, seed=seed,
@@ -112,8 +139,13 @@ def audit(
         given=options.given(mean, std, None, size),
     )  # fmt: skip
     advise(network)
+    if find is not None:
+        with _progress(shown=not quiet and console.is_watched()) as progress:
+            _find(network, dataset, find, marked, settings, keep, progress, top=top, out=out, as_json=as_json)
+        return
+    assert out is not None  # noqa: S101 (it has a default)
     with _progress(shown=not quiet and console.is_watched()) as progress:
-        result = find(
+        result = run_audit(
             network.model, dataset, spec=network.spec, settings=settings, folder=keep, progress=progress,
             classes=None if classes is None else [name.strip() for name in classes.split(",")],
             sources=dataset.sources if isinstance(dataset, Joined) else None,
@@ -130,6 +162,65 @@ def audit(
         console.say(f"wrote {out}{'' if out.suffix.lower() == '.json' else ': open it in a browser'}")
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _box(find: Path | None, box: str | None) -> tuple[float, ...]:
+    """The numbers of `--box`; none without `--find`.
+
+    Raises:
+        ParameterError: for one option without the other, or what is no box.
+    """
+    from xattn.errors import ParameterError
+
+    if (find is None) != (box is None):
+        raise ParameterError("--find IMAGE and --box X,Y,W,H go together: what of the image is looked for?")
+    if box is None:
+        return ()
+    try:
+        numbers = tuple(float(part) for part in box.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 4:
+        raise ParameterError(f"--box {box}: expected four numbers X,Y,W,H in pixels, such as 40,10,64,32.")
+    return numbers
+
+
+def _find(
+    network: Network, dataset: Dataset, image: Path, box: tuple[float, ...], settings: AuditSettings,
+    keep: Path | None, progress: Progress | None, *, top: int, out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Answer `--find`: in words, and as JSON."""
+    import numpy as np
+
+    from xattn.audit import search
+    from xattn.cli.loading import picture_file
+    from xattn.data.reading import read_image
+    from xattn.schema import finite
+
+    picture = np.asarray(read_image(image).convert("RGB"))
+    result = search(
+        network.model, dataset, picture, box, spec=network.spec, settings=settings, folder=keep, progress=progress
+    )
+    plain = finite(result.to_json())
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with picture_file(out) as temporary:
+            temporary.write_text(json.dumps(plain, indent=1, allow_nan=False), encoding="utf-8")
+    if as_json:
+        console.show_json(plain)
+        return
+    for sentence in result.sentences:
+        console.say(sentence)
+    for member in result.members[:top]:
+        x0, y0, x1, y1 = member.box
+        where = f"{x0:.0f},{y0:.0f},{x1 - x0:.0f},{y1 - y0:.0f} of the network's input"
+        console.say(
+            f"  {member.image}  similarity {member.similarity:.2f}, {member.share:.0%} of its evidence, at {where}"
+        )
+    if len(result.members) > top:
+        console.say(f"  and {len(result.members) - top} more{'' if out is None else f' in {out}'}")
+    if out is not None:
+        console.say(f"wrote {out}")
 
 
 def open_sources(texts: list[str], split: str | None) -> Dataset:
