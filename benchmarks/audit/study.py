@@ -142,7 +142,7 @@ def main() -> None:
     """Audit what was not audited yet and collect the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--data", default=os.environ.get("XATTN_DATA", "../shared/data"), help="holds tiny-imagenet")
+    parser.add_argument("--data", default=os.environ.get("XATTN_DATA", "data"), help="root that holds tiny-imagenet")
     parser.add_argument("--again", action="store_true", help="audit anew")
     parser.add_argument("--only", default="", help="runs whose name begins so")
     parser.add_argument("--rivals", action="store_true", help="what one would do without an audit, and nothing else")

@@ -130,7 +130,7 @@ def main() -> None:
     """Train what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--data", default=os.environ.get("XATTN_DATA", "../shared/data"), help="holds tiny-imagenet")
+    parser.add_argument("--data", default=os.environ.get("XATTN_DATA", "data"), help="root that holds tiny-imagenet")
     parser.add_argument("--only", default="", help="runs whose name begins so")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -52,7 +52,7 @@ def one(root: str, count: int, threads: int) -> None:
 def main() -> None:
     """Measure each count in a process of its own, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("XATTN_DATA", "../shared/data"), help="holds tiny-imagenet")
+    parser.add_argument("--data", default=os.environ.get("XATTN_DATA", "data"), help="root that holds tiny-imagenet")
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
