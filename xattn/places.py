@@ -22,10 +22,12 @@ def place(text: str | os.PathLike[str]) -> Path:
     The latter has the methods of a path that name things (`/`, `name`, `parent`), and is a path to callers.
 
     Raises:
-        ParameterError: if the file system is not known, or what it needs is not installed.
+        ParameterError: if it is no name of a place, the file system is not known, or what it needs is not installed.
     """
     if hasattr(text, "fs"):
         return cast(Path, text)
+    if "\0" in str(text):
+        raise ParameterError(f"{str(text)!r} is no name of a place: no file system has a null byte in a name.")
     if isinstance(text, Path) or _MARK not in str(text):
         return Path(text)
     needs("remote", f"'{text}'")

@@ -419,7 +419,7 @@ def test_names_of_any_kind(run: Run, tmp_path: Path, name: str) -> None:
     assert result.exit_code == 0
     assert not {"\x1b", "\x07", "\r"} & set(result.stdout + result.stderr)
     written = sorted(p.name for p in (tmp_path / "xattn-out").iterdir())
-    assert len(written) == 4  # two classes, one map that is the same for both, a panel
+    assert len(written) == 5  # two classes, one map that is the same for both, a panel, the index
     assert all(re.fullmatch(r"[\w.+-]+", n) and len(n.encode()) < 210 for n in written)
     page = run("compare", folder, "-m", "gradcam", "--no-curves", "-o", "page.html", *CNN)
     assert page.exit_code == 0

@@ -20,6 +20,7 @@ _FORMULAS = {
     "br_npa": "br_npa_maps",
     "cam": "activation_map eigen_cam grad_cam grad_cam_elementwise grad_cam_plus_plus hires_cam layer_cam "
     "smooth_grad_cam_plus_plus weighted_channels xgrad_cam",
+    "colours": "colour_shares near_colour",
     "complexity": "effective_complexity entropy gini histogram_entropy",
     "components": "eigen_grad_cam factor_maps kernel_cam strong_cells",
     "control": "center_map sobel_map",
@@ -35,10 +36,12 @@ _FORMULAS = {
     "pixels": "denormalize denormalize_pixels normalize_pixels",
     "points": "part_counts part_entropy part_information parts_at",
     "ranking": "average_ranks sort_values sort_with_order tie_groups",
+    "relevance_parts": "leading_cells relevance shifted_elsewhere whole_relevance",
     "resize": "normalize",
     "retrieval": "pair_distances part_cosines part_shares retrieval_ranks",
     "sampling": "grid_segments lime_weights ridge rise_masks shapley_coalitions shapley_regression shapley_weights "
     "slic_segments window_means window_starts",
+    "scenes": "important_parts opposed_classes part_sums sufficient_sets",
     "similarity": "ssim",
     "sparsity": "attention_density map_density",
     "statistics": "bootstrap_means cliques exact_signed_rank holm kendall krippendorff_alpha ranks_of_methods",

@@ -125,8 +125,8 @@ def turned(change: Tensor) -> bool:
     """Whether the cells (h, w) answer in another quarter than the place that was changed, as in a mirror.
 
     >>> import torch
-    >>> change = torch.zeros(8, 8)
-    >>> change[1:3, 5:7] = 1  # where the image was changed
+    >>> change = torch.zeros(16, 16)
+    >>> change[2:6, 10:14] = 1  # where the image was changed
     >>> turned(change), turned(change.flip(1)), turned(change.T)
     (False, True, True)
     """
