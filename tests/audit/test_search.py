@@ -74,6 +74,9 @@ def test_an_image_that_has_nothing_of_the_kind(planted: Pictures, asked: Picture
     assert not alone.members
     assert alone.sentences[1].startswith("None of the ")
     assert alone.effect.n == 0
+    few = np.flatnonzero(planted.marked)[:2].tolist() + np.flatnonzero(~planted.marked).tolist()
+    some = Pictures(planted.pixels[few], planted.given[few], planted.marked[few])
+    assert "too few to test" in search(build(), some, asked.pixels[0], MARK, settings=SETTINGS).sentences[1]
 
 
 def test_what_cannot_be_looked_for_is_refused(planted: Pictures, asked: Pictures, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from xattn.running import unwrap
 from xattn.spec import ModelSpec
 
 _EMPTY = 1e-12
+_FEW = 5  # images, of which Wilcoxon's test can show nothing at 5 %
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +71,8 @@ class Search:
         if not count:
             return own, f"None of the {images} images of {name} has the same."
         e = self.effect
+        if e.n < _FEW:
+            return own, f"{count} of {images} images of {name} have the same, too few to test what they do without it."
         sure = "is shown to go with it" if e.moves else "is not shown to go with it"
         return own, (
             f"{count} of {images} images of {name} have the same. Their score {sure}: without it, it falls "
@@ -103,7 +106,7 @@ def search(
     """Find which images of a data set have the evidence in a box of an image, and what the score is without it.
 
     The evidence in the box is its mean relevance by channel, a direction; an image has the same if one of its parts is
-    nearer to it (cosine) than half-way to what the rest of the box's own image is.
+    nearer to it (cosine) than the rest of the box's own image is.
 
     Args:
         model: any network with a feature map and a class score.
@@ -127,7 +130,7 @@ def search(
     rest = _direction(values, ~cells)
     if own is None:
         raise DataError(f"nothing in the box speaks for {facts.class_name(goal)}; choose another box.")
-    least = (1 + (0.0 if rest is None else float(own @ rest))) / 2
+    least = float(np.nextafter(0.0 if rest is None else own @ rest, 2))  # nearer, not as near
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else Path(folder)
         store = EvidenceStore(place, evidence_key(digest_of(model), dataset, facts, settings, None))
