@@ -117,8 +117,16 @@ ELSEWHERE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "mirror by an index": (before(lambda x: x[..., torch.arange(63, -1, -1)]), "is mirrored or turned"),
     "turned": (before(lambda x: x.transpose(2, 3).flip(3)), "is mirrored or turned"),
     "crop": (before(lambda x: x[..., 8:40, :]), r"is cut to its rows 8 to 40 of 48 \(67%\)"),
+    "crop counted from the end": (before(lambda x: x[..., 4:-4, :]), r"is cut to its rows 4 to 44 of 48 \(83%\)"),
+    "crop from the end on": (before(lambda x: x[..., -56:]), r"is cut to its columns 8 to 64 of 64 \(88%\)"),
+    "crop along the last": (before(lambda x: x.narrow(-1, 8, 40)), r"is cut to its columns 8 to 48 of 64 \(62%\)"),
+    "crop of an exported model": (
+        before(lambda x: torch.ops.aten.slice(x, 2, None, 36)),
+        r"is cut to its rows 0 to 36 of 48 \(75%\)",
+    ),
     "negative padding": (before(lambda x: F.pad(x, (-12, -4))), "loses 16 of its 64 columns"),
     "padding": (before(lambda x: F.pad(x, (0, 0, 0, 16))), "is padded by 16 rows"),
+    "padding by reflection": (before(lambda x: F.pad(x, (8, 8, 8, 8), mode="reflect")), "is padded by 16 columns"),
     "warp": (lambda: made(nets.Warps), "is warped"),
     "spectrum": (before(lambda x: torch.fft.fft2(x).abs().log1p()), "is turned into frequencies"),
 }
@@ -147,11 +155,25 @@ def test_cells_that_lie_elsewhere_on_the_image_are_told(name: str) -> None:
         lambda x: torch.cat([x[..., :32], x[..., 32:]], 3),
         lambda x: F.pad(x, (1, 1))[..., 1:-1],
         lambda x: x.flip(2).flip(2),
+        lambda x: x[..., -63:],
+        lambda x: torch.ops.aten.slice(x, 2, None, None),
     ],
-    ids=["another size", "channels in another order", "margin", "halves", "margin taken back", "turned twice"],
+    ids=[
+        *("another size", "channels in another order", "margin", "halves", "margin taken back", "turned twice"),
+        *("all but one column", "all of an exported model"),
+    ],
 )
 def test_what_leaves_the_image_where_it_is_is_fine(change: Callable[[Tensor], Tensor]) -> None:
     assert set(said(made(nets.Before, change), images(2, 3, 48, 64))[0].status) == {"ok"}
+
+
+def test_an_image_made_in_inference_mode_tells_the_same() -> None:
+    x = images(2, 3, 48, 64)
+    with torch.inference_mode():
+        inside = x.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", XattnWarning)
+        assert infer_spec(made(nets.Before, torch.relu), inside) == infer_spec(made(nets.Before, torch.relu), x)
 
 
 @pytest.mark.parametrize("seed", range(20))

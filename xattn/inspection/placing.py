@@ -16,6 +16,7 @@ _PADDED = 0.1  # share of a side, and number of pixels, from which on padding is
 _PADDED_PX = 8
 _ELSEWHERE = 0.8  # answer of another quarter from which on the place that was changed lies there
 _SURE = 5.0  # standard deviations by which that quarter must answer more than the right one
+_PADDING = ("ConstantPad", "ReflectionPad", "ReplicationPad")
 _MIXING = ("Convolution", "Addmm", "Mm", "Bmm", "Linear", "Mkldnn", "Cudnn")  # behind these there is no image any more
 
 
@@ -68,7 +69,7 @@ def cut(node: Any, size: tuple[int, int]) -> str | None:
         name = type(current).__name__
         if name.startswith("Slice") and (kept := _crop(current, size)) is not None and _of_image(current):
             crops[kept[0]].append(kept[1:])
-        elif name.startswith("ConstantPad") and (margin := _margin(current, size)) and _of_image(current):
+        elif name.startswith(_PADDING) and (margin := _margin(current, size)) and _of_image(current):
             others.append(margin)
         elif name.startswith("GridSampler") and _of_image(current.next_functions[0][0]):
             others.append("is warped")
@@ -86,19 +87,23 @@ def cut(node: Any, size: tuple[int, int]) -> str | None:
 
 def _crop(node: Any, size: tuple[int, int]) -> tuple[int, int, int] | None:
     """Side (0 or 1), start and end of what a slice of an image keeps; None where it keeps all or is of no image."""
-    shape, dim = tuple(node._saved_self_sym_sizes), node._saved_dim
-    if len(shape) < 3:
+    shape = tuple(node._saved_self_sym_sizes)
+    side = _signed(node._saved_dim) % len(shape) - (len(shape) - 2)
+    if len(shape) < 3 or side not in (0, 1) or shape[-2:][side] != size[side] or node._saved_step != 1:
         return None
-    side = dim - (len(shape) - 2)
-    if side not in (0, 1) or shape[dim] != size[side]:
-        return None
-    start, end = min(node._saved_start, size[side]), min(node._saved_end, size[side])
-    return (side, start, end) if end - start < _KEPT * size[side] and node._saved_step == 1 else None
+    given = (None if at is None else _signed(at) for at in (node._saved_start, node._saved_end))
+    start, end, _ = slice(*given).indices(size[side])
+    return (side, start, end) if end - start < _KEPT * size[side] else None
+
+
+def _signed(number: int) -> int:
+    """What autograd shows as an unsigned number."""
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _margin(node: Any, size: tuple[int, int]) -> str | None:
     """What a padding of an image adds, or a negative one takes away, where it is much."""
-    given = [p - 2**64 if p >= 2**63 else p for p in node._saved_pad]  # autograd shows them as unsigned numbers
+    given = [_signed(p) for p in (node._saved_pad if hasattr(node, "_saved_pad") else node._saved_padding)]
     left, right, top, bottom = (*given, 0, 0, 0, 0)[:4]
     for side, (before, behind) in ((1, (left, right)), (0, (top, bottom))):
         if max(abs(before), abs(behind)) >= max(_PADDED_PX, _PADDED * size[side]):

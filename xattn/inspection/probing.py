@@ -186,7 +186,8 @@ def run(
             handles.append(module.register_forward_hook(in_this_thread(after(name))))
         taps = AttentionShapes(modules, note) if attention and tokens else nullcontext()
         with evaluating(model), torch.inference_mode(False), torch.set_grad_enabled(graph), recording, saved, taps:
-            output = feed(model, x.detach().requires_grad_() if graph else x, inputs)
+            own = x.clone() if x.is_inference() else x.detach()
+            output = feed(model, own.requires_grad_() if graph else x, inputs)
     finally:
         for handle in handles:
             handle.remove()
