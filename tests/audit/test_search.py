@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.audit.synthetic import CELL, CELLS, CORNER, Pictures, build, cells_of, logit, pictures
-from xattn.audit import AuditSettings, Search, search
-from xattn.errors import DataError, ParameterError
+from xattn.audit import AuditSettings, Search, audit, search
+from xattn.audit.settings import Replacement
+from xattn.errors import DataError, ParameterError, ShapeError
 
 MARK = (CORNER[1] * CELL, CORNER[0] * CELL, CELL, CELL)
 SETTINGS = AuditSettings(parts=3, area=0.2)
@@ -63,6 +64,37 @@ def test_the_score_without_it_is_that_of_loops(found: Search, planted: Pictures,
     assert found.effect.fall == pytest.approx(np.mean(falls), rel=1e-5)
 
 
+@pytest.mark.parametrize("stand_in", ["mean", "blur"])
+def test_the_image_itself_is_asked_as_the_others_are(planted: Pictures, stand_in: Replacement) -> None:
+    """The one image that is searched is the one that was asked: both falls are of the same replacement."""
+    index = int(np.flatnonzero(planted.marked)[0])
+    bare = np.flatnonzero(~planted.marked)[:30].tolist()
+    some = [index, *bare]
+    one = Pictures(planted.pixels[some], planted.given[some], planted.marked[some])
+    settings = AuditSettings(parts=3, area=0.07, replace=stand_in)  # one cell, as in the box
+    result = search(build(), one, planted.pixels[index], MARK, settings=settings)
+    assert [m.index for m in result.members] == [0]
+    assert result.members[0].cells.tolist() == result.cells.tolist()
+    assert result.effect.fall == pytest.approx(result.fall, rel=1e-5)
+
+
+def test_evidence_of_several_sources_is_shared_with_the_audit(planted: Pictures, tmp_path: Path) -> None:
+    sources = ["old" if i < 100 else "new" for i in range(len(planted))]
+    audit(build(), planted, settings=SETTINGS, folder=tmp_path, sources=sources)
+    before = sorted(tmp_path.iterdir())
+    picture = planted.pixels[planted.marked][0]
+    result = search(build(), planted, picture, MARK, settings=SETTINGS, folder=tmp_path, sources=sources)
+    assert sorted(tmp_path.iterdir()) == before
+    assert {m.source for m in result.members} == {"old", "new"}
+
+
+def test_images_that_cannot_be_read_are_named(asked: Pictures) -> None:
+    some = pictures(20, share=0.5, broken=(3,))
+    result = search(build(), some, asked.pixels[0], MARK, settings=SETTINGS)
+    assert result.unreadable == {"image 3": "image 3 is damaged."}
+    assert result.to_json()["unreadable"] == result.unreadable
+
+
 def test_the_most_similar_come_first(found: Search) -> None:
     assert found.members[0].similarity == pytest.approx(1, abs=2e-3)  # red alone; kept in half precision
     assert [m.similarity for m in found.members] == sorted((m.similarity for m in found.members), reverse=True)
@@ -81,6 +113,12 @@ def test_an_image_that_has_nothing_of_the_kind(planted: Pictures, asked: Picture
 
 def test_what_cannot_be_looked_for_is_refused(planted: Pictures, asked: Pictures, tmp_path: Path) -> None:
     picture = asked.pixels[0]
+    with pytest.raises(ParameterError, match="covers all that the model sees"):
+        search(build(), planted, picture, (0, 0, 32, 32), settings=SETTINGS)
+    with pytest.raises(ParameterError, match="smaller than a pixel"):
+        search(build(), planted, picture, (8.6, 8.6, 0.3, 0.3), settings=SETTINGS)
+    with pytest.raises(ShapeError, match="2 sources do not fit 200 images"):
+        search(build(), planted, picture, MARK, settings=SETTINGS, sources=["a", "b"])
     for box in ((-1, 0, 8, 8), (30, 0, 8, 8), (0, 0, 0, 8)):
         with pytest.raises(ParameterError, match="is not in the image of 32x32 pixels; expected x,y,width,height"):
             search(build(), planted, picture, box, settings=SETTINGS)

@@ -55,6 +55,11 @@ def test_images_that_cannot_be_read_are_told(run: Run, photos: Path, tmp_path: P
     result = run("audit", MODEL, "--data", copy, "--parts", 3)
     assert result.exit_code == 3
     assert "image " in result.stderr
+    photo = photos / "green thing" / f"{int(pictures(80, share=0.5).marked.argmax()):03d}.png"
+    result = run("audit", MODEL, "--data", copy, "--parts", 3, "--find", photo, "--box", "24,0,8,8")
+    assert result.exit_code == 3
+    assert "image " in result.stderr
+    assert "have the same" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -119,6 +124,7 @@ def test_from_a_box_to_the_images_that_have_the_same(run: Run, photos: Path, tmp
         (["--find", "a.png", "--box", "0,0,8,8"], "does not exist"),
         (["--find", "a.png", "--box", "0,0,8,8", "--against", "tiny-cnn"], "leave one of them out"),
         (["--find", "a.png", "--box", "0,0,8,8", "--out", "a.html"], "found.json"),
+        (["--find", "a.png", "--box", "0,0,8,8", "--classes", "green thing"], "leave out --classes"),
     ],
 )
 def test_a_box_that_cannot_be_looked_for_says_why(run: Run, photos: Path, arguments: list[str], why: str) -> None:

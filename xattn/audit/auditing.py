@@ -75,13 +75,13 @@ def audit(
 
     Raises:
         SpecError: if the feature layer of the model is not known.
+        ShapeError: if `sources` are not one for each image.
         DataError: if no class has enough images.
     """
     model = unwrap(model)
     settings = AuditSettings() if settings is None else settings
     facts = facts_of(model, spec)
-    if sources is not None and len(sources) != len(dataset):
-        raise ShapeError(f"audit: {len(sources)} sources do not fit {len(dataset)} images; pass one for each.")
+    check_sources(sources, dataset)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else Path(folder)
         digest = digest_of(model)
@@ -126,6 +126,16 @@ def facts_of(model: nn.Module, spec: ModelSpec | None) -> ModelSpec:
     if not isinstance(facts, ModelSpec) or not facts.feature_layer:
         raise SpecError("audit: the network's feature layer is not known; pass spec=xattn.infer_spec(model).")
     return facts
+
+
+def check_sources(sources: Sequence[str] | None, dataset: Dataset) -> None:
+    """Refuse sources that are not one for each image.
+
+    Raises:
+        ShapeError: if they are not.
+    """
+    if sources is not None and len(sources) != len(dataset):
+        raise ShapeError(f"audit: {len(sources)} sources do not fit {len(dataset)} images; pass one for each.")
 
 
 def _chosen(

@@ -13,18 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from xattn.audit.auditing import facts_of, lacking, of_other_classes
+from xattn.audit.auditing import check_sources, facts_of, lacking, of_other_classes
 from xattn.audit.effect import Effect, Probe, effect_of
 from xattn.audit.evidence import EvidenceStore
 from xattn.audit.gather import Progress, evidence_key, gather, labels_for, outputs_of, relevance_of, traced
 from xattn.audit.group import Group, Member, Prototype, members_of
-from xattn.audit.replace import replaced
 from xattn.audit.settings import AuditSettings
 from xattn.data.dataset import Dataset
 from xattn.data.sample import Sample, collate
 from xattn.errors import DataError, ParameterError
 from xattn.functional.grid import resample
-from xattn.functional.relevance_parts import shifted_elsewhere
 from xattn.models.checkpoint import digest_of
 from xattn.running import unwrap
 from xattn.spec import ModelSpec
@@ -45,6 +43,7 @@ class Search:
         elsewhere: without as many cells elsewhere in the image.
         group: the other images of the class that have it, the most similar first; `similarity` is the cosine.
         effect: of the replacement in these, uncorrected: one question was asked.
+        unreadable: names of images that could not be read, with the reason.
     """
 
     box: tuple[float, float, float, float]
@@ -54,6 +53,7 @@ class Search:
     elsewhere: float
     group: Group
     effect: Effect
+    unreadable: dict[str, str]
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -85,6 +85,7 @@ class Search:
         return {
             "class": self.group.class_name, "box": list(self.box), "share": self.share, "fall": self.fall,
             "elsewhere": self.elsewhere, "images": self.group.images, "effect": asdict(self.effect),
+            "unreadable": self.unreadable,
             "found": [
                 {"image": m.image, "similarity": m.similarity, "share": m.share, "box": list(m.box), "right": m.right}
                 for m in self.members
@@ -101,6 +102,7 @@ def search(
     spec: ModelSpec | None = None,
     settings: AuditSettings | None = None,
     folder: str | Path | None = None,
+    sources: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Search:
     """Find which images of a data set have the evidence in a box of an image, and what the score is without it.
@@ -116,15 +118,18 @@ def search(
         spec: facts about the model; None takes `model.spec`.
         settings: as for `audit`.
         folder: where the evidence is kept, as for `audit`, with which it is shared.
+        sources: where each image is from, as for `audit`; evidence is shared where they are the same.
         progress: called with how much is done, of how much, and what is being done.
 
     Raises:
-        ParameterError: if the box is not in the image, or what the model sees of it.
+        ParameterError: if the box is not in the image or what the model sees of it, or covers all of that.
+        ShapeError: if `sources` are not one for each image.
         DataError: if nothing in the box speaks for the class, or no image of the class is in the data.
     """
     model = unwrap(model)
     settings = AuditSettings() if settings is None else settings
     facts = facts_of(model, spec)
+    check_sources(sources, dataset)
     x, values, cells, goal = _evidence_in(model, image, box, facts, settings)
     own = _direction(values, cells)
     rest = _direction(values, ~cells)
@@ -133,9 +138,9 @@ def search(
     least = float(np.nextafter(0.0 if rest is None else own @ rest, 2))  # nearer, not as near
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else Path(folder)
-        store = EvidenceStore(place, evidence_key(digest_of(model), dataset, facts, settings, None))
+        store = EvidenceStore(place, evidence_key(digest_of(model), dataset, facts, settings, sources))
         labels, _ = labels_for(dataset, facts, outputs_of(model, dataset, facts))
-        gather(model, dataset, facts, store, settings, labels=labels, progress=progress)
+        gather(model, dataset, facts, store, settings, labels=labels, sources=sources, progress=progress)
         overview = store.overview()
         if goal not in overview.target:
             raise DataError(f"{facts.class_name(goal)}, which the image is taken for, is predicted in no other image.")
@@ -145,11 +150,13 @@ def search(
         probe = Probe(model, dataset, facts, settings)
         rng = np.random.default_rng([settings.seed, goal])
         others = lacking(probe, group, evidence, of_other_classes(probe, overview, goal, rng), rng)
-        fall, elsewhere = _falls(probe, x, others, cells, goal, settings.seed)
+        share = float(values[:, torch.from_numpy(cells)].sum() / values.sum())
+        itself = Member("", -1, "test", share, 1.0, None, cells, (x.shape[2], x.shape[3]))
+        fall, elsewhere = _falls(probe, x, others, group, itself)
         effect = _effect(probe, group, others, settings)
     return Search(
         (float(box[0]), float(box[1]), float(box[2]), float(box[3])), cells,
-        float(values[:, torch.from_numpy(cells)].sum() / values.sum()), fall, elsewhere, group, effect,
+        share, fall, elsewhere, group, effect, overview.failed,
     )  # fmt: skip
 
 
@@ -172,8 +179,14 @@ def _evidence_in(
     mask = batch.object_masks()
     covered = resample(mask.double().cpu(), (values.shape[1], values.shape[2]))[0, 0] if mask is not None else None
     if covered is None or not bool((covered > 0).any()):
+        if batch.boxes is not None and bool((batch.boxes[0][0, 2:] > batch.boxes[0][0, :2]).all()):
+            raise ParameterError("the box is smaller than a pixel of what the model sees; choose a larger one.")
         raise ParameterError("the box lies outside of what the model sees, which is the middle of the image.")
     cells = covered >= min(0.5, float(covered.max()))
+    if bool(cells.all()):
+        raise ParameterError(
+            "the box covers all that the model sees, and leaves nothing to compare; choose a smaller one."
+        )
     return batch.x, values, cells.numpy(), int(trace.target[0])
 
 
@@ -184,15 +197,12 @@ def _direction(values: Tensor, cells: NDArray[np.bool_]) -> NDArray[np.float64] 
     return vector / length if length > _EMPTY else None
 
 
-def _falls(
-    probe: Probe, x: Tensor, others: Tensor, cells: NDArray[np.bool_], goal: int, seed: int
-) -> tuple[float, float]:
-    """Fall of the score of one image without some cells, and without as many elsewhere."""
-    here = torch.from_numpy(cells)[None]
-    away = shifted_elsewhere(here[0], torch.Generator().manual_seed(seed))[None]
-    stand_in = others.mean(0, keepdim=True)
-    scores, _ = probe.ask(torch.cat([x, replaced(x, stand_in, here), replaced(x, stand_in, away)]), goal)
-    return float(scores[0] - scores[1]), float(scores[0] - scores[2])
+def _falls(probe: Probe, x: Tensor, others: Tensor, group: Group, itself: Member) -> tuple[float, float]:
+    """Fall of the score of one image without some cells, and without as many elsewhere, replaced as in the others."""
+    variants = probe.variants(group, [itself], x, others, others[:0])
+    scores = {name: float(probe.ask(images, group.class_index)[0][0]) for name, images in variants.items()}
+    away = [score for name, score in scores.items() if name.startswith("elsewhere")]
+    return scores["as it is"] - scores["in place"], scores["as it is"] - float(np.mean(away))
 
 
 def _effect(probe: Probe, group: Group, others: Tensor, settings: AuditSettings) -> Effect:

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from xattn.audit.against import Shared
     from xattn.audit.finding import Audit
     from xattn.audit.gather import Progress
-    from xattn.audit.settings import AuditSettings
+    from xattn.audit.searching import Search
     from xattn.data.dataset import Dataset
-    from xattn.file_loop import Network
     from xattn.spec import ModelSpec
 
 EPILOG = "\n\n".join(
@@ -107,6 +106,8 @@ def audit(
     as_json: options.AsJson = False,
 ) -> None:
     """Find what a network relies on over a whole data set, and test it: shortcut candidates first."""
+    import numpy as np
+
     from xattn.audit import AuditSettings
     from xattn.audit import audit as run_audit
     from xattn.audit.joined import Joined
@@ -123,6 +124,8 @@ def audit(
     marked = _box(find, box)
     if find is not None and against is not None:
         raise ParameterError("--find and --against ask different things; leave one of them out.")
+    if find is not None and classes is not None:
+        raise ParameterError("--find looks in the class that its image is taken for; leave out --classes.")
     if out is None and find is None:
         out = Path("audit.html")
     if out is not None and find is None:
@@ -139,28 +142,43 @@ def audit(
         given=options.given(mean, std, None, size),
     )  # fmt: skip
     advise(network)
+    sources = dataset.sources if isinstance(dataset, Joined) else None
+    watched = not quiet and console.is_watched()
     if find is not None:
-        with _progress(shown=not quiet and console.is_watched()) as progress:
-            _find(network, dataset, find, marked, settings, keep, progress, top=top, out=out, as_json=as_json)
+        from xattn.audit import search
+        from xattn.data.reading import read_image
+
+        picture = np.asarray(read_image(find).convert("RGB"))
+        with _progress(shown=watched) as progress:
+            found = search(
+                network.model, dataset, picture, marked, spec=network.spec, settings=settings, folder=keep,
+                sources=sources, progress=progress,
+            )  # fmt: skip
+        _tell(found, top=top, out=out, as_json=as_json)
+        _end(found.unreadable)
         return
     assert out is not None  # noqa: S101 (it has a default)
-    with _progress(shown=not quiet and console.is_watched()) as progress:
+    with _progress(shown=watched) as progress:
         result = run_audit(
             network.model, dataset, spec=network.spec, settings=settings, folder=keep, progress=progress,
             classes=None if classes is None else [name.strip() for name in classes.split(",")],
-            sources=dataset.sources if isinstance(dataset, Joined) else None,
+            sources=sources,
         )  # fmt: skip
     shared = _ask_other(result, against, dataset, settings, find_device(device))
     _write(result, dataset, network.spec, out, shared)
-    failed = result.provenance["unreadable"]
-    for name, reason in failed.items():
-        console.fail(f"{name}: {reason}")
     if as_json:
         console.show_json({**result.to_json(), **({"against": [asdict(s) for s in shared]} if against else {})})
     else:
         show(result, top, out, shared)
         console.say(f"wrote {out}{'' if out.suffix.lower() == '.json' else ': open it in a browser'}")
-    if failed:
+    _end(result.provenance["unreadable"])
+
+
+def _end(unreadable: dict[str, str]) -> None:
+    """Name the images that could not be read; the exit status says so too."""
+    for name, reason in unreadable.items():
+        console.fail(f"{name}: {reason}")
+    if unreadable:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -185,22 +203,11 @@ def _box(find: Path | None, box: str | None) -> tuple[float, ...]:
     return numbers
 
 
-def _find(
-    network: Network, dataset: Dataset, image: Path, box: tuple[float, ...], settings: AuditSettings,
-    keep: Path | None, progress: Progress | None, *, top: int, out: Path | None, as_json: bool,
-) -> None:  # fmt: skip
-    """Answer `--find`: in words, and as JSON."""
-    import numpy as np
-
-    from xattn.audit import search
+def _tell(result: Search, *, top: int, out: Path | None, as_json: bool) -> None:
+    """The answer to `--find`: in words, and as JSON."""
     from xattn.cli.loading import picture_file
-    from xattn.data.reading import read_image
     from xattn.schema import finite
 
-    picture = np.asarray(read_image(image).convert("RGB"))
-    result = search(
-        network.model, dataset, picture, box, spec=network.spec, settings=settings, folder=keep, progress=progress
-    )
     plain = finite(result.to_json())
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
