@@ -30,7 +30,7 @@ from xattn.functional.sparsity import attention_density
 from xattn.models import convert, create_model
 from xattn.models.heads import BCNNHead, BRNPAAttention, Classifier
 from xattn.training.data import Source, hold_out
-from xattn.training.evaluation import _prepared
+from xattn.training.evaluation import prepared
 from xattn.training.folder import processor_name
 from xattn.training.network import RANK_SUBSETS
 
@@ -44,7 +44,7 @@ def pooled(model: Classifier, images: Source) -> dict[str, Tensor]:
     """Means (n, C), part vectors (n, P, C) and densities (n,) of all images; for a small grid the maps too."""
     attention = BRNPAAttention(PARTS)
     found: dict[str, list[Tensor]] = {"mean": [], "parts": [], "density": [], "maps": []}
-    for x in _prepared(model, images, list(torch.arange(len(images)).split(8)), "cpu"):
+    for x in prepared(model, images, list(torch.arange(len(images)).split(8)), "cpu"):
         features = model.backbone(x)
         maps = attention(features)
         found["mean"].append(features.mean((2, 3)))

@@ -12,7 +12,9 @@ import xattn
 from tests.cli import models
 from tests.cli.conftest import Run
 from xattn.data.preprocessing import to_batch
+from xattn.errors import NotApplicableError
 from xattn.models import load_model, save_weights
+from xattn.training.evaluation import load_trained
 
 CNN = "tests.cli.models:cnn"
 
@@ -149,6 +151,23 @@ def test_a_fitted_classifier_is_nearer_to_the_network(run: Run, folder: Path) ->
     assert found["fitted_on"] == 5
     assert found["fitted"]["change"] < 0.5 * found["agreement"]["change"]
     assert "the classifier was fitted to what cnn says of 5 images" in result.stderr
-    result = run("convert", CNN, "--fit", folder, "--ridge", 0, "--out", "net.safetensors")
-    assert result.exit_code == 2
-    assert "ridge must be positive" in result.stderr
+
+
+def test_what_cannot_be_is_refused_before_anything_is_measured(run: Run, folder: Path) -> None:
+    for network, option, why in (
+        (CNN, ("--fit", folder, "--ridge", 0), "--ridge must be positive but is 0.0."),
+        (CNN, ("--fit", folder, "--ridge", "nan"), "--ridge must be positive but is nan."),
+        ("tests.cli.models:cells", ("--distil", folder), "--distil: the classifier of this network reads each cell"),
+    ):
+        result = run("convert", network, "--data", folder, *option, "--out", "net.safetensors")
+        assert result.exit_code == 2
+        assert why in result.stderr
+        assert not result.stdout
+        assert not Path("net.safetensors").exists()
+
+
+def test_a_network_that_reads_each_cell_is_fitted_and_neither_trained_nor_evaluated(run: Run, folder: Path) -> None:
+    result = run("convert", "tests.cli.models:cells", "--fit", folder, "--out", "net.safetensors")
+    assert result.exit_code == 0, result.stderr
+    with pytest.raises(NotApplicableError, match=r"'net\.safetensors': the classifier of this network reads each cell"):
+        load_trained("net.safetensors", "tests.cli.models:cells")

@@ -96,11 +96,14 @@ def convert(
     from xattn.models.agreement import relative_cost
     from xattn.models.converting import norms_behind, recalibrated
     from xattn.models.fitting import fit as fitted
+    from xattn.models.heads import pooling_head
 
     options.check_numbers({"--parts": parts, "--batch-size": batch_size})
     if out.suffix != ".safetensors":
         raise ParameterError(f"--out {out}: must end in .safetensors.")
     options.check_folder(out.parent, out)
+    if fit and not ridge > 0:
+        raise ParameterError(f"--ridge must be positive but is {ridge}.")
     if labels is not None and not data:
         raise ParameterError("--labels needs --data, the images that they are of.")
     network = load(model, weights=weights, device=find_device(device), given=options.given(mean, std, classes, size))
@@ -109,6 +112,8 @@ def convert(
     x = None if first is None else first[0][:2].to(_place(network.model))
     made = converted(network.model, head=head, parts=parts, resolution=resolution, spec=network.spec, x=x)
     advise(network)
+    if distil is not None:
+        pooling_head(made, "--distil")
     if recalibrate:
         norms_behind(made)
     say = lambda text: console.say(text, err=as_json)  # noqa: E731

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 
-from xattn.errors import ParameterError, unknown
+from xattn.errors import NotApplicableError, ParameterError, unknown
 from xattn.functional.attention import attention_pool
 from xattn.functional.br_npa import Activation, Seed, Suppress, br_npa_maps
 from xattn.registry import Registry
@@ -332,3 +332,21 @@ class Classifier(nn.Module):
     def facts_of(self, written: ModelSpec) -> ModelSpec:
         """Facts from a file about a network like this one, with the names that its layers have here."""
         return type(self)(self.backbone, self.head, written).spec
+
+
+def pooling_head(model: Classifier, what: str) -> Head:
+    """The head of a network, whose classifier reads pooled features.
+
+    Args:
+        model: trunk and head.
+        what: needs it, for messages.
+
+    Raises:
+        NotApplicableError: if the classifier reads each cell before they are pooled, as in a converted SqueezeNet.
+    """
+    if not isinstance(model.head, Head):
+        raise NotApplicableError(
+            f"{what}: the classifier of this network reads each cell before they are pooled, so there are no pooled "
+            "features to classify anew; convert --fit brings such a network nearer to the one that it was made of."
+        )
+    return model.head

@@ -16,7 +16,7 @@ from xattn.functional.sparsity import attention_density, map_density
 from xattn.inspection import IMAGENET_MEAN, IMAGENET_STD
 from xattn.models.checkpoint import RANKS, read_state
 from xattn.models.factory import load_model
-from xattn.models.heads import Classifier, Head
+from xattn.models.heads import Classifier, Head, pooling_head
 from xattn.training.augment import finish
 from xattn.training.data import Source
 from xattn.training.network import RANK_SUBSETS, RankHeads
@@ -112,10 +112,10 @@ def load_trained(path: str | Path, factory: str | None = None) -> tuple[Classifi
     model = load_model(path, factory)
     if not isinstance(model, Classifier):
         raise NotApplicableError(f"evaluate: '{path}' holds a {type(model).__name__}; expected a backbone with a head.")
+    head = pooling_head(model, f"evaluate: '{path}'")
     state = {name.removeprefix(RANKS): t for name, t in read_state(path).items() if name.startswith(RANKS)}
     if not state:
         return model, None
-    head = cast("Head", model.head)
     ranks = RankHeads(head.channels, head.classifier.out_features)
     ranks.load_state_dict(state)
     return model, ranks.eval()
@@ -153,7 +153,7 @@ def measure(
     indices = list(torch.arange(len(source)).split(batch_size))
     rows: dict[str, list[Tensor]] = {}
     seconds, timed, done = 0.0, 0, 0
-    for number, x in enumerate(_prepared(model, source, indices, device)):
+    for number, x in enumerate(prepared(model, source, indices, device)):
         target = source.labels[indices[number]].to(device)
         began = time.perf_counter()
         features = model.backbone(x)
@@ -214,7 +214,7 @@ def _classes(model: Classifier) -> int:
     return cast("Head", model.head).classifier.out_features
 
 
-def _prepared(model: Classifier, source: Source, indices: list[Tensor], device: torch.device | str) -> Iterator[Tensor]:
+def prepared(model: Classifier, source: Source, indices: list[Tensor], device: torch.device | str) -> Iterator[Tensor]:
     """Normalized images (n, 3, H, W) on the device, as the network is evaluated on them."""
     size = model.spec.input_size
     section = AugmentSection(crop="none", resize=round(min(size) / model.spec.crop))
@@ -241,7 +241,7 @@ def features_of(
     head = cast("Head", model.head)
     indices = list(torch.arange(len(source)).split(batch_size))
     found, done = [], 0
-    for x in _prepared(model, source, indices, device):
+    for x in prepared(model, source, indices, device):
         found.append(head.compared(head.embed(model.backbone(x))))
         done += len(x)
         if watch is not None:

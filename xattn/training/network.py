@@ -15,7 +15,7 @@ from xattn.models.checkpoint import RANKS, read_state
 from xattn.models.converting import before_dilation
 from xattn.models.factory import create_model
 from xattn.models.header import read_header
-from xattn.models.heads import Classifier, Head
+from xattn.models.heads import Classifier, Head, pooling_head
 from xattn.outputs import take
 from xattn.spec import ModelSpec
 from xattn.training.augment import finish, sides
@@ -108,9 +108,8 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
             options=_options_of(section, neck=recipe.task.neck),
         ),
     )
-    head = cast("Head", model.head)
-    if isinstance(head, Head):  # that of converted cells has none
-        head.dropout.p = section.dropout
+    head = pooling_head(model, "training")
+    head.dropout.p = section.dropout
     for parameter in before_dilation(model) if section.freeze_front else ():
         parameter.requires_grad_(False)
     model.spec = dataclasses.replace(
