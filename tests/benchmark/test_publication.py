@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from tests.benchmark.runs import made_up, rows, table
+from xattn.benchmark.config import Config
 from xattn.benchmark.panels import panels
 from xattn.benchmark.publication import About, publish
+from xattn.benchmark.run import begin
 from xattn.benchmark.scores import Scores
 from xattn.benchmark.store import Row, Store
 from xattn.benchmark.tables import column_table, cost_table, full_table, leaderboard
@@ -119,3 +121,13 @@ def test_nothing_is_overwritten(run: Path, published: Path, tmp_path: Path) -> N
         publish(tmp_path / "nothing", tmp_path / "out", ABOUT)
     assert not (tmp_path / "out").exists()
     assert json.loads((published / "croissant.json").read_text())["url"] == ABOUT.url
+
+
+def test_a_published_run_is_no_out_of_a_further_one(published: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(published, tmp_path / "copy"))
+    own = {"data": [{"source": "synthetic"}], "models": [{"name": "tiny-cnn"}], "metrics": ["gini"]}
+    store, config = Store(copy), Config.build({**own, "methods": ["gradcam"]})
+    with pytest.raises(ParameterError, match="is a published run, to which nothing is added; use another --out"):
+        begin(store, config, [])
+    assert sorted(p.name for p in copy.iterdir()) == sorted(p.name for p in published.iterdir())
+    assert (copy / "manifest.json").read_bytes() == (published / "manifest.json").read_bytes()

@@ -108,6 +108,7 @@ def begin(store: Store, config: Config, cells: Sequence[Cell]) -> None:
     Raises:
         ParameterError: for a configuration that does not fit the folder.
     """
+    store.check_unpublished()
     store.make(store.folder)
     check_manifest(store, config, cells, find_device(config.run.device, "run.device"))
     store.clear_leftovers()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from xattn import places
 from xattn.benchmark.schemas import Costs, Footer, Manifest
-from xattn.errors import DataError, XattnWarning
+from xattn.errors import DataError, ParameterError, XattnWarning
 
 COLUMNS = ("dataset", "model", "image", "target", "method", "metric", "column", "value", "note")
 KEYS = ("dataset", "model", "method", "metric", "column", "image")
@@ -191,6 +191,15 @@ class Store:
         path = cell / f"block-{block:05d}-{_digest(stream.getvalue(), 16)}.parquet"
         places.write(path, stream.getbuffer())
         return path
+
+    def check_unpublished(self) -> None:
+        """Refuse to add to a published run, whose rows nobody would find beside new ones.
+
+        Raises:
+            ParameterError: for one.
+        """
+        if places.listed(self.folder, CHECKSUMS) and places.listed(self.folder / PUBLISHED, "*.parquet"):
+            raise ParameterError(f"'{self.folder}' is a published run, to which nothing is added; use another --out.")
 
     def files(self) -> list[Path]:
         """Every file that rows are read from: the parts of a run, or the files of one that was published."""

@@ -83,7 +83,6 @@ def benchmark(
     from xattn.benchmark.plan import plan as check
     from xattn.benchmark.store import Store
     from xattn.errors import ParameterError
-    from xattn.places import place
 
     runner = engine_of(engine, shard)
     rank, world = runner.part(shard)
@@ -93,7 +92,7 @@ def benchmark(
     if plan or out is None:
         _show_plan(settings, check(settings), world)
         return
-    place(out)  # told before the models are made
+    Store(out).check_unpublished()  # told before the models are made
     if status:
         _show_status(settings, check(settings), out, world)
         return
