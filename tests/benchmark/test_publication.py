@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.benchmark.runs import made_up, rows, table
+from tests.benchmark.runs import METHODS, made_up, rows, table
 from xattn.benchmark.config import Config
 from xattn.benchmark.panels import panels
 from xattn.benchmark.publication import About, publish
 from xattn.benchmark.run import begin
 from xattn.benchmark.scores import Scores
-from xattn.benchmark.store import Row, Store
+from xattn.benchmark.store import PREDICTION, READING, Row, Store
 from xattn.benchmark.tables import column_table, cost_table, full_table, leaderboard
 from xattn.errors import DataError, ParameterError
 
@@ -131,3 +133,30 @@ def test_a_published_run_is_no_out_of_a_further_one(published: Path, tmp_path: P
         begin(store, config, [])
     assert sorted(p.name for p in copy.iterdir()) == sorted(p.name for p in published.iterdir())
     assert (copy / "manifest.json").read_bytes() == (published / "manifest.json").read_bytes()
+
+
+def test_the_card_counts_what_was_scored(tmp_path: Path) -> None:
+    folder = made_up(tmp_path / "run", images=3, metrics=["sparsity"])
+    unread = Row("shapes", "cnn", "#7", -1, "", READING, "error", math.nan, "no image")
+    Store(folder).write("shapes", "cnn", 1, [unread], {("", PREDICTION): 1})
+    text = (publish(folder, tmp_path / "published", ABOUT) / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("| `data/")]
+    assert [part.strip() for part in line.split("|")[4:7]] == ["3", str(len(METHODS) + 3), "1"]
+
+
+def test_an_out_elsewhere_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("upath")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParameterError, match="'memory://published' is not on this machine; pass a folder"):
+        publish(run, "memory://published", ABOUT)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_cannot_be_written_is_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "ParquetWriter", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish(run, tmp_path / "out", ABOUT)
+    assert not (tmp_path / "out").exists()

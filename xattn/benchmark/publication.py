@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xattn import __version__
 from xattn.benchmark.schemas import Manifest
-from xattn.benchmark.store import CHECKSUMS, PUBLISHED, SCHEMA, Store
+from xattn.benchmark.store import CHECKSUMS, PUBLISHED, READING, RESERVED, SCHEMA, Store
 from xattn.errors import ParameterError
 from xattn.files import whole_file
 from xattn.labels import counted, slug
+from xattn.places import is_remote, place
 
 CARD, CROISSANT = "README.md", "croissant.json"
 _TERMS = (
@@ -63,7 +65,7 @@ class About:
 
 @dataclass(frozen=True)
 class _File:
-    """A parquet file of one data set and model."""
+    """A parquet file of one data set and model, with how many images were read and metrics of methods are in it."""
 
     path: str
     dataset: str
@@ -80,7 +82,7 @@ def publish(run: str | Path, out: str | Path, about: About) -> Path:
 
     Args:
         run: the folder of the scores.
-        out: a new folder.
+        out: a new folder of this machine.
         about: what it says of itself.
 
     Returns:
@@ -88,9 +90,11 @@ def publish(run: str | Path, out: str | Path, about: About) -> Path:
 
     Raises:
         DataError: if there are no scores, or a part is damaged.
-        ParameterError: if there is something in the folder already.
+        ParameterError: if there is something in the folder already, or it is not one of this machine.
     """
-    store, home = Store(run), Path(out)
+    store, home = Store(run), place(out)
+    if is_remote(home):
+        raise ParameterError(f"'{out}' is not on this machine; pass a folder of this machine as --out, and copy that.")
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise ParameterError(f"'{home}' is there already; remove it, or choose another --out.")
     try:
@@ -128,9 +132,9 @@ def _parquet(store: Store, home: Path) -> list[_File]:
     def close() -> None:
         if open_for is not None:
             writer.close()
-            images, methods, metrics = (len(found[name] - {""}) for name in ("image", "method", "metric"))
             name = path.relative_to(home).as_posix()
-            files.append(_File(name, *open_for, rows, images, methods, metrics, digest_of(path)))
+            counts = len(found["image"]), len(found["method"] - {""}), len(found["metric"] - set(RESERVED))
+            files.append(_File(name, *open_for, rows, *counts, digest_of(path)))
 
     try:
         for table in store.blocks():
@@ -143,13 +147,15 @@ def _parquet(store: Store, home: Path) -> list[_File]:
             plain = table.cast(SCHEMA)
             writer.write_table(plain, row_group_size=len(plain))
             rows += len(plain)
+            scored = plain.filter(
+                pc.not_equal(plain["metric"], READING)
+            )  # an unreadable image has no name but a number
             for name, texts in found.items():
-                texts.update(table[name].unique().to_pylist())
+                texts.update(scored[name].unique().to_pylist())
         close()
-        open_for = None
     finally:
-        if open_for is not None:
-            writer.close()
+        if writer is not None:
+            writer.close()  # once more is no harm
     return files
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from xattn.benchmark.schemas import Manifest
 from xattn.benchmark.spill import Spill, codes_of, outside, texts_of
-from xattn.benchmark.store import LADDER, PREDICTION, READING, REFUSED, SCORER, STATUS, Store
+from xattn.benchmark.store import LADDER, PREDICTION, READING, REFUSED, RESERVED, SCORER, STATUS, Store
 from xattn.errors import DataError, XattnError
 from xattn.explainer import Family
 from xattn.explainers import explainers
@@ -186,8 +186,7 @@ class Scores:
 
     def entries(self, dataset: str, model: str) -> list[Entry]:
         """Methods with at least one score on a model."""
-        own = (STATUS, PREDICTION, READING, SCORER)
-        methods = dict.fromkeys(k[2] for k in self._keys if k[:2] == (dataset, model) and k[3] not in own)
+        methods = dict.fromkeys(k[2] for k in self._keys if k[:2] == (dataset, model) and k[3] not in RESERVED)
         return [Entry(model, method) for method in methods if not _is_rung(method)]
 
     def rungs(self, dataset: str, model: str) -> list[Entry]:

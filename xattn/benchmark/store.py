@@ -33,9 +33,11 @@ SCHEMA = pa.schema(
     [(name, pa.float64() if name == "value" else pa.int64() if name == "target" else pa.string()) for name in COLUMNS]
 )
 STATUS, PREDICTION, READING, SCORER = "status", "prediction", "reading", "scorer"
+RESERVED = (STATUS, PREDICTION, READING, SCORER)
+"""Names among the metrics that are none of methods: whether a map is fine, what the model and its scorer predict, and
+images that cannot be read."""
 LADDER = "ladder"
 """Name of the methods that are the degraded maps of another one, which are compared with each other alone."""
-"""Reserved names among the metrics: whether a map is fine, what the model predicts, and images that cannot be read."""
 REFUSED = "refused: "
 """How the note of a row begins whose method or metric refused the image."""
 PUBLISHED, CHECKSUMS = "data", "checksums.txt"

@@ -16,15 +16,15 @@ EPILOG = "\n\n".join(
         "xattn publish runs/x --out published/x --title 'Saliency on pets' --license CC-BY-4.0",
         "cd published/x; sha256sum -c checksums.txt     [dim]# whole, as it was written[/dim]",
         "xattn report published/x --out report          [dim]# the same tables as from the run[/dim]",
-        "The folder can be given to any host of data sets as it is. Nothing in it names a file of this machine but the "
-        "sources in manifest.json.",
+        "The folder can be given to any host of data sets as it is. Nothing in it names a file of this machine but "
+        "manifest.json, by the sources and weights of the run, and the notes of images that could not be read.",
     )
 )
 
 
 def publish(
     run: Annotated[str, typer.Argument(metavar="DIR", help="Folder of the scores, the --out of xattn benchmark.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="A new folder of this machine.")],
     title: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Of the data set.", show_default="the name of DIR")
     ] = None,
