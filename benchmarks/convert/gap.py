@@ -3,10 +3,10 @@
     python benchmarks/convert/gap.py DATA [--only NAME] [--work FOLDER]
 
 For each network and resolution: how many of the test images it has right, as published and with 3 parts, as converted,
-with the classifier fitted by `xattn.models.fitting` to the network itself on other images without labels
-Nothing of the test images is used
-for any of these. Of each network and set of images one pass is made and what the classifier reads is kept in the work
-folder, so that a run that was stopped goes on there. Results go to `gap.json`, the table to `docs/convert.md`.
+with the classifier fitted by `xattn.models.fitting` to the network itself on other images without labels. Nothing of
+the test images is used for any of these. Of each network and set of images one pass is made and what the classifier
+reads is kept in the work folder, so that a run that was stopped goes on there. Results go to `gap.json`, the table to
+`docs/convert.md`.
 
 DATA has `imagenet` (40 photographs; EfficientNet-Lite0 and SqueezeNet were trained on ImageNet and may have seen
 them), `cub-20` (600 train and 585 test photographs) and `tiny-imagenet`. The network of 20 birds is EfficientNet-Lite0
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import DOCS, put
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,14 +38,11 @@ from xattn.data.preprocessing import preprocess
 from xattn.models import create_model
 from xattn.models.agreement import relative_cost
 from xattn.models.converting import convert
-from xattn.models.fitting import correction
+from xattn.models.fitting import RIDGE, correction
 
 RESULTS = Path(__file__).parent / "gap.json"
-PAGE = Path(__file__).parents[2] / "docs" / "convert.md"
-BEGIN, END = (f"<!-- {word} of benchmarks/convert/gap.py -->" for word in ("begin", "end"))
 PARTS, BATCH = 3, 10
 RIDGES = (1.0, 0.1, 0.01)  # all are in the JSON, the table has that of `xattn convert`
-CHOSEN = 0.1
 Images = Iterator[tuple[Image.Image, int]]
 
 
@@ -270,8 +268,8 @@ def table(found: list[dict[str, Any]]) -> str:
         "| --- " * 8 + "|",
     ]
     for row in found:
-        stages = [row["stages"]["as converted"], row["stages"][f"fitted, ridge {CHOSEN:g}"]]
-        lost = [f"{s['lost']:.1f} ± {s['half']:.1f}" if "lost" in s else "" for s in stages]
+        stages = [row["stages"]["as converted"], row["stages"][f"fitted, ridge {RIDGE:g}"]]
+        lost = [told(s) for s in stages]
         agrees = ", ".join(f"{s['agrees'] / row['n']:.1%}" for s in stages)
         right = f"{row['right'] / row['n']:.1%}" if "right" in row else ""
         lines.append(
@@ -281,15 +279,18 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def told(stage: dict[str, Any]) -> str:
+    """Points lost with their interval, which has no width to tell where no image changed; empty without labels."""
+    if "lost" not in stage:
+        return ""
+    return f"{stage['lost']:.1f} ± {stage['half']:.1f}" if stage["half"] else f"{stage['lost']:.1f}, no image changed"
+
+
 def publish(found: list[dict[str, Any]]) -> None:
     """Write the JSON and put the table into the page."""
-    head = {"torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__, "ridge": CHOSEN}
+    head = {"torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__, "ridge": RIDGE}
     RESULTS.write_text(json.dumps(head | {"rows": found}, indent=1) + "\n", encoding="utf-8")
-    page = PAGE.read_text(encoding="utf-8")
-    if BEGIN not in page or END not in page:
-        raise SystemExit(f"{PAGE.name} has no place for the table: {BEGIN} and {END} are missing.")
-    before, rest = page.split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    put(DOCS / "convert.md", "gap.py", table(found))
 
 
 def main() -> None:

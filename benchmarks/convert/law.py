@@ -17,28 +17,28 @@ import argparse
 import collections
 import copy
 import json
-import os
 import re
-import resource
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pages import DOCS, put
 from torch import Tensor, nn
 
 import xattn
 from xattn.errors import XattnError
+from xattn.files import whole_file
 from xattn.outputs import take
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 import catalogue
+from processes import alone, short
 
 RESULTS = Path(__file__).parent / "law.json"
-PAGE = Path(__file__).parents[2] / "docs" / "convert.md"
-MARK = "<!-- {} of benchmarks/convert/law.py -->"
 FACTORS = {"low": 1, "x2": 2, "x4": 4}
 SINGLE, DOUBLE = 1e-5, 1e-10  # largest differences that are rounding, as shares of the spread of the logits
 
@@ -94,35 +94,6 @@ def row_of(architecture: catalogue.Architecture) -> dict[str, Any]:
             double = xattn.convert(exact, parts=1, resolution=resolution, x=x.double())
             row[resolution]["double"] = float(f"{difference(exact, double, factor, x.double()):.2g}")
     return row
-
-
-def short(error: object) -> str:
-    """A message in one line."""
-    return " ".join(str(error).split())[:240]
-
-
-def alone(architecture: catalogue.Architecture, limit: int) -> dict[str, Any]:
-    """The row of one network from a process of its own, which is ended after so many seconds."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        try:
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-            torch.set_num_threads(1)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                row = row_of(architecture)
-        except BaseException as error:  # the process must answer
-            row = {"name": architecture.name, "failed": f"{type(error).__name__}: {short(error)}"}
-        with os.fdopen(writing, "w") as pipe:
-            json.dump(row, pipe)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return json.loads(text) if text else {"name": architecture.name, "unbuilt": f"no answer within {limit} s"}
 
 
 # -------------------------------------------------------------------------------------------------- what is tried
@@ -184,9 +155,8 @@ def store(rows: dict[str, dict[str, Any]]) -> None:
     """All rows, in a file that appears whole."""
     lines = ",\n".join(json.dumps(rows[name], ensure_ascii=False) for name in sorted(rows))
     head = json.dumps({"torch": torch.__version__, "device": "CPU"})[1:-1]
-    temporary = RESULTS.with_suffix(".part")
-    temporary.write_text(f'{{{head}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
-    temporary.replace(RESULTS)
+    with whole_file(RESULTS) as temporary:
+        temporary.write_text(f'{{{head}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def outcome(cell: dict[str, Any]) -> str:
@@ -251,16 +221,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
-def publish(rows: dict[str, dict[str, Any]]) -> None:
-    """Put the table between its marks in the page."""
-    page, begin, end = PAGE.read_text(encoding="utf-8"), MARK.format("begin"), MARK.format("end")
-    before, _, rest = page.partition(begin)
-    if not rest:
-        raise SystemExit(f"{PAGE.name} has no place for the table: {begin} and {end} are missing.")
-    after = rest.partition(end)[2]
-    PAGE.write_text(f"{before}{begin}\n{table(list(rows.values()))}\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="regular expression that names must contain")
@@ -279,11 +239,11 @@ def main() -> None:
         if time.monotonic() - began > 60 * options.minutes:
             break
         if re.search(options.only, one.name) and (options.again or one.name not in rows):
-            row = alone(one, options.limit)
+            row = alone(one.name, partial(row_of, one), options.limit)
             rows = load() | {one.name: row}
             store(rows)
             print(json.dumps(rows[one.name]), flush=True)
-    publish(rows)
+    put(DOCS / "convert.md", "law.py", table(list(rows.values())))
 
 
 if __name__ == "__main__":

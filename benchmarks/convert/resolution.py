@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import DOCS, put
 from PIL import Image
 from torch import Tensor
 
@@ -43,8 +44,6 @@ from xattn.models.dilation import dilated
 from xattn.trace import record
 
 RESULTS = Path(__file__).parent / "resolution.json"
-PAGE = Path(__file__).parents[2] / "docs" / "resolution.md"
-BEGIN, END = (f"<!-- {word} of benchmarks/convert/resolution.py -->" for word in ("begin", "end"))
 STEPS = 8
 COLUMNS = {"energy": "energy in the box ↑", "hit": "highest point in it ↑", "insertion": "insertion ↑",
            "deletion": "deletion ↓"}  # fmt: skip
@@ -217,8 +216,7 @@ def main() -> None:
         return
     head = {"torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__, "steps": STEPS}
     RESULTS.write_text(json.dumps(head | {"networks": found}, indent=1) + "\n", encoding="utf-8")
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table(found)}{END}{rest.split(END)[1]}", encoding="utf-8")
+    put(DOCS / "resolution.md", "resolution.py", table(found))
 
 
 if __name__ == "__main__":

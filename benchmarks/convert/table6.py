@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gap import PAGE, small
+from gap import small
+from pages import DOCS, put
 from torch import Tensor
 
 import xattn
@@ -32,7 +33,6 @@ from xattn.models.fitting import fit
 from xattn.models.resolution import remove_strides
 
 RESULTS = Path(__file__).parent / "table6.json"
-BEGIN, END = (f"<!-- {word} of benchmarks/convert/table6.py -->" for word in ("begin", "end"))
 BATCH = 20
 
 
@@ -97,8 +97,7 @@ def main() -> None:
             f"| {row['network']} | {row['grid'][0]}x{row['grid'][1]} | {row['cost']} | {row['top1']} ± {row['half']} | "
             f"{'-' if row['sparsity'] is None else row['sparsity']} |"
         )
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    put(DOCS / "convert.md", "table6.py", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -20,19 +20,19 @@ import itertools
 import json
 import os
 import re
-import resource
 import statistics
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from catalogue import LARGER, SIDES, Architecture, architectures, images
 from page import load_laws, written
+from processes import alone, short
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -72,7 +72,7 @@ def audit_at(architecture: Architecture, sides: Sequence[int]) -> dict[str, Any]
     try:
         model, size = architecture.build(sides)
     except Exception as error:  # whatever a library raises
-        return row | {"unbuilt": f"{type(error).__name__}: {_short(error)}"}
+        return row | {"unbuilt": f"{type(error).__name__}: {short(error)}"}
     x = images(size, channels=architecture.channels)
     row |= {"size": list(size), "parameters": sum(p.numel() for p in model.parameters())}
     passes: list[int] = []
@@ -83,14 +83,14 @@ def audit_at(architecture: Architecture, sides: Sequence[int]) -> dict[str, Any]
             warnings.simplefilter("always")
             spec = facts_about(model, x)
     except XattnError as error:
-        return row | {"refused": _short(error)}
+        return row | {"refused": short(error)}
     finally:
         counting.remove()
         row["inference_s"] = round(time.process_time() - started, 4)
     row["images"] = sum(passes)
     row["forward_s"] = round(_forward_time(model, x[:1]), 4)
     row["attention"] = attends(model, x[:1])
-    row["warnings"] = [_short(w.message) for w in said if issubclass(w.category, XattnWarning)]
+    row["warnings"] = [short(w.message) for w in said if issubclass(w.category, XattnWarning)]
     row |= {"layer": spec.feature_layer, "classifier": spec.classifier, "values": spec.values}
     row |= {"evidence": {k: v.how for k, v in spec.evidence.items()}, "tokens": _plain(spec)}
     row |= read(model, x, spec, size)
@@ -123,10 +123,6 @@ def _counter(passes: list[int]) -> Callable[..., None]:
         passes.append(len(next(v for v in (*inputs, *named.values()) if isinstance(v, Tensor))))
 
     return hook
-
-
-def _short(error: object) -> str:
-    return " ".join(str(error).split())[:240]
 
 
 def _plain(spec: ModelSpec) -> str:
@@ -337,7 +333,7 @@ def compared(
             if row["status"] == ["ok"]:
                 break
     except XattnError as error:
-        return {"gradcam": "refused", "reason": _short(error)}
+        return {"gradcam": "refused", "reason": short(error)}
     maps = explanation.maps.double()
     fold, by = by_hand(model, spec, size, architecture)
     right, scale = oracle(model, x, spec, explanation.target, fold)
@@ -374,7 +370,7 @@ def related(model: nn.Module, x: Tensor, spec: ModelSpec) -> dict[str, Any]:
                 warnings.simplefilter("ignore", XattnWarning)
                 explanation = xattn.explain(model, x, method, spec=spec)
         except XattnError as error:
-            reasons.append(f"{method}: {_short(error)}")
+            reasons.append(f"{method}: {short(error)}")
             continue
         if set(explanation.status) == {"ok"}:
             return {"relevance": method}
@@ -382,39 +378,11 @@ def related(model: nn.Module, x: Tensor, spec: ModelSpec) -> dict[str, Any]:
     return {"relevance": None, "relevance_reasons": reasons}
 
 
-# ----------------------------------------------------------------------------------------------------- processes
-
-
-def alone(architecture: Architecture, limit: int) -> dict[str, Any]:
-    """The row of one network from a process of its own, which is ended after so many seconds."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        try:
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-            os.nice(max(10 - os.nice(0), 0))
-            torch.set_num_threads(1)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                row = audit(architecture)
-                row["seconds"] = round(time.process_time(), 1)
-        except BaseException as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(where.filename).name}:{where.lineno}"
-            row = {"name": architecture.name, "failed": f"{type(error).__name__}: {_short(error)} ({place})"}
-        with os.fdopen(writing, "w") as pipe:
-            json.dump(row | {"made": time.strftime("%Y-%m-%d", time.gmtime())}, pipe)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        text = pipe.read()
-    os.waitpid(child, 0)
-    return (
-        json.loads(text)
-        if text
-        else {"name": architecture.name, "failed": f"no answer within {limit} s of processor time"}
-    )
+def giving_way(architecture: Architecture) -> dict[str, Any]:
+    """The row of one network, in a process that gives way to all others."""
+    os.nice(max(10 - os.nice(0), 0))
+    row = audit(architecture)
+    return row | {"seconds": round(time.process_time(), 1)}
 
 
 def load() -> dict[str, dict[str, Any]]:
@@ -457,7 +425,8 @@ def main() -> None:
             children.append(child)
             continue
         for architecture in wanted[job :: options.jobs]:
-            row = alone(architecture, options.limit)
+            row = alone(architecture.name, partial(giving_way, architecture), options.limit)
+            row["made"] = time.strftime("%Y-%m-%d", time.gmtime())
             store(row)
             print(line(row), flush=True)
         if options.jobs > 1:

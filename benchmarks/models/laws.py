@@ -35,6 +35,7 @@ import torch
 from audit import PAGE, load
 from catalogue import LARGER, SIDES, Architecture, architectures, prepared, settle
 from page import LAWS, broken, load_laws, written
+from quarter import moved, pair
 from torch import Tensor, nn
 
 import xattn
@@ -51,21 +52,6 @@ MANY = re.compile(
     r"per channel|its own|([3-9]|\d\d) (for|back)ward"
 )  # passes of methods that are not tried on the layer
 ALLOWED = re.compile(r"no linear layer gives|classifier reads|linear function|all activations")
-
-
-def pair(model: nn.Module, size: tuple[int, int], channels: int = 3) -> Tensor:
-    """Two images that are the same but for the lower left quarter."""
-    x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(3)).repeat(2, 1, 1, 1)
-    h, w = size[0] // 2, size[1] // 2
-    x[1, :, h:, :w] = 2 * torch.randn(channels, size[0] - h, w, generator=torch.Generator().manual_seed(4))
-    return x
-
-
-def moved(maps: Tensor) -> bool:
-    """Whether the lower left quarter of the first of two maps differs more from the second than the other quarters."""
-    change = nn.functional.interpolate((maps[1:] - maps[:1]).abs(), (64, 64), mode="area")[0, 0]
-    inside = change[32:, :32].mean()
-    return bool(inside > max(change[:32, :32].mean(), change[:32, 32:].mean(), change[32:, 32:].mean()))
 
 
 @contextmanager
@@ -136,7 +122,7 @@ def obeyed_at(architecture: Architecture, sides: Sequence[int]) -> dict[str, Any
     except Exception as error:  # whatever a library raises
         return row | {"unbuilt": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     model = prepared(model)
-    x = pair(model, size, architecture.channels)
+    x = pair(size, architecture.channels)
     settle(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XattnWarning)

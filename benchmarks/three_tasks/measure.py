@@ -209,6 +209,8 @@ def main() -> None:
         architecture, size = json.loads(args.cost)
         print(json.dumps(cost(architecture, tuple(size))))
         return
+    if args.runs is None:
+        parser.error("--runs is needed: the folder of train.py --out")
     torch.set_num_threads(1)
     result: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     wanted = [(t, name, "-") for t, rows in FROZEN.items() for name, *_ in rows]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import xattn
+from benchmarks.models.quarter import moved, pair
 from tests import tiny_models as tiny
 from tests.cheap import cheap
 from tests.inspection import networks as nets
@@ -74,27 +75,16 @@ def explained(model: nn.Module, x: Tensor, method: str = "gradcam", target: int 
         return xattn.explain(model, x, method, target, seeds=list(range(len(x))))
 
 
-def pair(model: nn.Module, size: tuple[int, int]) -> Tensor:
-    """Two images that are the same but for the lower left quarter."""
-    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-    x = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(3)).repeat(2, 1, 1, 1)
-    h, w = size[0] // 2, size[1] // 2
-    x[1, :, h:, :w] = 2 * torch.randn(channels, size[0] - h, w, generator=torch.Generator().manual_seed(4))
-    return x
-
-
-def moved(maps: Tensor) -> bool:
-    """Whether the lower left quarter of the first of two maps differs more from the second than the other quarters."""
-    change = nn.functional.interpolate((maps[1:] - maps[:1]).abs(), (64, 64), mode="area")[0, 0]
-    inside = change[32:, :32].mean()
-    return bool(inside > max(change[:32, :32].mean(), change[:32, 32:].mean(), change[32:, 32:].mean()))
+def images(model: nn.Module, size: tuple[int, int]) -> Tensor:
+    """Two images of as many channels as it takes that are the same but for the lower left quarter."""
+    return pair(size, next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_network(name: str) -> None:
     make, size = NETWORKS[name]
     model = make()
-    x = pair(model, size)
+    x = images(model, size)
     assert moved(explained(model, x, "activation").maps), "the map changes most where the pixels did"
     first = explained(model, x, "hirescam").maps
     assert not torch.allclose(first[0], first[1]), "two images, two maps"
@@ -125,7 +115,7 @@ NOWHERE = {"center", "random", "deconvolution"}
 @pytest.mark.parametrize("method", [m for m in explainers.names() if m not in NOWHERE])
 def test_any_method(method: str) -> None:
     model = tiny.model_for(method)
-    x = pair(model, (32, 32))
+    x = images(model, (32, 32))
     maps = explained(model, x, cheap(method)).maps
     assert not torch.allclose(maps[0], maps[1])
     assert moved(maps)
