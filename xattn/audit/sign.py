@@ -12,7 +12,7 @@ from scipy import stats
 from xattn.audit.effect import Array, Measured
 from xattn.audit.evidence import Evidence
 from xattn.audit.group import Prototype, sites_of
-from xattn.benchmark.statistics import intervals, means_of
+from xattn.benchmark.statistics import intervals
 
 APART, OFF, PLACE, CARRIES, NEEDED, SOURCES, WRONG = (
     "set apart", "off the object", "same place", "carries", "needed", "sources", "wrong",
@@ -211,8 +211,3 @@ def decided(sign: Sign, adjusted: float, alpha: float) -> Sign:
     """A sign with a test, once its p value was corrected over the groups."""
     speaks = sign.name == SOURCES and adjusted < alpha and abs(sign.value) > _DIFFERENT
     return Sign(sign.name, sign.value, sign.low, sign.high, adjusted, sign.n, bool(speaks), sign.text)
-
-
-def mean_of(values: Array) -> float:
-    """Mean over what is there."""
-    return float(means_of(values[:, None])[0])
