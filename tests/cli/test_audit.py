@@ -99,6 +99,15 @@ def test_another_network_is_asked_of_each_finding(run: Run, photos: Path, tmp_pa
     assert "relies on it too" in (tmp_path / "audit.html").read_text(encoding="utf-8")
 
 
+def test_another_network_that_cannot_be_asked_is_told(run: Run, photos: Path, tmp_path: Path) -> None:
+    result = run("audit", MODEL, "--data", photos, "--parts", 3, "--against", "tiny-cnn")
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"--against tiny-cnn: (\d+) of \1 findings are of a class that it does not have", result.stderr)
+    gone = run("audit", MODEL, "--data", photos, "--against", "tiny-cn", "--keep", "evidence")
+    assert gone.exit_code == 2
+    assert not (tmp_path / "evidence").exists()  # told before the images are read
+
+
 def test_from_a_box_to_the_images_that_have_the_same(run: Run, photos: Path, tmp_path: Path) -> None:
     images = pictures(80, share=0.5)
     index = int(images.marked.argmax())

@@ -10,13 +10,16 @@ from torch import nn
 
 from xattn.audit.effect import Effect, Probe, effect_of
 from xattn.audit.finding import Audit, Finding
+from xattn.audit.gather import outputs_of
+from xattn.audit.group import Group, Member
 from xattn.audit.settings import AuditSettings
 from xattn.data.dataset import Dataset
-from xattn.errors import UnknownNameError
+from xattn.data.preprocessing import Placement, place
+from xattn.errors import DataError, UnknownNameError
 from xattn.functional.statistics import holm
 from xattn.spec import ModelSpec
 
-_OTHERS = 64  # images without the evidence whose mean stands in for it
+_NEAR = 0.02  # of a side, by which two views may differ as one, for sizes are whole pixels
 
 
 @dataclass(frozen=True)
@@ -35,41 +38,96 @@ class Shared:
 
 
 def ask_other(
-    findings: Sequence[Finding], model: nn.Module, dataset: Dataset, *, spec: ModelSpec, settings: AuditSettings
+    findings: Sequence[Finding],
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    spec: ModelSpec,
+    settings: AuditSettings,
+    own: ModelSpec | None = None,
 ) -> tuple[Shared, ...]:
-    """Replace the evidence of findings in front of another network, in the images that tested them.
+    """Replace the evidence of findings in front of another network, in the images that tested them, by the same.
+
+    A finding of a class that the other network does not have is left out.
 
     Args:
         findings: those that move the score of the network that they were found with.
         model: the other network.
         dataset: what was audited.
-        spec: facts about the other network; classes are found by their names.
+        spec: facts about the other network; classes are found by their names, or by their numbers if it has none.
         settings: those of the audit.
+        own: facts about the network that the findings are of; None if both see the same part of an image.
     """
     probe = Probe(model, dataset, spec, settings)
-    rng = np.random.default_rng(settings.seed)
     effects: list[tuple[Finding, Effect]] = []
+    outputs = outputs_of(model, dataset, spec) if findings else 0
     for finding in findings:
-        group = finding.group
-        members = group.of_half("test")[: settings.per_group]
-        inside = {m.index for m in group.members}
-        rest = np.array([i for i in range(len(dataset)) if i not in inside], np.int64)
-        try:
-            goal = spec.class_index(group.class_name) if spec.classes else group.class_index
-        except UnknownNameError:
+        group, tested = finding.group, {*finding.tested}
+        goal = _goal(group, spec, outputs)
+        members = [m for m in group.members if m.index in tested]
+        if own is not None and group.kind != "tone":
+            members = [m for m in (seen_by(m, dataset, own, spec) for m in members) if m is not None]
+        if goal is None or not members:
             continue
-        if not members or not len(rest):
-            continue
-        others = probe.pictures(np.sort(rng.permutation(rest)[:_OTHERS]).tolist())[0]
-        measured = probe.measure(replace(group, class_index=goal), members, others, others[:0])
+        others = probe.pictures(finding.others)[0]
+        measured = probe.measure(group, members, others, others[:0], goal)
         effects.append((finding, effect_of(measured, settings.seed)))
     adjusted = holm([effect.p for _, effect in effects]).tolist()
     found = []
     for (finding, effect), p in zip(effects, adjusted, strict=True):
         moves = bool(p < settings.alpha and effect.low > 0)
-        own = replace(effect, adjusted=float(p), moves=moves)
-        found.append(Shared(finding.id, own, _told(own, spec.name)))
+        shared = replace(effect, adjusted=float(p), moves=moves)
+        found.append(Shared(finding.id, shared, _told(shared, spec.name)))
     return tuple(found)
+
+
+def _goal(group: Group, spec: ModelSpec, outputs: int) -> int | None:
+    """Number of the class of a group in another network; None where it has no such class."""
+    if not spec.classes:
+        return group.class_index if group.class_index < outputs else None
+    if group.class_name in spec.classes:
+        return spec.classes.index(group.class_name)
+    if group.class_name.strip().isdigit():  # a name, and no number of a class
+        return None
+    try:
+        return spec.class_index(group.class_name)
+    except UnknownNameError:
+        return None
+
+
+def seen_by(member: Member, dataset: Dataset, own: ModelSpec, other: ModelSpec) -> Member | None:
+    """A member with its cells where another network sees them; None if it sees none of them, or the image is gone.
+
+    Args:
+        member: its cells lie in what the network sees that they were found with.
+        dataset: where the image is.
+        own: facts about that network.
+        other: facts about the other one.
+    """
+    if (own.fit, own.crop, own.input_size) == (other.fit, other.crop, other.input_size):
+        return member
+    try:
+        image = dataset[member.index].image
+    except (DataError, OSError):
+        return None
+    size = (image.shape[1], image.shape[0])
+    mine, theirs = place(size, own), place(size, other)
+    if np.allclose(_window(mine), _window(theirs), atol=_NEAR):
+        return member
+    at = []
+    for axis, count in ((1, member.cells.shape[0]), (0, member.cells.shape[1])):
+        pixels = (np.arange(theirs.size[axis]) + 0.5 + theirs.offset[axis]) / theirs.full[axis]  # of the image's side
+        at.append(np.floor((pixels * mine.full[axis] - mine.offset[axis]) / mine.size[axis] * count).astype(np.int64))
+    inside = [(k >= 0) & (k < n) for k, n in zip(at, member.cells.shape, strict=True)]
+    rows, columns = (k.clip(0, n - 1) for k, n in zip(at, member.cells.shape, strict=True))
+    cells = member.cells[np.ix_(rows, columns)] & inside[0][:, None] & inside[1][None, :]
+    return replace(member, cells=cells, size=(theirs.size[1], theirs.size[0])) if cells.any() else None
+
+
+def _window(placed: Placement) -> list[float]:
+    """The part of an image that is seen: left, top, right and bottom in shares of its sides."""
+    ends = [(o / f, (o + s) / f) for o, s, f in zip(placed.offset, placed.size, placed.full, strict=True)]
+    return [ends[0][0], ends[1][0], ends[0][1], ends[1][1]]
 
 
 def asked(result: Audit) -> tuple[Finding, ...]:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from xattn import __version__
 from xattn.audit.colour import cells_of_colour, colour_in_words, find_colours, with_cells
-from xattn.audit.effect import Effect, Measured, Probe, effect_of
+from xattn.audit.effect import Effect, Measured, Pictures, Probe, effect_of
 from xattn.audit.evidence import Evidence, EvidenceStore, Overview
 from xattn.audit.finding import Audit, Finding, harm_of, is_candidate, ranked
 from xattn.audit.gather import Progress, evidence_key, gather, labels_for, outputs_of
@@ -45,6 +45,8 @@ class _Tested:
     group: Group
     effect: Effect
     signs: tuple[Sign, ...]
+    tested: tuple[int, ...]
+    others: tuple[int, ...]
 
 
 def audit(
@@ -214,17 +216,19 @@ def _audit_class(probe: Probe, evidence: Evidence, overview: Overview, settings:
         if not members:
             continue
         order = rng.permutation(len(members))[: settings.per_group]
-        others = lacking(probe, group, evidence, foreign, rng)
-        measured = probe.measure(group, [members[i] for i in sorted(order.tolist())], others, foreign)
+        tested = [members[i] for i in sorted(order.tolist())]
+        others, places = lacking(probe, group, evidence, foreign, rng)
+        measured = probe.measure(group, tested, others, foreign[0])
         effect = effect_of(measured, settings.seed)
         group = dataclasses.replace(group, share_of_score=effect.share_of_score)
-        yield _Tested(group, effect, _signs(group, prototype, evidence, finding, measured, settings.seed))
+        signs = _signs(group, prototype, evidence, finding, measured, settings.seed)
+        yield _Tested(group, effect, signs, tuple(m.index for m in tested), tuple(places))
 
 
-def of_other_classes(probe: Probe, overview: Overview, goal: int, rng: np.random.Generator) -> Tensor:
-    """Some images (M, C, H, W) in which another class is predicted; empty where there is none."""
+def of_other_classes(probe: Probe, overview: Overview, goal: int, rng: np.random.Generator) -> Pictures:
+    """Some images (M, C, H, W) in which another class is predicted, with their places; empty where there is none."""
     drawn = rng.permutation(overview.index[overview.target != goal])[:_FOREIGN]
-    return probe.pictures(drawn.tolist())[0] if len(drawn) else torch.zeros(0)
+    return probe.pictures(drawn.tolist()) if len(drawn) else (torch.zeros(0), [])
 
 
 def _with_cells(probe: Probe, group: Group, colour: int) -> Group:
@@ -237,15 +241,15 @@ def _with_cells(probe: Probe, group: Group, colour: int) -> Group:
     return with_cells(group, kept, np.concatenate(cells))
 
 
-def lacking(probe: Probe, group: Group, evidence: Evidence, foreign: Tensor, rng: np.random.Generator) -> Tensor:
+def lacking(probe: Probe, group: Group, evidence: Evidence, foreign: Pictures, rng: np.random.Generator) -> Pictures:
     """Images (M, C, H, W) of the class without the evidence; where they are few, images of other classes with them."""
     inside = {m.index for m in group.members}
     rest = np.array([i for i in evidence.index.tolist() if i not in inside], np.int64)
     drawn = np.sort(rng.permutation(rest)[:_OTHERS]).tolist()
-    own = probe.pictures(drawn)[0] if drawn else foreign[:0]
-    if len(own) >= _FEW or not len(foreign):
-        return own if len(own) else probe.pictures([m.index for m in group.members[:_OTHERS]])[0]
-    return torch.cat([own, foreign]) if len(own) else foreign
+    own: Pictures = probe.pictures(drawn) if drawn else (foreign[0][:0], [])
+    if len(own[1]) >= _FEW or not foreign[1]:
+        return own if own[1] else probe.pictures([m.index for m in group.members[:_OTHERS]])
+    return (torch.cat([own[0], foreign[0]]), own[1] + foreign[1]) if own[1] else foreign
 
 
 def _signs(
@@ -286,5 +290,7 @@ def _findings(tested: Sequence[_Tested], settings: AuditSettings) -> list[Findin
         )
         harm = harm_of(t.group, signs)
         candidate = is_candidate(effect, signs)
-        found.append(Finding(0, t.group, effect, signs, candidate, harm, len(tested), settings.alpha))
+        found.append(
+            Finding(0, t.group, effect, signs, candidate, harm, len(tested), settings.alpha, t.tested, t.others)
+        )
     return [dataclasses.replace(f, rank=k) for k, f in enumerate(ranked(found), 1)]

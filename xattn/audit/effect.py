@@ -25,6 +25,9 @@ from xattn.spec import ModelSpec
 from xattn.trace import place_of, record
 
 Array = NDArray[np.float64]
+Pictures = tuple[Tensor, list[int]]
+"""Images (M, C, H, W) as a model sees them, and their places in the data set."""
+
 _PLACES = 2  # elsewhere, of which the mean is taken
 _RESAMPLES = 2000
 
@@ -151,7 +154,9 @@ class Probe:
             classes.append(trace.probabilities.argmax(1).cpu().numpy())
         return np.concatenate(scores), np.concatenate(classes)
 
-    def measure(self, group: Group, members: Sequence[Member], others: Tensor, foreign: Tensor) -> Measured:
+    def measure(
+        self, group: Group, members: Sequence[Member], others: Tensor, foreign: Tensor, goal: int | None = None
+    ) -> Measured:
         """Replace the evidence of a group in some of its members, and put it into images of other classes.
 
         Args:
@@ -159,8 +164,9 @@ class Probe:
             members: the images on which it is tested.
             others: images (M, C, H, W) without this evidence, whose mean stands in for it.
             foreign: images (F, C, H, W) in which another class is predicted; may be none.
+            goal: the class, in the numbers of this model; None is that of the group.
         """
-        goal, step = group.class_index, self.settings.batch_size
+        goal, step = group.class_index if goal is None else goal, self.settings.batch_size
         stand_in = others.mean(0, keepdim=True)
         nothing = float(self.ask(stand_in, goal)[0][0])
         found: list[Measured] = []
@@ -228,7 +234,7 @@ class Probe:
         by_index = {m.index: m for m in members}
         return x, [by_index[i] for i in kept]
 
-    def pictures(self, indices: Sequence[int]) -> tuple[Tensor, list[int]]:
+    def pictures(self, indices: Sequence[int]) -> Pictures:
         """The images (M, C, H, W) at some places of the data set, and the places of those that can be read.
 
         Raises:

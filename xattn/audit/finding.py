@@ -29,6 +29,8 @@ class Finding:
         harm: see `harm_of`.
         tests: over how many groups was corrected.
         alpha: of the tests.
+        tested: places in the data set of the images that it was tested on.
+        others: places of those without it, whose mean stood in for it.
     """
 
     rank: int
@@ -39,6 +41,8 @@ class Finding:
     harm: float
     tests: int
     alpha: float
+    tested: tuple[int, ...]
+    others: tuple[int, ...]
 
     @property
     def id(self) -> str:
@@ -227,11 +231,6 @@ class Audit:
             }  # fmt: skip
             rows.append({**row, **{s.name: s.value for s in f.signs}, "sentence": f.sentence})
         return pa.Table.from_pylist(rows).to_pandas(use_threads=False)
-
-
-def _order(f: Finding) -> tuple[Any, ...]:
-    harm = f.harm if math.isfinite(f.harm) else 0.0
-    return not f.candidate, not f.background, not f.effect.moves, -harm, f.id
 
 
 def ranked(findings: Sequence[Finding]) -> list[Finding]:

@@ -149,7 +149,7 @@ def search(
         group = replace(group, class_name=facts.class_name(goal), key=f"c{goal}-box")
         probe = Probe(model, dataset, facts, settings)
         rng = np.random.default_rng([settings.seed, goal])
-        others = lacking(probe, group, evidence, of_other_classes(probe, overview, goal, rng), rng)
+        others, _ = lacking(probe, group, evidence, of_other_classes(probe, overview, goal, rng), rng)
         share = float(values[:, torch.from_numpy(cells)].sum() / values.sum())
         itself = Member("", -1, "test", share, 1.0, None, cells, (x.shape[2], x.shape[3]))
         fall, elsewhere = _falls(probe, x, others, group, itself)

@@ -14,8 +14,6 @@ import typer
 from xattn.cli import EXIT_SOME_FAILED, console, options
 
 if TYPE_CHECKING:
-    import torch
-
     from xattn.audit.against import Shared
     from xattn.audit.finding import Audit
     from xattn.audit.gather import Progress
@@ -110,6 +108,7 @@ def audit(
 
     from xattn.audit import AuditSettings
     from xattn.audit import audit as run_audit
+    from xattn.audit.against import ask_other, asked
     from xattn.audit.joined import Joined
     from xattn.cli.loading import advise, load
     from xattn.device import find_device
@@ -158,13 +157,24 @@ def audit(
         _end(found.unreadable)
         return
     assert out is not None  # noqa: S101 (it has a default)
+    other = None if against is None else load(against, device=find_device(device))  # a wrong name is told at once
+    if other is not None:
+        advise(other)
     with _progress(shown=watched) as progress:
         result = run_audit(
             network.model, dataset, spec=network.spec, settings=settings, folder=keep, progress=progress,
             classes=None if classes is None else [name.strip() for name in classes.split(",")],
             sources=sources,
         )  # fmt: skip
-    shared = _ask_other(result, against, dataset, settings, find_device(device))
+    shared: tuple[Shared, ...] = ()
+    if other is not None:
+        wanted = asked(result)
+        shared = ask_other(wanted, other.model, dataset, spec=other.spec, settings=settings, own=network.spec)
+        if len(shared) < len(wanted):
+            console.warn(
+                f"--against {against}: {len(wanted) - len(shared)} of {len(wanted)} findings are of a class that it "
+                "does not have, or of what it does not see; it was not asked about them."
+            )
     _write(result, dataset, network.spec, out, shared)
     if as_json:
         console.show_json({**result.to_json(), **({"against": [asdict(s) for s in shared]} if against else {})})
@@ -297,20 +307,6 @@ def _progress(*, shown: bool) -> Iterator[Progress | None]:
         return
     with console.progress(count=True) as bar:
         yield lambda done, total, what: bar.update(done=done, total=total, what=what)
-
-
-def _ask_other(
-    result: Audit, against: str | None, dataset: Dataset, settings: Any, device: torch.device
-) -> tuple[Shared, ...]:
-    """What another network does with the findings; nothing without one."""
-    from xattn.audit.against import ask_other, asked
-    from xattn.cli.loading import advise, load
-
-    if against is None:
-        return ()
-    other = load(against, device=device)
-    advise(other)
-    return ask_other(asked(result), other.model, dataset, spec=other.spec, settings=settings)
 
 
 def _write(result: Audit, dataset: Dataset, spec: ModelSpec, out: Path, shared: tuple[Shared, ...]) -> None:
