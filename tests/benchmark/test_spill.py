@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +89,19 @@ def test_a_large_table_is_outside_and_behaves_as_any(monkeypatch: pytest.MonkeyP
     assert np.isnan(values).all()
     values[1] = 2.0
     assert np.nansum(values) == 4
+
+
+def test_a_full_disk_is_told_and_ends_no_process(tmp_path: Path) -> None:
+    own = ["unshare", "--map-root-user", "--mount"]
+    mount = f"mount -t tmpfs -o size=8m none '{tmp_path}'"
+    try:
+        subprocess.run([*own, "sh", "-c", mount], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no small disk can be mounted here")
+    code = "from xattn.benchmark.spill import outside; outside((5_000_000, 2))"
+    done = subprocess.run(
+        [*own, "sh", "-c", f"{mount} && '{sys.executable}' -c '{code}'"],
+        env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.returncode  # and not 135, of a signal
+    assert f"No space left on device: '{tmp_path}'" in done.stderr

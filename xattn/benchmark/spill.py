@@ -7,6 +7,8 @@ directory of the slices. Numbers of rows enter the time linearly, the memory not
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -105,14 +107,29 @@ class Spill:
 
 
 def outside(shape: tuple[int, int]) -> Array:
-    """A table of NaN; a large one is in a temporary file, which the system takes out of memory when it gets short."""
+    """A table of NaN; a large one is in a temporary file, which the system takes out of memory when it gets short.
+
+    Raises:
+        OSError: if the disk has no room for it.
+    """
     size = shape[0] * shape[1]
     if size * 8 <= _IN_MEMORY:
         return np.full(shape, np.nan)
     with tempfile.TemporaryFile() as file:  # the mapping keeps it, without a name
+        _reserve(file.fileno(), size * 8)
         values: Array = np.asarray(np.memmap(file, np.float64, "w+", shape=shape))
     values[:] = np.nan
     return values
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Have the disk give a file all its room: where it cannot later, writing to the mapping ends the process."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that makes no promises
+            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from None
 
 
 def texts_of(table: Any, name: str) -> list[str]:
