@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from xattn.errors import ParameterError, ShapeError
-from xattn.functional.br_npa import br_npa_maps
+from xattn.functional.br_npa import br_npa_maps, coverage_maps
 
 EPS = 1e-5
 
@@ -228,3 +228,27 @@ def test_bad_input_says_what_to_change():
     for option in ("activation", "suppress", "seed"):
         with pytest.raises(ParameterError, match=f"{option} must be one of .* but got 'other'"):
             br_npa_maps(x, **{option: "other"})
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_coverage_takes_of_each_cell_what_the_parts_before_have_left(parts):
+    torch.manual_seed(2)
+    features = torch.randn(3, 5, 4, 6, dtype=torch.float64)
+    maps = br_npa_maps(features, parts)
+    made = coverage_maps(maps)
+    for image in range(3):
+        for i in range(4):
+            for j in range(6):
+                left = 1.0
+                for part in range(parts):
+                    alike = float(maps[image, part, i, j]) / float(maps[image, part].max())
+                    share = left if part == parts - 1 else left * alike
+                    left -= share
+                    assert float(made[image, part, i, j]) == pytest.approx(share * parts / 24, abs=1e-12)
+    torch.testing.assert_close(made.mean(1), torch.full_like(made[:, 0], 1 / 24))
+
+
+def test_coverage_of_features_that_are_zero():
+    made = coverage_maps(br_npa_maps(torch.zeros(1, 3, 2, 2), 3))
+    torch.testing.assert_close(made[0, 0], torch.full((2, 2), 3 / 4))  # the first part takes all
+    assert not bool(made[0, 1:].any())

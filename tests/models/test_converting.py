@@ -15,7 +15,7 @@ from xattn.errors import NotApplicableError, ParameterError, UnknownNameError
 from xattn.functional.br_npa import br_npa_maps
 from xattn.inspection import infer_spec
 from xattn.models import create_model, load_model, save_weights
-from xattn.models.converting import SharedCellHead, SharedHead, convert, everywhere, recalibrated
+from xattn.models.converting import SharedCellHead, SharedHead, convert, everywhere, recalibrated, weighting_of
 
 # Small members of the families that the law is tested on here; benchmarks/convert/law.py has all.
 NETWORKS = {
@@ -60,7 +60,7 @@ def test_with_parts_that_cover_everything_it_is_the_network_of_before(name):
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     spec = infer_spec(model, x)
     wanted = model(x)
-    low = convert(model, spec=spec, x=x)
+    low = convert(model, weighting="equal", spec=spec, x=x)
     assert isinstance(low.head, NETWORKS[name])
     features = low.backbone(x)
     for factor in (1, 4):
@@ -112,7 +112,7 @@ def test_the_classifier_is_shared_by_the_parts():
 def test_scores_of_cells_are_averaged_where_the_classifier_comes_before_the_pooling():
     model = network("squeezenet1_1").requires_grad_(False)
     x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
-    made = convert(model, parts=2, x=x)
+    made = convert(model, parts=2, weighting="equal", x=x)
     features = model.features(x)
     scores = model.classifier[1](features).relu()
     wanted = (scores[:, None] * br_npa_maps(features, 2)[:, :, None]).sum((3, 4)).mean(1)
@@ -120,6 +120,48 @@ def test_scores_of_cells_are_averaged_where_the_classifier_comes_before_the_pool
     part = xattn.explain(made, x, "part-cam")
     assert part.status == ("ok", "ok")
     torch.testing.assert_close(part.maps.sum((1, 2, 3)), made(x).amax(1), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "timm/test_resnet"])
+def test_parts_that_count_as_much_as_they_cover_leave_the_logits(name):
+    model = network(name).requires_grad_(False)
+    x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    made = convert(model, parts=3, weighting="coverage", spec=infer_spec(model, x), x=x)
+    torch.testing.assert_close(made(x), model(x), rtol=1e-9, atol=1e-9)
+    part, shown = xattn.explain(made, x, ["part-cam", "brnpa"])
+    assert part.status == ("ok", "ok")
+    features = made.backbone(x)
+    torch.testing.assert_close(part.maps.sum((1, 2, 3)) + _bias(made, x), made(x).amax(1), rtol=1e-6, atol=1e-9)
+    first = br_npa_maps(features, 3)[:, 0]
+    wanted = first / first.amax((1, 2), keepdim=True) * features.norm(dim=1) * 3 / features[0, 0].numel()
+    torch.testing.assert_close(shown.parts[:, 0], wanted, rtol=1e-6, atol=1e-9)
+    # At a finer grid all cells count, those between the old ones, too.
+    finer = convert(model, parts=3, weighting="coverage", resolution="x2", spec=infer_spec(model, x), x=x)
+    cells = finer.backbone(x)
+    scores = cells if name.startswith("timm") else finer.head.classifier(cells).relu()
+    means = scores.mean((2, 3))
+    wanted = model.get_classifier()(means) if name.startswith("timm") else means
+    torch.testing.assert_close(finer(x), wanted, rtol=1e-9, atol=1e-9)
+
+
+def _bias(made, x):
+    """What is in the logit and in no cell: of a classifier behind the pooling."""
+    return 0.0 if isinstance(made.head, SharedCellHead) else made.head.classifier.bias[made(x).argmax(1)]
+
+
+def test_parts_are_weighted_by_what_they_cover_where_the_classifier_reads_cells(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 64, 64)
+    for name, wanted in (("squeezenet1_1", "coverage"), ("tiny-cnn", "equal")):
+        made = convert(create_model(name, num_classes=4))
+        assert weighting_of(made) == wanted
+        for weighting in ("equal", "coverage"):
+            made = convert(create_model(name, num_classes=4), weighting=weighting)
+            back = load_model(save_weights(made, tmp_path / "net.safetensors"))
+            assert (weighting_of(back), back.architecture) == (weighting, made.architecture)
+            assert torch.equal(back(x), made(x))
+    with pytest.raises(ParameterError, match="weighting must be one of auto, equal, coverage but is 'area'"):
+        convert(create_model("tiny-cnn"), weighting="area")
 
 
 class Plain(nn.Module):
@@ -252,6 +294,15 @@ def test_layers_between_pooling_and_classifier_run_for_each_part():
     made = convert(model, parts=2, x=x, resolution="x2")
     assert made.head.neck is not None
     torch.testing.assert_close(everywhere(made, 2)(x), model(x), rtol=1e-9, atol=1e-9)
+    covered = convert(model, parts=2, x=x, weighting="coverage")
+    features = covered.backbone(x)
+    similar = br_npa_maps(features, 2)[:, :1]
+    similar = similar / similar.amax((2, 3), keepdim=True)
+    wanted = 0
+    for share in (similar, 1 - similar):
+        vector = (share * features).sum((2, 3)) / share.sum((2, 3))
+        wanted = wanted + share.mean((2, 3)) * model.fc(model.hidden(vector))
+    torch.testing.assert_close(covered(x), wanted, rtol=1e-6, atol=1e-9)
     with pytest.raises(NotApplicableError, match=r"part-cam: the classifier reads 18 values .* is not linear"):
         xattn.explain(made, x, "part-cam")
 

@@ -57,7 +57,7 @@ def trained(name):
 @pytest.mark.parametrize(("name", "resolution"), [("tiny-cnn", "x2"), ("squeezenet1_1", "low")])
 def test_what_is_fitted_is_nearer_to_the_network(name, resolution):
     model, x = trained(name)
-    made = convert(model, parts=2, resolution=resolution, spec=model.spec)
+    made = convert(model, parts=2, resolution=resolution, weighting="equal", spec=model.spec)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with torch.no_grad():
         far = (made(x) - model(x)).square().mean()
@@ -79,7 +79,7 @@ def test_a_fitted_network_is_kept_in_a_file(tmp_path):
     model = create_model("squeezenet1_1", num_classes=6)
     torch.manual_seed(0)
     x = torch.randn(8, 3, 64, 64)
-    made = convert(model)
+    made = convert(model, weighting="equal")
     fit(model, made, [x], spec=model.spec)
     assert isinstance(made.head, SharedCellHead)
     assert made.head.rest is not None

@@ -50,6 +50,10 @@ def convert(
         str,
         typer.Option(metavar="low|x2|x4|x8|high", help="How much finer its maps are, by dilation; high is x4."),
     ] = "low",
+    weighting: Annotated[
+        str,
+        typer.Option(metavar="auto|equal|coverage", help="Parts count the same, or as much as they cover."),
+    ] = "auto",
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH|NAME:DIR", help="Images to measure on: files, folders, patterns, data sets."),
@@ -94,7 +98,7 @@ def convert(
     from xattn.models import convert as converted
     from xattn.models import save_weights
     from xattn.models.agreement import relative_cost
-    from xattn.models.converting import norms_behind, recalibrated
+    from xattn.models.converting import norms_behind, recalibrated, weighting_of
     from xattn.models.fitting import fit as fitted
     from xattn.models.heads import pooling_head
 
@@ -110,7 +114,9 @@ def convert(
     warn = functools.cache(console.warn)  # the same images are read for each measurement
     first = next(iter(batches(data, network.spec, batch_size, warn=warn)), None) if data else None
     x = None if first is None else first[0][:2].to(_place(network.model))
-    made = converted(network.model, head=head, parts=parts, resolution=resolution, spec=network.spec, x=x)
+    made = converted(
+        network.model, head=head, parts=parts, resolution=resolution, weighting=weighting, spec=network.spec, x=x
+    )
     advise(network)
     if distil is not None:
         pooling_head(made, "--distil")
@@ -119,7 +125,13 @@ def convert(
     say = lambda text: console.say(text, err=as_json)  # noqa: E731
     cells = _grid(made)
     say(f"{network.name}: {parts} parts on a grid of {cells[0]}x{cells[1]}, checked against the network itself")
-    result: dict[str, Any] = {"model": network.name, "parts": parts, "resolution": resolution, "grid": cells}
+    if weighting_of(made) == "coverage":
+        say(
+            "each part counts as much as it covers, the last one for what the others leave: the pooling changes nothing"
+        )
+    result: dict[str, Any] = {
+        "model": network.name, "parts": parts, "resolution": resolution, "weighting": weighting_of(made), "grid": cells,
+    }  # fmt: skip
     cost = relative_cost(network.model, made, _one(made) if x is None else x[:1])
     result["cost"] = round(cost, 3)
     say(f"a pass costs {cost:.2f} passes of {network.name}")

@@ -17,7 +17,7 @@ _FORMULAS = {
     "attention": "attention_pool class_map weighted_sums",
     "baselines": "gaussian_kernel separable_blur",
     "boxes": "box_iou box_iou_curve component_boxes fill_rectangles max_box_accuracy overlap threshold_overlap",
-    "br_npa": "br_npa_maps",
+    "br_npa": "br_npa_maps coverage_maps",
     "cam": "activation_map eigen_cam grad_cam grad_cam_elementwise grad_cam_plus_plus hires_cam layer_cam "
     "smooth_grad_cam_plus_plus weighted_channels xgrad_cam",
     "colours": "colour_shares near_colour",

@@ -81,6 +81,31 @@ def br_npa_maps(
     return maps.unflatten(2, features.shape[2:])
 
 
+def coverage_maps(maps: Tensor) -> Tensor:
+    """Part maps that share every cell out among the parts, one after the other as BR-NPA suppresses.
+
+    A part takes of each cell the share by which it resembles the part, of what the parts before have left, and the
+    last part takes the rest: c_1 = s_1, c_2 = (1 - s_1) s_2, ..., c_P = (1 - s_1) ... (1 - s_P-1), where s_m = A_m /
+    max A_m is the similarity with the seed. (1 - s) is the suppression of BR-NPA (arXiv:2106.02566, eq. 4). The maps
+    are c_m P / (h w), so that their mean over the parts is uniform: parts pooled by them and averaged are the mean over
+    the cells, each part with the weight of what it covers. Not in the paper.
+
+    Args:
+        maps: part maps (N, P, h, w) of `br_npa_maps`.
+
+    Returns:
+        Maps (N, P, h, w) whose mean over the parts is 1 / (h w) in each cell.
+
+    >>> maps = coverage_maps(br_npa_maps(torch.rand(2, 8, 4, 5), parts=3))
+    >>> bool(torch.allclose(maps.mean(1), torch.full((2, 4, 5), 1 / 20)))
+    True
+    """
+    similar = maps[:, :-1] / maps[:, :-1].amax((2, 3), keepdim=True)
+    left = torch.cat([torch.ones_like(maps[:, :1]), (1 - similar).cumprod(1)], 1)
+    shares = torch.cat([left[:, :-1] * similar, left[:, -1:]], 1)
+    return shares * (maps.shape[1] / maps[0, 0].numel())
+
+
 class _Maps(torch.autograd.Function):
     """Part maps (N, P, L) of features (N, C, L), with a backward pass that reads the features twice.
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.functional.attention import attention_pool
+from xattn.functional.br_npa import coverage_maps
 from xattn.inspection import infer_spec
 from xattn.models.dilation import dilate, factor_of
-from xattn.models.header import Architecture
+from xattn.models.header import Architecture, Weighting
 from xattn.models.heads import BRNPAAttention, Classifier, Head, heads
 from xattn.models.split import Split, split
 from xattn.models.trunk import noise
@@ -23,6 +24,18 @@ from xattn.running import evaluating, unwrap
 from xattn.spec import ModelSpec
 
 _SAME = 1e-3  # largest difference of the logits, relative to their spread, with one part that covers everything
+
+
+class CoverageAttention(BRNPAAttention):
+    """Part maps of BR-NPA that share every cell out among the parts: a part weighs what it covers."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps (N, P, h, w) of features (N, C, h, w); their mean over the parts is 1 / (h w)."""
+        return coverage_maps(super().forward(features))
+
+
+def _attention(parts: int, weighting: Weighting) -> BRNPAAttention:
+    return BRNPAAttention(parts) if weighting == "equal" else CoverageAttention(parts)
 
 
 class SharedHead(Head):
@@ -35,12 +48,19 @@ class SharedHead(Head):
         classifier: the linear layer, or the 1x1 convolution behind the pooling, from C' values to K.
         neck: what lies between pooling and classifier, run for each part.
         flat: the neck reads (N, C) and not (N, C, 1, 1).
+        weighting: of the parts.
     """
 
     name = "brnpa"
 
     def __init__(
-        self, parts: int, classifier: nn.Linear | nn.Conv2d, neck: nn.Module | None = None, *, flat: bool = True
+        self,
+        parts: int,
+        classifier: nn.Linear | nn.Conv2d,
+        neck: nn.Module | None = None,
+        *,
+        flat: bool = True,
+        weighting: Weighting = "equal",
     ) -> None:
         matrix, bias = classifier.weight.detach().flatten(1), classifier.bias
         super().__init__(matrix.shape[1], len(matrix), parts, 0.0, bias=bias is not None)
@@ -48,18 +68,21 @@ class SharedHead(Head):
         self.classifier.weight.data = matrix.repeat(1, parts) / parts
         if bias is not None:
             self.classifier.bias.data = bias.detach().clone()
-        self.attention = BRNPAAttention(parts)
+        self.attention = _attention(parts, weighting)
         self.neck = neck
         self.flat = flat
 
     def embed(self, features: Tensor) -> Tensor:
         """Weighted mean of the features for each part, through the neck (N, P * C')."""
-        vectors = attention_pool(features, self.attention(features))
+        maps: Tensor = self.attention(features)
+        vectors = attention_pool(features, maps)
         if self.neck is None:
             return vectors.flatten(1)
-        flat = vectors.flatten(0, 1)
+        # A neck need not be linear: it reads the mean of a part, and its weight comes after it.
+        weight = maps.sum((2, 3)).to(vectors.dtype)[:, :, None]
+        flat = (vectors / weight.clamp(min=1e-12)).flatten(0, 1)
         made: Tensor = self.neck(flat if self.flat else flat[:, :, None, None])
-        return made.flatten(1).unflatten(0, vectors.shape[:2]).flatten(1)
+        return (made.flatten(1).unflatten(0, vectors.shape[:2]) * weight).flatten(1)
 
     @torch.no_grad()
     def correct(self, matrix: Tensor) -> None:
@@ -79,15 +102,16 @@ class SharedCellHead(nn.Module):
         parts: number P of the attention maps.
         classifier: the 1x1 convolution.
         rectified: only positive scores of a cell count, as a ReLU behind the classifier has it.
+        weighting: of the parts.
     """
 
     name = "brnpa"
 
-    def __init__(self, parts: int, classifier: nn.Conv2d, *, rectified: bool) -> None:
+    def __init__(self, parts: int, classifier: nn.Conv2d, *, rectified: bool, weighting: Weighting = "equal") -> None:
         super().__init__()
         self.parts = parts
         self.classifier = copy.deepcopy(classifier)
-        self.attention = BRNPAAttention(parts)
+        self.attention = _attention(parts, weighting)
         self.rectified = rectified
         self.rest: nn.Linear | None = None
 
@@ -139,6 +163,7 @@ def convert(
     head: str = "brnpa",
     parts: int = 3,
     resolution: str = "low",
+    weighting: str = "auto",
     spec: ModelSpec | None = None,
     x: Tensor | None = None,
 ) -> Classifier:
@@ -160,6 +185,11 @@ def convert(
         head: `"brnpa"`, the only one without parameters.
         parts: number P of attention maps.
         resolution: `"low"` for the grid of the model, `"x2"`, `"x4"` or `"x8"` for a finer one; `"high"` is `"x4"`.
+        weighting: `"equal"`: all parts count the same, as in BR-NPA, so that cells that resemble no part hardly count.
+            `"coverage"`: a part counts as much as it covers, and the last of the parts has what the others leave, so
+            that the logits stay those of the mean and the parts say how they come about; behind layers between pooling
+            and classifier that holds about. `"auto"` is `"coverage"` where the classifier reads each cell before the
+            mean, as in SqueezeNet, and `"equal"` elsewhere.
         spec: facts about the model; None takes `model.spec` or finds them.
         x: images (N, C, H, W) in the model's normalized space to check with; None is noise.
 
@@ -170,6 +200,8 @@ def convert(
         NotApplicableError: for another kind of network, saying what stands in the way.
         ParameterError: if the strides of the model do not make that resolution.
     """
+    if weighting not in ("auto", "equal", "coverage"):
+        raise ParameterError(f"weighting must be one of auto, equal, coverage but is '{weighting}'.")
     if head != "brnpa":
         heads.get(head)
         raise ParameterError(f"convert: head {head} has weights of its own and must be trained; choose brnpa.")
@@ -179,18 +211,24 @@ def convert(
     if not isinstance(spec, ModelSpec) or not spec.feature_layer:
         spec = infer_spec(model, x)
     x = noise(model, spec.input_size) if x is None else x
-    made = _built(model, spec, parts, factor, x)
+    made = _built(model, spec, parts, factor, weighting, x)
     _prove(model, spec, made, x, factor)
     made.spec = dataclasses.replace(made.spec, name=f"{spec.name} converted" if spec.name else "converted")
     if given := getattr(model, "architecture", None):
         made.architecture = Architecture(
             **{**given, "head": head, "parts": parts, "resolution": f"x{factor}" if factor > 1 else "low"},
             converted=True,
+            weighting=weighting_of(made),
         ).to_dict()
     return made
 
 
-def _built(model: nn.Module, spec: ModelSpec, parts: int, factor: int, x: Tensor) -> Classifier:
+def weighting_of(made: Classifier) -> Weighting:
+    """How the parts of a converted network are weighted."""
+    return "coverage" if isinstance(made.head.attention, CoverageAttention) else "equal"
+
+
+def _built(model: nn.Module, spec: ModelSpec, parts: int, factor: int, weighting: str, x: Tensor) -> Classifier:
     """The converted network, on copies of the layers."""
     kind = type(model).__name__
     if spec.attention is not None:
@@ -206,10 +244,11 @@ def _built(model: nn.Module, spec: ModelSpec, parts: int, factor: int, x: Tensor
         taken = split(made, spec, x)
     dilate(taken.trunk, factor, x, kind=kind)
     head: Any
+    chosen: Weighting = "coverage" if weighting == "coverage" or (weighting == "auto" and taken.cells) else "equal"
     if taken.cells:
-        head = SharedCellHead(parts, taken.classifier, rectified=taken.rectified)  # type: ignore[arg-type]
+        head = SharedCellHead(parts, taken.classifier, rectified=taken.rectified, weighting=chosen)  # type: ignore[arg-type]
     else:
-        head = SharedHead(parts, taken.classifier, taken.neck, flat=taken.flat)
+        head = SharedHead(parts, taken.classifier, taken.neck, flat=taken.flat, weighting=chosen)
     return Classifier(taken.trunk, head, dataclasses.replace(spec, output=(), evidence={}, ran={})).eval()
 
 

@@ -15,6 +15,7 @@ from xattn.schema import Length, Range, build, check, read_json
 from xattn.spec import MOST_CLASSES, ModelSpec
 
 Resolution = Literal["low", "high", "x2", "x4", "x8"]
+Weighting = Literal["equal", "coverage"]
 
 MOST_PARTS = 64
 SMALLEST_SIDE = 8  # pixels of an input
@@ -36,6 +37,7 @@ class Architecture:
         classes: number of logits; None is that of the weights.
         options: of the head, where they differ from the default, for ablations.
         converted: the head is that of `xattn.convert`, with what the network has between pooling and classifier.
+        weighting: of the parts of a converted network.
     """
 
     backbone: Annotated[str, Length(1, 200)]
@@ -46,10 +48,13 @@ class Architecture:
     classes: Annotated[int, Range(1, MOST_CLASSES)] | None = None
     options: Annotated[dict[str, Any], Length(0, 20)] = field(default_factory=dict)
     converted: bool = False
+    weighting: Weighting = "equal"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; options and `converted` are left out where there are none."""
-        left_out = {"options": not self.options, "converted": not self.converted}
+        """As plain values; options, `converted` and `weighting` are left out where they are as usual."""
+        left_out = {
+            "options": not self.options, "converted": not self.converted, "weighting": self.weighting == "equal",
+        }  # fmt: skip
         return {key: value for key, value in dataclasses.asdict(self).items() if not left_out.get(key)}
 
 
