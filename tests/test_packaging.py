@@ -121,6 +121,14 @@ def test_extras_bring_the_modules_that_are_asked_for(config: configparser.Config
         assert (f"%({extra})s" in extras["all"]) == (extra != "app")
 
 
+def test_the_documentation_names_every_extra(config: configparser.ConfigParser) -> None:
+    rows = re.findall(r"^\| (`.+?`) \|", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = [name for row in rows for name in re.findall("`(.+?)`", row)]
+    assert sorted(told) == sorted(config["options.extras_require"])
+    inside = re.findall(r"%\((\w+)\)s", config["options.extras_require"]["all"])
+    assert sorted(told[: told.index("all")]) == sorted(inside), "`all` is all of the above"
+
+
 def run_without_extras(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run Python where nothing that comes with an extra can be imported."""
     modules = {name for names in EXTRAS.values() for name in names}

@@ -69,6 +69,14 @@ def test_what_is_seen_is_what_explain_and_the_metric_say(files: list[str]) -> No
     assert seen.panel.width > 3 * 64
 
 
+def test_a_metric_twice_with_other_parameters_has_two_scores(files: list[str]) -> None:
+    (seen,) = seen_by(Watch(files, "gradcam", ["deletion:steps=3", "deletion:steps=7", "sparsity"]), epochs=1)
+    names = [name for name in seen.scores if name.endswith(".deletion")]
+    assert [name.split("/")[1].split("-grid")[0] for name in names] == ["deletion-steps-3", "deletion-steps-7"]
+    assert seen.scores[names[0]] != seen.scores[names[1]]
+    assert "gradcam/sparsity.sparsity" in seen.scores
+
+
 def test_training_goes_on_as_if_nobody_had_looked(files: list[str]) -> None:
     def trained(watch: Watch | None) -> dict[str, Tensor]:
         torch.manual_seed(1)

@@ -314,12 +314,17 @@ def _explain_folder(
         warnings.simplefilter("always")
         for start in range(0, len(files), _FOLDER_BATCH):
             some = list(range(len(files)))[start : start + _FOLDER_BATCH]
-            if not (some := [i for i in some if _readable(files[i], options["window"])]):
-                continue
-            made = explain(
-                model, [files[i] for i in some], methods, _some(target, some), spec=spec, seeds=_some(seeds, some),
-                **options,
-            )  # fmt: skip
+
+            def explained(some: Sequence[int], spec: ModelSpec | None) -> Any:
+                paths, own = [files[i] for i in some], {"target": _some(target, some), "seeds": _some(seeds, some)}
+                return explain(model, paths, methods, spec=spec, **own, **options)
+
+            try:
+                made = explained(some, spec)
+            except DataError:  # only then is it asked which image cannot be read, so that each is decoded once
+                if not (some := [i for i in some if _readable(files[i], options["window"])]):
+                    continue
+                made = explained(some, spec)
             single = isinstance(made, Explanation)
             some_made = [made] if isinstance(made, Explanation) else made
             found.append([replace(e, inputs=None) for e in some_made])  # memory does not grow with the images' pixels

@@ -23,7 +23,7 @@ from xattn.explainers import resolve
 from xattn.explaining import completed, explain_trace, record_for
 from xattn.explanation import OK, Explanation
 from xattn.inspection import facts_about
-from xattn.labels import label_of, slug
+from xattn.labels import file_stems, label_of, slug
 from xattn.metrics import metrics as registered
 from xattn.running import unwrap
 from xattn.spec import ModelSpec, sides_of
@@ -44,7 +44,8 @@ class Watched:
     Args:
         step: the epoch.
         panel: a row a photograph, a column a method.
-        scores: mean over the photographs by name, such as `gradcam/deletion.dc`; NaN where it is defined for none.
+        scores: mean over the photographs by name, such as `gradcam/deletion.dc`, with the parameters of a metric where
+            two share its name; NaN where it is defined for none.
         explanations: one a method.
     """
 
@@ -183,11 +184,11 @@ class Watch:
         batch = Batch(trace.x, trace.target, tuple(map(str, range(len(trace.x)))))
         for explanation in explanations:
             scores[f"{slug(label_of(explanation.method))}/ok"] = explanation.status.count(OK) / len(explanation)
-        for metric in self._metrics:
+        for metric, stem in zip(self._metrics, file_stems(self._metrics), strict=True):
             rows = metric.measure_many(explanations, trace, batch)
             for explanation, columns in zip(explanations, rows, strict=True):
                 for column, values in columns.items():
-                    name = f"{slug(label_of(explanation.method))}/{metric.name}.{column}"
+                    name = f"{slug(label_of(explanation.method))}/{stem}.{column}"
                     scores[name] = float(values.nanmean())
         return scores
 

@@ -17,6 +17,7 @@ from PIL import Image
 import xattn
 from tests.cli import models
 from tests.cli.conftest import Run
+from xattn.data import reading
 from xattn.data.preprocessing import preprocess
 from xattn.data.tree import class_of, label_of, places, strangers
 from xattn.errors import DataError, ParameterError, StatusWarning, XattnWarning
@@ -176,6 +177,21 @@ def test_a_folder_in_python_is_its_images_one_by_one(folder: Path) -> None:
         assert row["right"] == (row["predicted"] == label) if label else pandas.isna(row["right"])
         assert row["probability"] > 0
     assert found[0].overlay(0).size[0] >= 40  # from the file, for no input is kept
+
+
+def test_each_image_of_a_folder_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(10):  # more than are explained together
+        spotted(i).save(tmp_path / f"{i}.png")
+    decoded: list[str] = []
+    decode = reading._decode
+
+    def counted(stream: Any, name: str, *arguments: Any) -> Any:
+        decoded.append(Path(name).name)
+        return decode(stream, name, *arguments)
+
+    monkeypatch.setattr(reading, "_decode", counted)
+    xattn.explain(models.cnn(), tmp_path, ["gradcam", "brnpa"])
+    assert sorted(decoded) == [f"{i}.png" for i in range(10)]
 
 
 def test_a_frame_survives_a_file_and_needs_no_photographs(folder: Path, tmp_path: Path) -> None:

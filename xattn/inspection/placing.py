@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,12 +56,8 @@ def cut(node: Any, size: tuple[int, int]) -> str | None:
     """
     crops: dict[int, list[tuple[int, int]]] = {0: [], 1: []}
     others: list[str] = []
-    visited, waiting = set(), [node]
-    while waiting:
-        current = waiting.pop()
-        if current is None or current in visited:
-            continue
-        visited.add(current)
+    walk = _Walk(node)
+    for current in walk:
         variable = getattr(current, "variable", None)
         if variable is not None:
             if not isinstance(variable, nn.Parameter):
@@ -76,7 +73,7 @@ def cut(node: Any, size: tuple[int, int]) -> str | None:
         elif name.startswith("Fft") and _of_image(current):
             others.append("is turned into frequencies")
         else:
-            waiting.extend(following for following, _ in current.next_functions)
+            walk.on(current)
     for side, ranges in crops.items():
         if ranges and (seen := len(set().union(*(range(*r) for r in ranges)))) < _KEPT * size[side]:
             low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
@@ -114,26 +111,46 @@ def _margin(node: Any, size: tuple[int, int]) -> str | None:
 
 def _of_image(node: Any) -> bool:
     """Whether what a node reads, or gives where it is the first one, is the image and not made of it by layers."""
-    visited, waiting = set(), [node]
-    while waiting:
-        current = waiting.pop()
-        if current is None or current in visited:
-            continue
-        visited.add(current)
+    walk = _Walk(node)
+    for current in walk:
         if type(current).__name__.startswith(_MIXING):
             return False
-        waiting.extend(following for following, _ in current.next_functions)
+        walk.on(current)
     return True
 
 
+class _Walk:
+    """Nodes of autograd's graph, each once, from one node towards the image, as far as `on` asks for it."""
+
+    def __init__(self, node: Any) -> None:
+        self._visited: set[Any] = set()
+        self._waiting = [node]
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._waiting:
+            current = self._waiting.pop()
+            if current is not None and current not in self._visited:
+                self._visited.add(current)
+                yield current
+
+    def on(self, node: Any) -> None:
+        """Go on to what a node reads."""
+        self._waiting.extend(following for following, _ in node.next_functions)
+
+
 def turned(change: Tensor) -> bool:
-    """Whether the cells (h, w) answer in another quarter than the place that was changed, as in a mirror.
+    """Whether the cells (h, w) answer in another quarter than the place that was changed, as in a mirror or a turn.
+
+    The place lies on the diagonal from the upper right. A transposition and turns move it where a mirror does, and are
+    found by the mirrors alone; a mirror at that diagonal leaves it where it is, and is not found.
 
     >>> import torch
     >>> change = torch.zeros(16, 16)
     >>> change[2:6, 10:14] = 1  # where the image was changed
-    >>> turned(change), turned(change.flip(1)), turned(change.T)
-    (False, True, True)
+    >>> turned(change), turned(change.flip(1)), turned(change.T), turned(change.rot90())
+    (False, True, True, True)
+    >>> turned(change.T.flip(0, 1))
+    False
     """
     grid = (change.shape[0], change.shape[1])
     plain = answer(change, grid)
