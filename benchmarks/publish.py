@@ -2,7 +2,9 @@
 
     xattn report runs/embedded --panels 0 && python benchmarks/publish.py runs/embedded
 
-They go to `benchmarks/results/<name of the run>/`; `report.html`, the panels and the other figures stay behind.
+They go to `benchmarks/results/<name of the run>/`. `report.html`, the panels and the other figures stay behind; the
+scores go to `scores/` there, as `xattn publish` writes them, where they are small enough, and the documentation makes
+the report of them again.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
+from xattn.benchmark.publication import About, publish
 from xattn.benchmark.store import Store
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,6 +44,12 @@ def main() -> None:
     (out / "report.md").write_text(
         _PICTURE.sub(lambda m: m[0] if (out / m[1]).exists() else "", text), encoding="utf-8"
     )
+    name = out.name.replace("-", " ")
+    about = About(f"Scores of the run {name}", license="Apache-2.0")
+    scores = publish(given.run, out / "scores", about)
+    if large := [path for path in scores.rglob("*") if path.is_file() and path.stat().st_size >= LIMIT_BYTES]:
+        shutil.rmtree(scores)
+        print(f"without its scores: {large[0].name} has {large[0].stat().st_size:,} bytes")
     print(f"{sum(1 for p in out.rglob('*') if p.is_file())} files in {out}")
 
 

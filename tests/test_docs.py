@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmark.runs import made_up
 from tests.commands import ROOT, blocks, run_document, workshop  # noqa: F401 (a fixture)
+from xattn.benchmark.publication import About, publish
+from xattn.benchmark.store import Store
 from xattn.explainers import explainers
 from xattn.metrics import metrics
 
@@ -78,6 +81,28 @@ def test_findings_are_read_off_the_tables(tmp_path: Path, monkeypatch: pytest.Mo
     assert "2 different entries come first in 2 columns; in 1 of them it is a control (insertion)" in found
     assert "Of 8 pairs of a method and a column, 4 are above the best control." in found
     assert "| a table |" in results.tables("columns")
+
+
+def test_the_report_of_published_scores_is_made_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs", reason="the documentation's packages are not installed")
+    reports, cache, results = (importlib.import_module(f"docs.generate.{n}") for n in ("reports", "cache", "results"))
+    monkeypatch.setattr(results, "RUNS", tmp_path / "results")
+    monkeypatch.setattr(cache, "HOME", tmp_path / "cache")
+    assert "No scores have been published" in reports.make()[0]["reports/index.md"]
+    run, home = made_up(tmp_path / "run", images=12), tmp_path / "results" / "small"
+    publish(run, home / "scores", About("Small"))
+    (home / "manifest.json").write_bytes(Store(run).manifest.read_bytes())
+    (home / "report.md").write_text("# Report\n\n## shapes, cnn\n\n**Use cam: it is best.**\n\n### More\n", "utf-8")
+    pages, _ = reports.make()
+    assert "**shapes, cnn:** Use cam: it is best." in pages["reports/index.md"]
+    assert 'href="small/report.html"' in pages["reports/index.md"]
+    reports.copy(tmp_path / "site")
+    page = tmp_path / "site" / "reports" / "small" / "report.html"
+    assert "shapes, cnn" in page.read_text("utf-8")
+    assert (page.parent / "shapes-cnn" / "leaderboard.csv").is_file()
+    made = page.stat().st_mtime_ns
+    reports.copy(tmp_path / "site")
+    assert page.stat().st_mtime_ns == made, "made once of the same scores"
 
 
 def test_docstrings_become_markdown() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -27,20 +28,21 @@ def _content(path: Path) -> bytes:
 
 
 def kept(name: str, parts: Iterable[str | Path], make: Callable[[Path], None]) -> Path:
-    """The file `name`, made by `make` unless it is there and was made of the same parts.
+    """The file or folder `name`, made by `make` unless it is there and was made of the same parts.
 
     Args:
-        name: `folder/stem.suffix`; the digest goes between stem and suffix.
+        name: `folder/stem.suffix`, or `folder/stem` of a folder; the digest goes between stem and suffix.
         parts: texts and files that it depends on.
-        make: writes the file at the path that it is given.
+        make: writes the file, or makes the folder, at the path that it is given.
     """
     path = HOME / name
     path = path.with_name(f"{path.stem}.{digest(parts)}{path.suffix}")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         for old in path.parent.glob(f"{Path(name).stem}.{'?' * 16}{path.suffix}"):
-            old.unlink()
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         temporary = path.with_name(f".{path.name}")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a build that was ended
         make(temporary)
         temporary.replace(path)
     return path

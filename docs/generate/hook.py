@@ -10,9 +10,9 @@ from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # MkDocs runs this file alone, outside its package
 
-from docs.generate import code, formulas, methods, metrics, notebooks, results
+from docs.generate import code, formulas, methods, metrics, notebooks, reports, results
 
-_MAKERS = (methods, metrics, notebooks, code)
+_MAKERS = (methods, metrics, notebooks, reports, code)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -54,3 +54,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     """Formulas as MathML, which browsers draw without a script."""
     return formulas.to_mathml(html)
+
+
+def on_post_build(config: Any) -> None:
+    """Reports of benchmarks are pages of their own, beside those of MkDocs."""
+    reports.copy(Path(config.site_dir))
