@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +50,32 @@ def test_means_and_counts_are_those_of_the_rows(run: Path, panel: Panel) -> None
     assert {e.method for e in panel.entries} == {*METHODS, "random", "center", "edges"}
     ok = [r.value for r in rows if r.method == "brnpa" and r.metric == "status"]
     assert panel.coverage[[e.method for e in panel.entries].index("brnpa")] == pytest.approx(np.mean(ok))
+
+
+def test_no_score_is_shown_of_a_method_whose_maps_fail_their_check(run: Path, tmp_path: Path) -> None:
+    rows = [Row(**values) for values in Store(run).table().to_pylist()]
+    bad = {f"image-{i:03d}" for i in range(0, 40, 4)}
+    changed = [
+        replace(row, value=0.0, note="non-conserving")
+        if (row.method, row.metric) == ("brnpa", "status") and row.image in bad
+        else row
+        for row in rows
+    ]
+    Store(tmp_path).write("shapes", "cnn", 0, changed, {(r.method, r.metric): 40 for r in rows})
+    Store(tmp_path).replace_manifest(Store(run).read_manifest())
+    (found,) = panels(Scores(tmp_path), resamples=20)
+    j = found.labels.index("brnpa")
+    assert 0.5 < found.coverage[j] < 0.76
+    for s in found.summaries.values():
+        assert math.isnan(s.spread.mean[j])
+        assert s.best is None or s.best.best != j
+        others = [k for k in range(len(found.labels)) if k != j]
+        assert not np.isnan(s.spread.mean[others]).any()
+    said = write_report(Scores(tmp_path), [found], tmp_path / "report").read_text(encoding="utf-8")
+    assert "Not ranked, as more than a tenth of their maps are unsound: brnpa." in said
+    (line,) = [line for line in said.splitlines() if line.startswith("| brnpa | unsound maps |")]
+    assert not re.search(r"\d", line.partition("% |")[2])
+    assert "No score is shown of a method with more than a tenth of unsound maps" in said
 
 
 def test_the_best_comes_first_and_controls_are_known(panel: Panel) -> None:

@@ -10,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xattn.benchmark.equivalence import FEWEST, beats, compare, duplicates
-from xattn.benchmark.panels import Panel, Summary
+from xattn.benchmark.panels import SOUND, Panel, Summary
 from xattn.labels import Label, listing
 
 Marks = NDArray[np.bool_]
 MARGIN = 0.01
 """Methods whose means differ by less are as good as each other."""
-SOUND = 0.9
-"""A method with a smaller share of sound maps is ranked apart."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +244,8 @@ def _answer(panel: Panel, question: Question, columns: list[Summary]) -> Answer:
         beat=in_order([g for g in rest if held and won[:, g].all()]),
         some=in_order([g for g in rest if held and won[:, g].any() and not won[:, g].all()]),
         failed=in_order([g for g in groups if held and not won[:, g].any()]),
-        unsound=[j for j in range(len(control)) if known[j] and not sound[j] and not control[j]],
-        partial=[j for j in range(len(control)) if there[:, j].any() and not known[j] and not control[j]],
+        unsound=[j for j in range(len(control)) if not sound[j] and not control[j]],
+        partial=[j for j in range(len(control)) if there[:, j].any() and not (known[j] or control[j])],
         images=min((len(s.images) for s in columns), default=0),
     )
 

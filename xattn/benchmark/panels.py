@@ -40,6 +40,8 @@ HEADLINE = (
     ("pointing_game", "hit"), ("pixel_auc", "average_precision"), ("average_drop", "average_drop"), ("road", "road"),
     ("parameter_randomization", "spearman"), ("max_sensitivity", "max_sensitivity"), ("sparsity", "sparsity"),
 )  # fmt: skip
+SOUND = 0.9
+"""A method with a smaller share of sound maps is not ranked, nor its scores shown: they are of no explanation."""
 SIZES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 """Shares of the image between which objects are counted as one size."""
 
@@ -91,7 +93,7 @@ class Panel:
         entries: what is compared.
         labels: of the entries.
         summaries: by (metric, column).
-        coverage: (M,).
+        coverage: (M,) share of sound maps; entries below `SOUND` have no values in the summaries.
         costs: for each entry seconds, forwards, backwards; empty where not measured.
         left_out: reasons of methods that are not there.
     """
@@ -159,12 +161,14 @@ def panels(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> list[Pane
             several = len({entry.model for entry in entries}) > 1
             summaries = {}
             columns = scores.columns(dataset, entries)
+            coverage = np.array([scores.share(dataset, e) for e in entries])
             for column in columns:
                 if not column.counted:
                     values, images = scores.values(dataset, entries, column.metric, column.name)
+                    values = np.where(coverage < SOUND, np.nan, values)
                     summaries[column.metric, column.name] = summarize(column, values, images, entries, resamples, seed)
             for metric in dict.fromkeys(column.metric for column in columns if column.counted):
-                for pooled in _pooled(scores, dataset, metric, entries, min(resamples, _POOLED), seed, drawn):
+                for pooled in _pooled(scores, dataset, metric, entries, min(resamples, _POOLED), seed, drawn, coverage):
                     summaries[metric, pooled.column.name] = pooled
             known = any(entry.control for entry in entries)
             for key, s in summaries.items():
@@ -181,7 +185,7 @@ def panels(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> list[Pane
                     entries=entries,
                     labels=[shortened(f"{e.method} ({e.model})" if several else e.method) for e in entries],
                     summaries=summaries,
-                    coverage=np.array([scores.share(dataset, e) for e in entries]),
+                    coverage=coverage,
                     costs=[costs[e.model].get(e.method, {}) for e in entries],
                     left_out={
                         m: reason for (model, m), reason in refused.items() if model in {e.model for e in entries}
@@ -255,10 +259,12 @@ def _pooled(
     resamples: int,
     seed: int,
     known: dict[tuple[str, str, Entry], dict[str, tuple[float, float, float]]],
+    coverage: Array,
 ) -> list[Summary]:
     """Values of a whole data set, such as MaxBoxAcc, with percentile intervals over resampled images.
 
-    What was computed for an entry is kept in `known`: the next panel may hold it too.
+    What was computed for an entry is kept in `known`: the next panel may hold it too. Entries whose `coverage` (M,) is
+    below `SOUND` have none.
     """
     metric = known_metrics.parse(label)
     columns = [scores.values(dataset, entries, label, name) for name in metric.columns]
@@ -266,7 +272,7 @@ def _pooled(
     if any(own != images for _, own in columns):
         return []  # a part of its columns alone
     whole = np.stack([values for values, _ in columns])  # (columns, N, M)
-    there: NDArray[np.bool_] = np.all(~np.isnan(whole), axis=0)
+    there: NDArray[np.bool_] = np.all(~np.isnan(whole), axis=0) & ~(coverage < SOUND)
     spreads = {name: np.full((3, len(entries)), np.nan) for name in metric.pooled}
     for j, entry in enumerate(entries):
         key = dataset, label, entry

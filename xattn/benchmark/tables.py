@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from xattn.benchmark.answers import Answer, Standing, answers, columns_in_words, standings
-from xattn.benchmark.panels import Panel, Summary, agreement, by_size, protocols
+from xattn.benchmark.panels import SOUND, Panel, Summary, agreement, by_size, protocols
 from xattn.benchmark.scores import Scores, shortened
 from xattn.files import whole_file
 from xattn.functional.statistics import ALPHA, INTERVAL, Array
@@ -167,6 +167,9 @@ def interval_text(summary: Summary, j: int) -> str:
 MARK_NOTE = f"{MARK} not shown to beat every control (one-sided paired t tests with Holm's correction, p < {ALPHA})."
 
 
+_WITHHELD = "No score is shown of a method with more than a tenth of unsound maps: it would be of no explanation."
+
+
 def standing_text(panel: Panel, at: Standing) -> str:
     """Where an entry stands, in a word or two."""
     return at.word if at.like == at.entry else f"= {panel.labels[at.like]}"
@@ -192,6 +195,7 @@ def leaderboard(panel: Panel, given: Sequence[Answer] | None = None) -> Table:
         "side; maps ok: share of maps that are neither constant nor NaN and add up to what they should.",
         *([f"Standing: {columns_in_words(given[0].columns)}; = has the scores of that method."] if given else []),
         MARK_NOTE,
+        *([_WITHHELD] if (panel.coverage < SOUND).any() else []),
         f"Images: {counts}.",
     )
     return Table(f"Leaderboard: {panel.name}", header, rows, notes)

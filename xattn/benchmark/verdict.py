@@ -307,7 +307,8 @@ def agreement(panel: Panel, shown: Sequence[Summary]) -> list[str]:
 def cautions(verdict: Verdict) -> list[str]:
     """What to keep in mind: maps that are not fine, and few images."""
     panel = verdict.panel
-    bad = sorted((j for j in verdict.order if panel.coverage[j] < 1), key=lambda j: panel.coverage[j])
+    methods = [j for j, entry in enumerate(panel.entries) if not entry.control]
+    bad = sorted((j for j in methods if panel.coverage[j] < 1), key=lambda j: panel.coverage[j])
     lines = ["Scores of different models tell as much of the models as of the methods."] if verdict.mixed else []
     if bad:
         shares = listing([f"{100 * (1 - panel.coverage[j]):.2g} % of {panel.labels[j]}" for j in bad], most=3)
