@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from tests.data import copies
 from tests.data_root import need_data
@@ -28,6 +30,12 @@ def root(tmp_path: Path) -> Path:
     copies.parquet(tmp_path / "val-00000-of-00001.parquet", 3, first=50)
     (tmp_path / "classes.csv").write_text('label,wnid,name\n0,n0,"tabby, cat"\n1,n1,dog\n2,n2,fox\n')
     return tmp_path
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def check(dataset: Parquet, first: int = 0) -> None:
@@ -108,6 +116,21 @@ def test_one_file_and_other_columns(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset[0].boxes, [[0, 0, 2, 2], [2, 2, 4, 4]])
     assert dataset[1].boxes.shape == (0, 4)
     assert dataset.classes == ("0",)
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_masks(tmp_path: Path, struct: bool) -> None:
+    drawn = np.zeros((8, 10, 3), np.uint8)
+    drawn[2:5, 3:9] = (0, 0, 1)  # not black, in one channel and barely
+    drawn[7, 0] = 255
+    data = [png(drawn[:, :9]), None, png(np.zeros((8, 11, 3), np.uint8))]
+    values = [{"bytes": d, "path": "m.png"} if d else None for d in data] if struct else data
+    copies.parquet(tmp_path / "x.parquet", 3, boxes=False, mask=pa.array(values))
+    dataset = Parquet(tmp_path, "all")
+    np.testing.assert_array_equal(dataset[0].mask, drawn[:, :9].any(2))
+    assert dataset[1].mask is None
+    assert not dataset[2].mask.any()
+    assert Parquet(tmp_path, "all", mask="")[0].mask is None
 
 
 def test_names_from_hugging_face_metadata(tmp_path: Path) -> None:

@@ -56,9 +56,10 @@ class Parquet(FileDataset):
     """Images in parquet files `train-*.parquet`, `train.parquet`, `train/*.parquet`, or in files without a part's name.
 
     The column of images holds file contents, as bytes or as a struct of `bytes` and `path`. Labels are integers from 0
-    on. Boxes are xmin, ymin, xmax, ymax with the last pixel inside, a multiple of four numbers in each row; the column
-    may be missing. Names of the classes come from `classes.csv` (columns `label` and `name`) beside the files or from
-    the metadata that Hugging Face writes. Row groups are read when needed and kept in memory up to a limit.
+    on. Boxes are xmin, ymin, xmax, ymax with the last pixel inside, a multiple of four numbers in each row; masks are
+    pictures of the image's size, not black on the object. Either column may be missing. Names of the classes come from
+    `classes.csv` (columns `label` and `name`) beside the files or from the metadata that Hugging Face writes. Row
+    groups are read when needed and kept in memory up to a limit.
     The id of a sample is its path where no other row has it, else path, file and row.
 
     Args:
@@ -67,12 +68,14 @@ class Parquet(FileDataset):
         image: column of the images.
         label: column of the labels.
         box: column of the boxes.
+        mask: column of the masks.
         cache_mb: megabytes of images that are kept in memory.
     """
 
     image: str = "image"
     label: str = "label"
     box: str = "box"
+    mask: str = "mask"
     cache_mb: int = 512
 
     title: ClassVar[str] = "parquet"
@@ -158,7 +161,9 @@ class Parquet(FileDataset):
         if path:
             # Hugging Face keeps the last part of a path only, so that images of two classes may share it
             name = path.decode("utf-8", "replace") + (f"#{name}" if path in self._repeated else "")
-        pixels = np.array(decode_image(data, name, upright="box" not in columns), dtype=np.uint8)
+        upright = "box" not in columns and "mask" not in columns
+        pixels = np.array(decode_image(data, name, upright=upright), dtype=np.uint8)
+        mask = self._mask(columns["mask"][row].as_py(), name, pixels.shape[:2]) if "mask" in columns else None
         boxes = columns["box"][row].as_py() if "box" in columns else None
         try:
             edges = None if boxes is None else _outer(boxes)
@@ -167,7 +172,17 @@ class Parquet(FileDataset):
                 f"row {number} of '{group.file}': column '{self.box}' must hold four finite numbers a box but holds "
                 f"{str(boxes)[:60]}."
             ) from None
-        return Sample(name, pixels, int(self.labels[index]), boxes=edges)
+        return Sample(name, pixels, int(self.labels[index]), mask=mask, boxes=edges)
+
+    def _mask(self, data: bytes | None, name: str, sides: tuple[int, ...]) -> NDArray[np.bool_] | None:
+        """Where the image of a mask is not black; None where a row has none."""
+        if data is None:
+            return None
+        mask = np.asarray(decode_image(data, f"the mask of '{name}'", upright=False)).any(axis=2)
+        if mask.shape != sides:
+            has = " and ".join(f"{h} x {w}" for h, w in (mask.shape, sides))
+            raise self._error(f"the mask and the image of '{name}' have other sizes: {has}.")
+        return mask
 
     def column(self, name: str) -> list[Any]:
         """Values of a further column, one for each sample, without reading an image.
@@ -222,7 +237,7 @@ class Parquet(FileDataset):
         import pyarrow
 
         limit = max(self._limit, GROUP_LIMIT)
-        names = [n for n in (self.image, self.box) if n in self._columns]
+        names = [n for n in (self.image, self.box, self.mask) if n in self._columns]
         batches, size = [], 0
         with self._damage(f"row group {group.number} of '{group.file}' is damaged"):
             file = self._open(group.file)
@@ -250,6 +265,9 @@ class Parquet(FileDataset):
                 columns = {f.name: _field(columns["bytes"], f.name) for f in columns["bytes"].type if f.name in _FIELDS}
             if self.box in names:
                 columns["box"] = table.column(self.box)
+            if self.mask in names:
+                mask = table.column(self.mask)
+                columns["mask"] = _field(mask, "bytes") if pyarrow.types.is_struct(mask.type) else mask
         self._cache[group] = columns
         while len(self._cache) > 1 and sum(g.size for g in self._cache) > self._limit:
             self._cache.popitem(last=False)
@@ -321,16 +339,18 @@ class Parquet(FileDataset):
         kinds = pyarrow.types
         if not {self.image, self.label} <= set(schema.names):
             raise self._error(f"'{path}' has other columns than '{self.files[0]}': {str(schema.names)[:200]}.")
-        whole, image = schema.field(self.label).type, schema.field(self.image).type
+        whole = schema.field(self.label).type
         if not kinds.is_integer(whole):
             raise self._error(f"column '{self.label}' of '{path}' holds {whole}; expected integers from 0 on.")
-        fields = {f.name: f.type for f in image} if kinds.is_struct(image) else {"bytes": image}
-        texts = ("null", "binary", "large_binary", "string", "large_string")
-        if str(fields.get("bytes")) not in texts[:3] or str(fields.get("path", "string")) not in texts:
-            raise self._error(
-                f"column '{self.image}' of '{path}' holds {str(image)[:60]}; expected the contents of image files, as "
-                "binary or as a struct of bytes and path."
-            )
+        for name in (n for n in (self.image, self.mask) if n in schema.names):
+            image = schema.field(name).type
+            fields = {f.name: f.type for f in image} if kinds.is_struct(image) else {"bytes": image}
+            texts = ("null", "binary", "large_binary", "string", "large_string")
+            if str(fields.get("bytes")) not in texts[:3] or str(fields.get("path", "string")) not in texts:
+                raise self._error(
+                    f"column '{name}' of '{path}' holds {str(image)[:60]}; expected the contents of image files, as "
+                    "binary or as a struct of bytes and path."
+                )
         if self.box in schema.names:
             number = box = schema.field(self.box).type
             while kinds.is_list(number) or kinds.is_large_list(number) or kinds.is_fixed_size_list(number):
