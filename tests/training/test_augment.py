@@ -53,6 +53,17 @@ def test_random_and_central_crops_see_the_share_that_resize_says() -> None:
     assert central == [176.0, 32.0, 624.0, 480.0]
 
 
+def test_squashed_images_are_seen_whole_in_an_evaluation_and_keep_their_shape_in_training() -> None:
+    section = AugmentSection(crop="squash", scale=(0.3, 0.6))
+    sizes = torch.tensor([[60, 100], [200, 20]])
+    assert crop_boxes(section, None, sizes, 32).tolist() == [[0, 0, 100, 60], [0, 0, 20, 200]]
+    left, top, right, bottom = crop_boxes(section, draw(section, 2, generator()), sizes, 32).unbind(1)
+    torch.testing.assert_close((right - left) / (bottom - top), torch.tensor([100 / 60, 0.1]))
+    share = (right - left) * (bottom - top) / sizes.prod(1)
+    assert bool(((share > 0.3) & (share < 0.6) & (left >= 0) & (top >= 0)).all())
+    assert bool((right <= sizes[:, 1] + 1e-3).all() & (bottom <= sizes[:, 0] + 1e-3).all())
+
+
 def test_draws_depend_on_the_generator_alone_and_cover_their_ranges() -> None:
     section = AugmentSection(brightness=0.5, flip=True)
     one, two = draw(section, 400, generator(3)), draw(section, 400, generator(3))

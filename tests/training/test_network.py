@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from tests.training.colours import tiny_recipe
+from xattn.data.preprocessing import preprocess
+from xattn.data.sample import Sample
 from xattn.errors import CheckpointError
 from xattn.models import load_model, save_weights
+from xattn.training.data import LazySource
+from xattn.training.evaluation import prepared
 from xattn.training.network import RANK_SUBSETS, RankHeads, Trainee, average, build, freeze_batchnorm, parameter_groups
 
 NAMES = ("blue", "green", "red")
@@ -29,6 +34,18 @@ def test_the_spec_says_what_the_recipe_decided(tmp_path: Path) -> None:
     assert spec.crop == pytest.approx(0.8)
     assert spec.attention_layer == "head.attention"
     assert spec.mean is not None
+
+
+def test_a_network_that_learned_whole_images_is_shown_whole_images(tmp_path: Path) -> None:
+    model = built(tmp_path, augment__crop="squash").model
+    again = load_model(save_weights(model, tmp_path / "w.safetensors"))
+    assert (again.spec.fit, again.spec.crop) == ("squash", 1.0)
+    image = np.zeros((16, 128, 3), np.uint8)
+    image[:, :32] = 255  # the middle of a crop would not see it
+    source = LazySource([Sample("a", image, 0)], torch.zeros(1, dtype=torch.int64), ("a",))
+    (x,) = prepared(again, source, [torch.tensor([0])], "cpu")
+    torch.testing.assert_close(x[0], preprocess(image, again.spec), atol=0.05, rtol=0)
+    assert built(tmp_path).model.spec.fit == "crop"
 
 
 def test_ablations_come_back_from_the_file(tmp_path: Path) -> None:

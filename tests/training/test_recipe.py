@@ -49,6 +49,7 @@ def test_overrides_win_and_are_read_as_toml() -> None:
         ({"model": {"head": "linear", "ranks": True}}, [], "model.ranks needs a head with parts"),
         ({"model": {"parts": 4, "ranks": True}}, [], "defined for 3 parts"),
         ({"augment": {"scale": [0.9, 0.3]}}, [], "augment.scale must be two shares"),
+        ({"augment": {"crop": "squash", "resize": 256}}, [], "augment.resize has no meaning where augment.crop is"),
         ({"run": {"sizes": [[3, 64], [0, 32]]}}, [], "in order of the epoch"),
     ],
 )

@@ -85,6 +85,9 @@ def crop_boxes(section: AugmentSection, draws: Draws | None, sizes: Tensor, size
         area = draws["area"] * height * width
         w = torch.minimum((area * draws["ratio"]).sqrt(), width)
         h = torch.minimum((area / draws["ratio"]).sqrt(), height)
+    elif section.crop == "squash":
+        share_of_sides = torch.ones_like(height) if draws is None else draws["area"].sqrt()
+        w, h = width * share_of_sides, height * share_of_sides
     else:
         high, wide = sides(size)
         share = min(1.0, min(high, wide) / section.resize) if section.resize else 1.0

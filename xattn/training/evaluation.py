@@ -217,7 +217,8 @@ def _classes(model: Classifier) -> int:
 def prepared(model: Classifier, source: Source, indices: list[Tensor], device: torch.device | str) -> Iterator[Tensor]:
     """Normalized images (n, 3, H, W) on the device, as the network is evaluated on them."""
     size = model.spec.input_size
-    section = AugmentSection(crop="none", resize=round(min(size) / model.spec.crop))
+    whole = model.spec.fit == "squash" and model.spec.crop == 1
+    section = AugmentSection(crop="squash" if whole else "none", resize=round(min(size) / model.spec.crop))
     mean, std = (torch.tensor(v) for v in (model.spec.mean or IMAGENET_MEAN, model.spec.std or IMAGENET_STD))
     for images in source.batches(indices, [None] * len(indices), section, size):
         yield finish(images, section, None, mean, std).to(device).contiguous(memory_format=torch.channels_last)

@@ -119,6 +119,7 @@ def build(recipe: Recipe, classes: Sequence[str]) -> Trainee:
         std=model.spec.std or IMAGENET_STD,
         classes=tuple(classes),
         crop=recipe.shorter / recipe.augment.resize if recipe.augment.resize else 1.0,
+        fit="squash" if recipe.augment.crop == "squash" else "crop",
         name=f"{section.backbone} {section.head}",
     )
     start = section.start

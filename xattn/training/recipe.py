@@ -152,9 +152,9 @@ class AugmentSection(_Section):
     """What is done to training images.
 
     Args:
-        crop: `"random-resized"` (area from `scale`), `"random"` (from images whose shorter side is `resize`), or
-            `"none"`.
-        scale: smallest and largest share of the area that a random-resized crop keeps.
+        crop: `"random-resized"` (area from `scale`), `"random"` (from images whose shorter side is `resize`), `"none"`,
+            or `"squash"` (area from `scale` in the shape of the image, which is whole in an evaluation, however long).
+        scale: smallest and largest share of the area that a random-resized or squashed crop keeps.
         resize: shorter side before a random crop, and before the central crop of an evaluation; 0 is the image size.
         flip: mirror half of the images.
         brightness: largest relative change.
@@ -171,7 +171,7 @@ class AugmentSection(_Section):
         removal_baselines: what replaces cells, one for each image: `"mean"`, `"blur"` and the others by their names.
     """
 
-    crop: Literal["random-resized", "random", "none"] = "random-resized"
+    crop: Literal["random-resized", "random", "squash", "none"] = "random-resized"
     scale: tuple[float, float] = (0.35, 1.0)
     resize: int = Field(default=0, ge=0, le=2 * LARGEST_SIDE)
     flip: bool = True
@@ -275,6 +275,8 @@ class Recipe(_Section):
             raise ValueError(
                 f"augment.resize must be 0 or from run.image_size ({size}) to ten times that, not {resize}"
             )
+        if resize and self.augment.crop == "squash":
+            raise ValueError("augment.resize has no meaning where augment.crop is 'squash'; leave it out")
         low, high = self.augment.scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"augment.scale must be two shares in (0, 1] in order but is {[low, high]}")
