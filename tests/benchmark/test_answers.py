@@ -133,10 +133,17 @@ def test_the_best_cannot_be_told_apart_and_copies_are_one() -> None:
     assert (answer.proven, answer.shown) == (True, True)
     assert groups(found, answer.some) == {("saliency",)}
     assert groups(found, answer.failed) == {("eigencam",)}
-    said = answers.headline(found, [answer])
-    assert said.startswith("Use any of ")
-    assert "gradcam = xgradcam" in said
-    assert "beats every control on insertion and deletion (baseline blur)" in said
+    assert answers.headline(found, [answer]) == (
+        f"Use {found.labels[answer.best[0][0]]}: shown only the places that its map marks first, the network "
+        "recognises the class sooner, and without them it loses it sooner, than with a random map, a spot in the "
+        "middle or the plain gradient."
+    )
+    beside = answers.beside(found, [answer])
+    assert beside[0] == "That is by insertion and deletion (baseline blur), on 150 images."
+    copies, other = sorted(map(tuple, answer.best), key=len, reverse=True)
+    assert len(beside) == (3 if answer.best[0] == list(copies) else 2)
+    assert beside[-1] in ("As good: brnpa.", "As good: gradcam = xgradcam.")
+    assert other
     sentences = " ".join(answers.sentences(found, answer))
     assert f"All are shown to lie within {MARGIN} of each other." in sentences
     assert "Failed (not shown to beat every control in any column): eigencam." in sentences
@@ -171,9 +178,14 @@ def test_what_beats_the_controls_in_some_columns_is_named_with_them() -> None:
     assert groups(found, answer.named) == {("gradcam", "xgradcam")}
     assert [s.column.name for s in answer.where] == ["insertion"]
     assert answers.headline(found, [answer]) == (
-        "Use gradcam = xgradcam: it beats every control on insertion (baseline blur); none is shown to do so on all of "
-        "insertion and deletion (baseline blur)."
+        "Use gradcam: shown only the places that its map marks first, the network recognises the class sooner than "
+        "with a random map, a spot in the middle or the plain gradient."
     )
+    assert answers.beside(found, [answer]) == [
+        "That is by insertion (baseline blur), on 150 images.",
+        "No method is shown to beat every control on all of insertion and deletion (baseline blur).",
+        "xgradcam scores the same as gradcam.",
+    ]
     said = answers.sentences(found, answer)
     assert said[:2] == [
         "They beat every control on insertion (baseline blur) (150 images).",
@@ -217,7 +229,7 @@ def test_columns_that_favour_different_methods_leave_both() -> None:
     assert groups(found, answer.best) == {("gradcam", "xgradcam"), ("brnpa",)}
     assert (answer.proven, answer.shown, answer.crossed) == (True, False, True)
     assert groups(found, answer.beat) == {("saliency",)}
-    assert "which is better depends on the column." in answers.headline(found, [answer])
+    assert "is better in some columns and worse in others." in answers.beside(found, [answer])[-1]
     assert "Which is better depends on the column." in answers.sentences(found, answer)
 
 
@@ -274,7 +286,22 @@ def test_unsound_maps_are_ranked_apart() -> None:
     assert groups(found, answer.best) == {("gradcam", "xgradcam")}
     assert [found.labels[j] for j in answer.unsound] == ["brnpa"]
     assert "more than a tenth of their maps are unsound: brnpa" in " ".join(answers.sentences(found, answer))
-    assert "Use gradcam = xgradcam: alone it is shown to beat every control" in answers.headline(found, [answer])
+    assert answers.headline(found, [answer]).startswith("Use gradcam: shown only")
+    assert answers.beside(found, [answer])[1:] == [
+        "xgradcam scores the same as gradcam.", "No other method is shown to beat every control.",
+    ]  # fmt: skip
+
+
+def test_where_nothing_beats_the_controls_nothing_is_recommended() -> None:
+    found = panel(means={"insertion": [0.3] * 8, "deletion": [0.3] * 8})
+    answer = only(found)
+    assert answers.headline(found, [answer]) == (
+        "None can be recommended: no map is shown to mark what the network goes by better than a random map, a spot in "
+        "the middle or the plain gradient do."
+    )
+    assert answers.beside(found, [answer]) == [
+        "No method is shown to beat every control on insertion and deletion (baseline blur) (150 images)."
+    ]
 
 
 @pytest.mark.parametrize("grid", ["pixels", "map"])

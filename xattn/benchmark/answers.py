@@ -313,34 +313,83 @@ def sentences(panel: Panel, answer: Answer) -> list[str]:
     return lines
 
 
+_MEANING = {
+    "insertion": "shown only the places that its map marks first, the network recognises the class sooner",
+    "deletion": "without the places that its map marks first, the network loses the class sooner",
+}
+_BOTH = (
+    "shown only the places that its map marks first, the network recognises the class sooner, and without them it "
+    "loses it sooner,"
+)
+_CONTROLS = {
+    "random": "a random map", "center": "a spot in the middle", "edges": "an edge detector",
+    "pooled-gradient": "the plain gradient",
+}  # fmt: skip
+
+
 def headline(panel: Panel, given: Sequence[Answer]) -> str:
-    """The answer in one sentence: what to use, and why."""
-    first = next((a for a in given if a.question.name == "faithful"), None)
+    """The answer in one sentence, for a person who knows none of the columns: what to use, and why."""
+    first = _first(given)
     if first is None or not first.best:
         return "No method was scored on one grid for all by which it could be judged."
     on = columns_in_words(first.columns)
     if first.proven is None:
         return f"{names(panel, first.best, 3)} {_is(first.best)} best on {on}; no control was scored to beat."
-    if not first.proven and first.where:
-        which = (
-            f"Use {names(panel, first.best, 3)}"
-            if len(first.best) == 1
-            else f"Use any of {names(panel, first.best, 3)}"
-        )
-        return (
-            f"{which}: {'it beats' if len(first.best) == 1 else 'each beats'} every control on "
-            f"{columns_in_words(first.where)}; none is shown to do so on all of {on}."
-        )
+    controls = _controls(panel)
+    if not first.where:
+        return f"None can be recommended: no map is shown to mark what the network goes by better than {controls} do."
+    asked = {s.column.base for s in first.where}
+    if asked == _MEANING.keys():
+        why = _BOTH
+    elif asked < _MEANING.keys():
+        why = _MEANING[min(asked)]
+    else:
+        why = f"its scores are better on {columns_in_words(first.where)}"
+    return f"Use {panel.labels[first.best[0][0]]}: {why} than with {controls}."
+
+
+def beside(panel: Panel, given: Sequence[Answer]) -> list[str]:
+    """What belongs to the headline: by which columns, on how many images, and which methods are as good."""
+    first = _first(given)
+    if first is None or not first.best or first.proven is None:
+        return []
+    on, images = columns_in_words(first.columns), f"{first.images:,} images"
+    if not first.where:
+        return [f"No method is shown to beat every control on {on} ({images})."]
+    lines = [f"That is by {columns_in_words(first.where)}, on {images}."]
     if not first.proven:
-        return f"No method is shown to beat every control on {on}."
-    if len(first.best) == 1 and not first.beat:
-        return f"Use {names(panel, first.best)}: alone it is shown to beat every control on {on}."
-    if len(first.best) == 1:
-        return (
-            f"Use {names(panel, first.best)}: it beats every control on {on} and is better than the others that do so."
+        lines.append(f"No method is shown to beat every control on all of {on}.")
+    (head, *same), *others = first.best
+    if same:
+        verb = "scores" if len(same) == 1 else "score"
+        lines.append(f"{listing([panel.labels[j] for j in same], 5)} {verb} the same as {panel.labels[head]}.")
+    if others:
+        crossed = (
+            "is better in some columns and worse in others"
+            if len(others) == 1
+            else ("which is better depends on the column")
         )
-    last = "which is better depends on the column" if first.crossed else "none is shown better"
-    return f"Use any of {names(panel, first.best, 3)}: each beats every control on {on}; {last}."
+        each = names(panel, others, 3)
+        lines.append(
+            f"As good: {each}." if first.shown else f"Beside it, {each}: {crossed}." if first.crossed
+            else f"Not told from it: {each}."
+        )  # fmt: skip
+    elif first.proven and not first.beat:
+        lines.append("No other method is shown to beat every control.")
+    elif first.proven:
+        lines.append("It is better than the others that beat the controls.")
+    return lines
+
+
+def _first(given: Sequence[Answer]) -> Answer | None:
+    """The answer that the headline is about."""
+    return next((a for a in given if a.question.name == "faithful"), None)
+
+
+def _controls(panel: Panel) -> str:
+    """The controls of a panel in words."""
+    found = list(dict.fromkeys(panel.labels[j].partition(":")[0] for j in panel.controls))
+    return listing([_CONTROLS.get(name, name) for name in found], 6).replace(" and ", " or ")
 
 
 def _is(groups: Sequence[Sequence[int]]) -> str:

@@ -125,7 +125,7 @@ def _answer(panel: Panel) -> list[str]:
     given = answers.answers(panel)
     judged = verdict.judge(panel, given)
     first = verdict.headline(judged) if judged.mixed else answers.headline(panel, given)
-    lines = [in_markdown(f"**{first}**", 10_000), ""]
+    lines = [in_markdown(f"**{first}** {' '.join(answers.beside(panel, given))}".rstrip(), 10_000), ""]
     for answer in given:
         best = answers.names(panel, answer.named)
         said = " ".join(answers.sentences(panel, answer))

@@ -131,6 +131,7 @@ def _view(
         "id": folder.name,
         "name": panel.name,
         "headline": verdict.headline(judged) if judged.mixed else answers.headline(panel, given),
+        "beside": answers.beside(panel, given),
         "cards": _cards(panel, judged, given),
         "cautions": verdict.cautions(judged),
         "entries": _entries(panel),
