@@ -178,7 +178,8 @@ class Parquet(FileDataset):
         """Where the image of a mask is not black; None where a row has none."""
         if data is None:
             return None
-        mask = np.asarray(decode_image(data, f"the mask of '{name}'", upright=False)).any(axis=2)
+        pixels = np.asarray(decode_image(data, f"the mask of '{name}'", upright=False))
+        mask: NDArray[np.bool_] = pixels.max(axis=2) > 0
         if mask.shape != sides:
             has = " and ".join(f"{h} x {w}" for h, w in (mask.shape, sides))
             raise self._error(f"the mask and the image of '{name}' have other sizes: {has}.")
