@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from xattn.calls import Call, Calls
 from xattn.running import in_this_thread
@@ -160,35 +161,33 @@ _RUN: dict[str, Callable[[AttentionTaps, Call], Any]] = {
 }
 
 
-class AttentionShapes(AttentionTaps):
+class AttentionShapes(TorchFunctionMode):
     """Tells the shapes of the probabilities of attention, which runs as it is.
 
     Args:
-        modules: as in `AttentionTaps`; layers of torch that can hold no attention are not looked into.
-        note: called with the name of the module and the shape (N, heads, T, T).
+        note: called with the shape (N, heads, T, T).
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], note: Callable[[str, torch.Size], None]) -> None:
-        inside = {name: module for name, module in modules.items() if not _plain_layer(module)}
-        super().__init__(inside, lambda name, kind, tensor: tensor)
+    def __init__(self, note: Callable[[torch.Size], None]) -> None:
+        super().__init__()
         self.note = note
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         # Hundreds of other calls come for each one of attention, so they are told apart by no more than their name.
-        if self._inside and getattr(func, "__name__", "") in _SEEN:
+        if getattr(func, "__name__", "") in _SEEN:
             shape = _shape(Call(func, args, kwargs or {}))
             if shape is not None:
-                self.note(self._inside[-1], shape)
+                self.note(shape)
         return func(*args, **kwargs) if kwargs else func(*args)
 
 
 _SEEN = frozenset(("_softmax", *_RUN))
 
 
-def _plain_layer(module: nn.Module) -> bool:
-    """Whether it is a layer of torch without attention of its own, such as a linear one."""
+def is_plain_layer(module: nn.Module) -> bool:
+    """Whether it is a layer of torch without attention or layers of its own, such as a linear one."""
     own = type(module).__module__.startswith("torch.nn.modules.") and not module._modules
     return own and not isinstance(module, (nn.Softmax, nn.Softmax2d, nn.MultiheadAttention))
 

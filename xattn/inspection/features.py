@@ -114,15 +114,16 @@ def _share(facts: Findings, calls: Sequence[Call], of_all: bool = False) -> list
 
     Of all class scores at once, with signs by chance, if `of_all` is set.
     """
-    first, calls = facts.backwards(calls, values=True)
-    edges = [torch.autograd.graph.GradientEdge(call.node, 0) for call in calls]
-    with torch.enable_grad():
-        signs = torch.rand(first.raw.shape, generator=torch.Generator().manual_seed(0)).to(first.raw) - 0.5
-        score = (first.raw * signs).sum() if of_all else first.raw.amax(dim=1).sum()
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(score, edges, retain_graph=True, allow_unused=True)
+
+    def score(raw: Tensor) -> Tensor:
+        if not of_all:
+            return raw.amax(dim=1).sum()
+        signs = torch.rand(raw.shape, generator=torch.Generator().manual_seed(0)).to(raw) - 0.5
+        return (raw * signs).sum()
+
     weights = [
         float((g.view_as(c.output) * c.output).abs().sum()) if g is not None and g.numel() == c.output.numel() else 0.0
-        for g, c in zip(gradients, calls, strict=True)
+        for c, g in facts.gradients(score, calls, values=True)
     ]
     return [w / (sum(weights) or 1.0) for w in weights] if len(calls) > 1 else weights
 
@@ -353,18 +354,10 @@ def _token_gradient(facts: Findings, call: Call) -> Tensor | None:
     """Whether the score depends on each token of a call: bool (T,); None without a graph."""
     if facts.first.raw.grad_fn is None or call.node is None:
         return None
-    first, again = facts.backwards([call])
-    if not again:
-        return None
-    (call,) = again
-    edge = torch.autograd.graph.GradientEdge(call.node, 0)
-    with torch.enable_grad():
-        score = first.raw.square().sum()
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(score, [edge], retain_graph=True, allow_unused=True)
-    gradient = gradients[0]
-    if gradient is None or gradient.shape != call.output.shape:
-        return None
-    return torch.gt(gradient[0].abs().sum(dim=-1), 0)
+    for again, gradient in facts.gradients(lambda raw: raw.square().sum(), [call]):
+        if gradient is not None and gradient.shape == again.output.shape:
+            return torch.gt(gradient[0].abs().sum(dim=-1), 0)
+    return None
 
 
 def _reaches(facts: Findings, call: Call) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xattn.inspection.layouts import CONVOLUTIONS, RECURRENT, Layout, layout_of
-from xattn.inspection.probing import Call, Probe
+from xattn.inspection.probing import Call, DroppedError, Probe
 from xattn.spec import Evidence
 
 
@@ -65,12 +65,28 @@ class Findings:
             again = self._everything.call(call.name, call.index)
         return again
 
-    def backwards(self, calls: Sequence[Call], *, values: bool = False) -> tuple[Probe, list[Call]]:
-        """A first pass with all that a gradient needs, and these calls in it, with their outputs if `values` is set."""
-        if not self.first.lean and not (values and any(c.output.is_meta for c in calls)):
-            return self.first, list(calls)
-        probe = self._whole = self._whole or self.whole()
-        return probe, [again for c in calls if (again := probe.call(c.name, c.index)) is not None]
+    def gradients(
+        self, score: Callable[[Tensor], Tensor], calls: Sequence[Call], *, values: bool = False
+    ) -> list[tuple[Call, Tensor | None]]:
+        """The gradient of a score by what calls of the first pass gave, and each call, with its output if asked for.
+
+        Where a lean pass dropped what is needed, the pass is taken again, once, and without those that do not run then.
+        """
+        probe, own = self._whole or self.first, list(calls)
+        if self._whole is None and values and any(call.output.is_meta for call in calls):
+            probe = self._whole = self.whole()
+        while True:
+            if probe is not self.first:
+                own = [again for call in calls if (again := probe.call(call.name, call.index)) is not None]
+            edges = [torch.autograd.graph.GradientEdge(call.node, 0) for call in own]
+            try:
+                with torch.enable_grad():
+                    goal = score(probe.raw)
+                found = torch.autograd.grad(goal, edges, retain_graph=True, allow_unused=True) if edges else ()
+            except DroppedError:
+                probe = self._whole = self.whole()
+                continue
+            return list(zip(own, found, strict=True))
 
     def layout(self, call: Call) -> Layout | None:
         """How the output of a call lies on the image, from its answers to the lit place; None if it is no map."""

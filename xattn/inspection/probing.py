@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn.attention_taps import AttentionShapes
+from xattn.attention_taps import AttentionShapes, is_plain_layer
 from xattn.inputs import Inputs, Views, feed
 from xattn.outputs import Choice, Made, Which, choose, rows, take
-from xattn.running import evaluating, in_this_thread
+from xattn.running import evaluating
 from xattn.taps import Recording, first_tensor, put_back
 
 # What only passes on what it was given: no layer to read by its own name.
 PASSING = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten)
 _POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _LARGE = 2**14  # values of an output that a lean pass does not keep
+_LAST_SAVED = 2**22  # values for gradients that a lean pass over tokens keeps, the last ones: what is behind the blocks
 
 
 @dataclass(eq=False)
@@ -67,7 +70,7 @@ class Probe:
         raw: the tensor that was chosen, with its graph if there is one.
         inputs: the other inputs of the model.
         uncut: the graph leads through the model's own `no_grad`, `inference_mode` and `detach()`.
-        lean: large outputs were not kept, nor what gradients need.
+        lean: large outputs were not kept, nor what gradients need, but for the last layers of a network of tokens.
     """
 
     x: Tensor
@@ -123,44 +126,57 @@ def run(
         swap: exchange the outputs of a call between the images.
         uncut: keep the graph through the model's own `no_grad`, `inference_mode` and `detach()` too.
         inputs: the other inputs of the model, of one image.
-        lean: keep no large outputs, and of the graph its shape alone unless tokens are mixed: keeping all costs a
-            third of a pass.
+        lean: keep no large outputs, and of the graph its shape alone, with what gradients back to the last layers need
+            where tokens are mixed: keeping all costs a third of a pass.
         only: names of the modules to record; None is all.
     """
     calls: list[Call] = []
     seen: list[tuple[str, torch.Size]] = []
-    starts: dict[str, list[int]] = {}
+    inside: list[str] = []
+    starts: dict[str, list[tuple[int, int]]] = {}
     counts: dict[str, int] = {}
     clock = 0
     recording = Recording(uncut)
     handles = []
     views = inputs if isinstance(inputs, Views) else None
+    own_thread = threading.get_ident()
 
     def before(name: str) -> Callable[..., None]:
+        own = starts.setdefault(name, [])
+
         def hook(module: nn.Module, inputs: Any) -> None:
             nonlocal clock
+            if threading.get_ident() != own_thread:
+                return
             clock += 1
             if uncut:
                 recording.restart()
-            starts.setdefault(name, []).append(clock)
+            own.append((clock, len(inside)))
+            inside.append(name)
 
         return hook
 
     def after(name: str) -> Callable[..., Any]:
+        # It runs behind each of hundreds of small layers, where each line counts.
         def hook(module: nn.Module, given_to: Any, output: Any) -> Any:
             nonlocal clock
+            if threading.get_ident() != own_thread:
+                return None
             clock += 1
-            started = starts[name].pop() if starts.get(name) else clock
-            tensor = first_tensor(output)
+            started = clock
+            if starts.get(name):
+                started, depth = starts[name].pop()
+                del inside[depth:]
+            plain = isinstance(output, Tensor)
+            tensor = output if plain else first_tensor(output)
             if tensor is None:
                 return None
             tensor = tensor.clone() if tensor.is_inference() else tensor
             index = counts.get(name, 0)
             counts[name] = index + 1
-            plain = isinstance(output, Tensor)
-            given = tensor.detach() if inputs is None else inputs.laid(tensor.detach(), len(x))
-            if lean and given.numel() > _LARGE and not _may_classify(module):
-                given = _stand_in(given.shape, given.dtype)
+            kept = not lean or tensor.numel() <= _LARGE or _may_classify(module)
+            given = tensor.detach() if kept else _stand_in(tensor.shape, tensor.dtype)
+            given = given if inputs is None else inputs.laid(given, len(x))
             calls.append(Call(name, index, module, given, plain, tensor.grad_fn, started, clock))
             if swap is not None and (name, index) == (swap.name, swap.index):
                 if views is not None and len(tensor) == len(x) * views.count:
@@ -172,19 +188,20 @@ def run(
 
         return hook
 
-    def note(name: str, shape: torch.Size) -> None:
-        seen.append((name, shape))
+    def note(shape: torch.Size) -> None:
+        if inside:
+            seen.append((inside[-1], shape))
 
     # TorchScript takes no hooks.
     modules = {n: m for n, m in model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)}
     tokens = mixes_tokens(modules.values())
-    saved = torch.autograd.graph.saved_tensors_hooks(_drop, _drop) if lean and not tokens else nullcontext()
+    saved = _LastSaved(_LAST_SAVED if tokens else 0) if lean else nullcontext()
     try:
         for name, module in modules.items() if only is None else ((n, m) for n, m in modules.items() if n in only):
-            if module._modules or uncut:  # nothing starts inside of the others
-                handles.append(module.register_forward_pre_hook(in_this_thread(before(name))))
-            handles.append(module.register_forward_hook(in_this_thread(after(name))))
-        taps = AttentionShapes(modules, note) if attention and tokens else nullcontext()
+            if uncut or not is_plain_layer(module):  # nothing starts inside of the others
+                handles.append(module.register_forward_pre_hook(before(name)))
+            handles.append(module.register_forward_hook(after(name)))
+        taps = AttentionShapes(note) if attention and tokens else nullcontext()
         with evaluating(model), torch.inference_mode(False), torch.set_grad_enabled(graph), recording, saved, taps:
             own = x.clone() if x.is_inference() else x.detach()
             output = feed(model, own.requires_grad_() if graph else x, inputs)
@@ -200,7 +217,7 @@ def run(
         choice = Choice(path, named.flatten(1) if values is None else values, "it was named")
     raw = choice.values
     choice = Choice(choice.path, raw.detach(), choice.why, choice.others)
-    return Probe(x, choice, raw, calls, seen, inputs, uncut, lean and not tokens)
+    return Probe(x, choice, raw, calls, seen, inputs, uncut, lean)
 
 
 @functools.lru_cache(maxsize=256)
@@ -214,8 +231,41 @@ def _may_classify(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.bias is not None
 
 
-def _drop(tensor: Any) -> Any:
-    """What autograd gets in the place of a tensor that it wants to save: nothing."""
+class DroppedError(Exception):
+    """A gradient needs what a lean pass did not keep."""
+
+
+class _LastSaved(torch.autograd.graph.saved_tensors_hooks):
+    """While it is entered, of the tensors that autograd saves only the last ones are kept: memory costs most of a pass.
+
+    Args:
+        most: values of all that are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        cells: deque[list[Any]] = deque()
+        held = 0
+
+        def save(tensor: Tensor) -> list[Any]:
+            nonlocal held
+            if not most:
+                return []
+            # With hooks autograd does not notice what is changed in place later on.
+            cell = [tensor, tensor._version]
+            cells.append(cell)
+            held += tensor.numel()
+            while held > most and cells:
+                first = cells.popleft()
+                held -= first[0].numel()
+                first.clear()
+            return cell
+
+        def give(cell: list[Any]) -> Tensor:
+            if not cell or cell[0]._version != cell[1]:
+                raise DroppedError
+            return cell[0]
+
+        super().__init__(save, give)
 
 
 def _made(calls: list[Call]) -> Callable[[Tensor], Made]:
