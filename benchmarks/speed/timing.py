@@ -67,7 +67,8 @@ def interleaved(
 
     Returns:
         By name: median `seconds` and `cpu_seconds`; median `ratio` of wall times to the reference of the same round
-        with its quartiles `q25` and `q75`; and likewise `cpu_ratio`, `cpu_q25` and `cpu_q75` of processor times.
+        with its quartiles `q25` and `q75`; and likewise `cpu_ratio`, `cpu_q25` and `cpu_q75` of processor times, with
+        the least one, `cpu_least`.
     """
     names = list(cases)
     reference = reference or names[0]
@@ -97,6 +98,7 @@ def interleaved(
             "q25": low,
             "q75": high,
             "cpu_seconds": statistics.median(cpu[name]),
+            "cpu_least": min(cpu[name]),
             "cpu_ratio": cpu_ratio,
             "cpu_q25": cpu_low,
             "cpu_q75": cpu_high,
