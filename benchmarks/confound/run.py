@@ -22,7 +22,7 @@ from xattn.files import whole_file
 from xattn.labels import slug
 
 HERE = Path(__file__).parent
-CONFIGS = ("confound-tiny", "confound-lite0")
+CONFIGS = ("confound-tiny", "confound-vit", "confound-lite0")
 NETWORKS = {
     ("Tiny-ImageNet", "tiny-cnn"): "trained on Tiny-ImageNet, not on these images",
     ("CUB-20", "efficientnet_lite0"): "trained on ImageNet, not on these images",
@@ -62,12 +62,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--figure", action="store_true", help="of the scores that are there")
+    parser.add_argument("--only", nargs="*", default=CONFIGS, choices=CONFIGS, help="configurations to score")
     given = parser.parse_args()
     mpl.use("Agg")
     found: dict[str, Any] = {}
     for name in CONFIGS:
         folder = given.folder / name
-        if not given.figure:
+        if not given.figure and name in given.only:
             run(Config.read(HERE.parent / "configs" / f"{name}.toml"), folder)
         if not folder.is_dir():
             continue
