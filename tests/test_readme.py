@@ -159,7 +159,15 @@ def test_sentences_about_the_grid_are_those_of_the_scores() -> None:
         for row in found["rows"]
         if row["metric"].startswith("insertion:steps=")
     }
-    assert f"insertion against a blur, {means['input-x-gradient', 'pixels']:.2f};" in text
+    above = {
+        (row["method"], row["grid"]) for row in found["rows"]
+        if row["metric"].startswith("insertion:steps=") and row["beats_controls"]
+    }  # fmt: skip
+    assert ("input-x-gradient", "pixels") in above
+    assert ("input-x-gradient", "8") not in above
+    assert means["input-x-gradient", "8"] < min(means[m, "8"] for m in ("gradcam", "brnpa", "edges"))
+    said = f"insertion against a blur, {means['input-x-gradient', 'pixels']:.2f}, and beats every control;"
+    assert said in text
     assert f"averaged to 8 x 8 cells has {means['input-x-gradient', '8']:.2f}," in text
     assert f"Grad-CAM ({means['gradcam', '8']:.2f}), BR-NPA ({means['brnpa', '8']:.2f})" in text
     assert f"edges of the image ({means['edges', '8']:.2f})" in text

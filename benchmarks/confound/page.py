@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from xattn.labels import listing
+from xattn.labels import counted, listing
 
 Row = dict[str, Any]
 COMMON = {64: "8", 224: "14"}  # cells a side of the common grid, by the side of the input
+BASELINES = ("blur", "mean", "black")
 SIDES = {"tiny-cnn": 64, "tiny-vit": 64, "efficientnet_lite0": 224}
 
 INTRODUCTION = """
@@ -53,7 +54,7 @@ def fraction(count: int, of: int) -> str:
 
 def together(found: dict[str, Any]) -> list[str]:
     """What is counted over networks and the two baselines."""
-    pairs = [(entry, baseline) for entry in found.values() for baseline in ("blur", "mean")]
+    pairs = [(entry, baseline) for entry in found.values() for baseline in BASELINES[:2]]
     falls = first = lost = 0
     for entry, baseline in pairs:
         pixels, cells = (pick(entry, "insertion", baseline, g) for g in ("pixels", common(entry)))
@@ -65,8 +66,8 @@ def together(found: dict[str, Any]) -> list[str]:
     ]
     n = len(pairs)
     return [
-        f"{len(found)} networks, each against a blur and against the mean colour, so {n} pairs; pixels beside the",
-        "common grid.",
+        f"{counted(len(found), 'network')}, against a blur and against the mean colour, so {n} pairs; ranked pixels",
+        "are held against the common grid.",
         "",
         f"- Insertion of input x gradient falls when its pixels are averaged: {fraction(falls, n)}. (The interval of",
         "  the paired difference is below zero.)",
@@ -79,10 +80,10 @@ def together(found: dict[str, Any]) -> list[str]:
 def of_network(entry: dict[str, Any]) -> list[str]:
     """Sentences and tables of one network."""
     rows: list[Row] = entry["rows"]
-    baselines = list(dict.fromkeys(r["baseline"] for r in rows))
-    grids = list(dict.fromkeys(r["grid"] for r in rows))
+    baselines = [b for b in BASELINES if any(r["baseline"] == b for r in rows)]
+    grids = sorted({r["grid"] for r in rows}, key=lambda grid: -int(grid) if grid.isdecimal() else -(10**9))
     methods = list(dict.fromkeys(r["method"] for r in rows))
-    text = f"{entry['network'].capitalize()}; {rows[0]['images']} images, {entry['device']}."
+    text = f"`{entry['model']}`, {entry['network']}; {rows[0]['images']} images, {entry['device'].upper()}."
     lines = [text, ""]
     for column, arrow in (("insertion", "\u2191"), ("deletion", "\u2193")):
         for baseline in baselines:

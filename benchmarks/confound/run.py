@@ -53,7 +53,7 @@ def rows_of(panel: Panel) -> list[dict[str, Any]]:
                 {
                     "column": s.column.name,
                     "metric": metric,
-                    "baseline": label_of(known.baseline),
+                    "baseline": known.baseline,
                     "grid": s.column.grid,
                     "method": panel.labels[j],
                     "control": panel.entries[j].control,
