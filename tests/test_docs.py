@@ -105,6 +105,28 @@ def test_the_report_of_published_scores_is_made_and_listed(tmp_path: Path, monke
     assert page.stat().st_mtime_ns == made, "made once of the same scores"
 
 
+def test_standings_are_put_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = importlib.import_module("docs.generate.results")
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    assert "No two runs" in results.standings()
+    for folder, rows in {
+        "a/d-net": ["cam:layer=x,best", "gradcam,'= cam", "lrp,fails", "random,control"],
+        "b/d-other": ["lrp:rule=y,in some columns", "cam,fails", "rise,best", "edges,control"],
+        "b/d-across-models": ["cam,best", "lrp,best"],
+    }.items():
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "leaderboard.csv").write_text("\n".join(["method,standing", *map(quoted, rows)]))
+    lines = results.standings().splitlines()
+    assert lines[0] == "| method | above the controls | d-net | d-other |"
+    assert lines[2:] == ["| `cam` | 1 of 2 | best | fails |", "| `lrp` | 1 of 2 | fails | in some columns |"]
+
+
+def quoted(row: str) -> str:
+    """A method, whose parameters may hold commas, and its standing."""
+    method, standing = row.rsplit(",", 1)
+    return f'"{method}",{standing}'
+
+
 def test_docstrings_become_markdown() -> None:
     readable = importlib.import_module("docs.generate.docstrings").readable
     assert readable("R [a > 0][b], `x[0]`.") == "R &#91;a > 0]&#91;b], `x[0]`."

@@ -4,6 +4,7 @@
   section of that title, which `*` may end; a sentence where the file is not there.
 - `<!-- runs: leaderboard -->`: that table of every published benchmark run.
 - `<!-- findings -->`: what the tables of the published runs say, in sentences.
+- `<!-- standings -->`: where each method stands in every run, side by side.
 - `<!-- citation -->`: CITATION.cff as BibTeX.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,7 +22,7 @@ from docs.generate.cache import ROOT
 
 RUNS = ROOT / "benchmarks" / "results"
 _TAU = "median Kendall τ to the others"
-_ASKED = re.compile(r"^<!-- (take|runs|findings|citation)(?:: (.+?))? -->$", re.MULTILINE)
+_ASKED = re.compile(r"^<!-- (take|runs|findings|standings|citation)(?:: (.+?))? -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)]+)\)")
 _COMMENT = re.compile(r"^<!--.*?-->\n", re.MULTILINE)
 
@@ -35,6 +37,7 @@ def filled(text: str) -> str:
         "take": lambda what: part(ROOT / what.split(" # ")[0], what.split(" # ")[1]),
         "runs": tables,
         "findings": lambda _: findings(),
+        "standings": lambda _: standings(),
         "citation": lambda _: citation(),
     }
     return _ASKED.sub(lambda match: makers[match[1]](match[2] or ""), text)
@@ -76,20 +79,38 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-# Runs that ranked pixels: their tables stand, their answers do not, since they compared grids as much as methods.
-OF_PIXELS = ("embedded", "squeezenet")
-
-
 def findings() -> str:
     """What the reports of the published runs answer, and how far their columns and protocols agree."""
     verdicts = [
         f"- **{match[1]}**: {match[2]}"
         for path in sorted(RUNS.glob("**/report.md"))
-        if path.parent.name not in OF_PIXELS
         for match in re.finditer(r"^## (.+)\n\n(\*\*.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     ]
     lines = [*verdicts, *(_agreement(path) for path in sorted(RUNS.glob("**/columns.csv")))]
     return "\n".join(lines) + "\n" if lines else "No benchmark run has been published yet.\n"
+
+
+def standings() -> str:
+    """Where each method that was measured on several networks stands on each of them, by the first question."""
+    runs: dict[str, dict[str, str]] = {}
+    for path in sorted(RUNS.glob("**/leaderboard.csv")):
+        rows = [row for row in _rows(path) if row.get("standing", "control") != "control"]
+        if rows and "across-models" not in path.parent.name:
+            found = {row["method"].split(":")[0]: row["standing"].removeprefix("'") for row in rows}
+            # Equal scores are told by the name of the first of a group.
+            runs[path.parent.name] = {
+                method: found.get(standing.removeprefix("= ").split(":")[0], standing)
+                for method, standing in found.items()
+            }
+    shared = [m for m, n in Counter(m for run in runs.values() for m in run).items() if n > 1]
+    if not shared:
+        return "No two runs have a method in common yet.\n"
+    held = {m: sum(run.get(m, "").startswith(("best", "beats", "in some")) for run in runs.values()) for m in shared}
+    lines = ["| method | above the controls | " + " | ".join(runs) + " |", "| --- |" + " --- |" * (len(runs) + 1)]
+    for method in sorted(shared, key=lambda m: (-held[m] / sum(m in run for run in runs.values()), m)):
+        cells = [run.get(method, "-") for run in runs.values()]
+        lines.append(f"| `{method}` | {held[method]} of {sum(c != '-' for c in cells)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _agreement(path: Path) -> str:

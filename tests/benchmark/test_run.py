@@ -399,7 +399,7 @@ def test_the_configurations_of_the_repository_are_valid() -> None:
         config = Config.read(path)
         for entry in (*config.metrics, *(m for d in config.data for m in d.metrics)):
             assert entry.name == "all" or label_of(metrics.parse(entry.name))
-    for name in ("small", "embedded"):
+    for name in ("small",):
         config = Config.read(ROOT / "benchmarks" / "configs" / f"{name}.toml")
         assert {entry.name.split(":")[0] for entry in config.metrics} == {*metrics.names()} - ELSEWHERE
 
