@@ -49,8 +49,8 @@ STATUSES = {
         "name the layer that is on the way to the scores: gradcam:layer=NAME",
     ),
     "cells elsewhere": Status(
-        "the model crops, pads, mirrors, turns or warps the image before the layer, so that its cells do not lie where "
-        "the map shows them",
+        "the model crops, pads, mirrors, turns, warps, repeats or shuffles the image before the layer, so that its "
+        "cells do not lie where the map shows them",
         "do that to the images before the model, and explain the part of it that follows; or a method that reads no "
         "layer, such as occlusion",
     ),

@@ -231,3 +231,50 @@ class Spoken(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.encoder(self.features(x).permute(0, 3, 1, 2).flatten(2)).mean(1))
+
+
+def order(count: int) -> Tensor:
+    """A fixed order that is none of those in which places come."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+def shuffled(x: Tensor) -> Tensor:
+    """Sixteen patches in another order, as in solving jigsaw puzzles."""
+    n, c, h, w = x.shape
+    patches = x.reshape(n, c, 4, h // 4, 4, w // 4).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)[:, order(16)]
+    return patches.unflatten(1, (4, 4)).permute(0, 3, 1, 4, 2, 5).reshape(n, c, h, w)
+
+
+def letterboxed(x: Tensor) -> Tensor:
+    """In the upper part of a square of zeros."""
+    canvas = x.new_zeros(len(x), 3, 64, 64)
+    canvas[:, :, : x.shape[2], : x.shape[3]] = x
+    return canvas
+
+
+def collated(x: Tensor) -> Tensor:
+    """Each image in the left part of a canvas of its own, as detectors make a batch of images of several sizes."""
+    canvas = x.new_zeros(len(x), 3, x.shape[2], x.shape[3] + 24)
+    for i, image in enumerate(x):
+        canvas[i, :, : image.shape[1], : image.shape[2]].copy_(image)
+    return canvas
+
+
+def each_channel(x: Tensor) -> Tensor:
+    """Each channel normalized into a tensor of zeros, one after the other."""
+    out = torch.zeros_like(x)
+    for channel in range(x.shape[1]):
+        out[:, channel] = (x[:, channel] - 0.1 * channel) / 0.5
+    return out
+
+
+class Rows(nn.Module):
+    """Means over the rows of a map, then a convolution along its columns alone, as for signals."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.features, self.along, self.out = trunk(), nn.Conv1d(12, 12, 3, padding=1), nn.Linear(12, 5)
+        self.norm = nn.Sequential(nn.BatchNorm1d(12), nn.ReLU()) if norm else nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.along(self.features(x).mean(2))).mean(2))

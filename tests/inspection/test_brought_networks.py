@@ -114,7 +114,14 @@ def test_a_model_that_writes_into_its_input_gives_the_maps_of_one_that_does_not(
 
 ELSEWHERE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "mirror": (before(lambda x: x.flip(3)), "is mirrored or turned"),
-    "mirror by an index": (before(lambda x: x[..., torch.arange(63, -1, -1)]), "is mirrored or turned"),
+    "mirror by an index": (before(lambda x: x[..., torch.arange(63, -1, -1)]), "is put in another order"),
+    "patches shuffled": (before(nets.shuffled), "is put in another order"),
+    "rows shuffled": (before(lambda x: x.index_select(2, nets.order(48))), "is put in another order"),
+    "laid into a larger one": (before(nets.letterboxed), "is laid into a larger one, by 16 rows and 0 columns"),
+    "each laid into a larger one": (before(nets.collated), "is laid into a larger one, by 0 rows and 24 columns"),
+    "joined with zeros": (before(lambda x: torch.cat([x, torch.zeros_like(x)], 2)), "is padded by 48 rows"),
+    "beside its mirror image": (before(lambda x: torch.cat([x, x.flip(3)], 3)), "is laid beside itself"),
+    "repeated": (before(lambda x: x.repeat(1, 1, 1, 2)), "is repeated"),
     "turned": (before(lambda x: x.transpose(2, 3).flip(3)), "is mirrored or turned"),
     "crop": (before(lambda x: x[..., 8:40, :]), r"is cut to its rows 8 to 40 of 48 \(67%\)"),
     "crop counted from the end": (before(lambda x: x[..., 4:-4, :]), r"is cut to its rows 4 to 44 of 48 \(83%\)"),
@@ -157,10 +164,17 @@ def test_cells_that_lie_elsewhere_on_the_image_are_told(name: str) -> None:
         lambda x: x.flip(2).flip(2),
         lambda x: x[..., -63:],
         lambda x: torch.ops.aten.slice(x, 2, None, None),
+        lambda x: x[:, :1].repeat(1, 3, 1, 1),
+        nets.each_channel,
+        lambda x: x.index_select(3, nets.order(64))[..., nets.order(64).argsort()],
+        lambda x: x[..., torch.arange(128) // 2],
+        lambda x: F.pad(x, (3, 3, 3, 3), mode="circular"),
+        lambda x: torch.cat([x[:, :2], x.mean(1, keepdim=True)], 1),
     ],
     ids=[
         *("another size", "channels in another order", "margin", "halves", "margin taken back", "turned twice"),
-        *("all but one column", "all of an exported model"),
+        *("all but one column", "all of an exported model", "grey repeated", "each channel by itself in place"),
+        *("put in another order and back", "larger by an index", "around the edge", "channels joined"),
     ],
 )
 def test_what_leaves_the_image_where_it_is_is_fine(change: Callable[[Tensor], Tensor]) -> None:
@@ -190,6 +204,15 @@ def test_steps_that_attention_mixes_are_no_cells(seed: int) -> None:
     assert explanation.spec is not None
     assert (explanation.spec.feature_layer, explanation.spec.tokens) == ("features", None)
     torch.testing.assert_close(explanation.maps.double(), grad_cam(model, x, "features", 3), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_channels_before_steps_are_no_cells(norm: bool) -> None:
+    """Twelve channels would make a grid of 3x4, to which the map of 12x16 before them could have been merged."""
+    explanation, _ = said(made(nets.Rows, norm), x := images(2, 3, 48, 64))
+    assert (explanation.spec.feature_layer, set(explanation.status)) == ("features", {"ok"})  # type: ignore[union-attr]
+    right = grad_cam(made(nets.Rows, norm), x, "features", 3)
+    torch.testing.assert_close(explanation.maps.double(), right, atol=1e-6, rtol=1e-3)
 
 
 def test_ways_through_one_layer_are_told_apart_by_its_calls() -> None:

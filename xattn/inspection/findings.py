@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from xattn.inspection.layouts import CONVOLUTIONS, RECURRENT, Layout, layout_of
+from xattn.inspection.layouts import ALONG, CONVOLUTIONS, RECURRENT, Layout, layout_of
 from xattn.inspection.probing import Call, DroppedError, Probe
 from xattn.spec import Evidence
 
@@ -110,12 +110,15 @@ class Findings:
         if change is None:
             return None
         last: Call | None = None
+        along: Call | None = None
         seen: dict[tuple[int, int], None] = {}
         for call in self.first.calls:
             if isinstance(call.module, CONVOLUTIONS):
                 last = call
                 if call.output.ndim == 4:
                     seen[call.output.shape[2], call.output.shape[3]] = None
+            if isinstance(call.module, ALONG) and call.output.ndim == 3:
+                along = call
             if (call.name, call.index) == (wanted.name, wanted.index):
                 break
         # A block ends in the layout of the last convolution in it, if it ends in its shape, with more channels where
@@ -125,6 +128,12 @@ class Findings:
             and (last.output.shape[1:] == change.shape or _joins(change, last.output))
             and (last.ended > wanted.started or _keeps_places(wanted))
         )
+        if (
+            along is not None
+            and along.output.shape[1:] == change.shape
+            and (along.ended >= wanted.started or _keeps_places(wanted))
+        ):
+            return None
         if change.shape in self._steps:
             return None
         layout = layout_of(change, self.size, typed, seen)

@@ -194,6 +194,8 @@ CONVOLUTIONS = (
 )  # fmt: skip
 # What gives steps in time, which are no cells: columns or rows of the image at best.
 RECURRENT = (nn.RNNBase,)
+# What gives such steps behind the channels, (N, C, L), whatever grid C might make.
+ALONG = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d)
 
 
 def layout_of(

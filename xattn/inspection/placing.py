@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from xattn.inspection.findings import Findings
 from xattn.inspection.layouts import Layout, answer, deviation
-from xattn.inspection.probing import Call
+from xattn.inspection.probing import Call, DroppedError
 from xattn.spec import CONTRADICTED, Evidence, in_rows
 
 _KEPT = 0.95  # share of a side that a crop may leave without being told
@@ -17,6 +17,8 @@ _PADDED = 0.1  # share of a side, and number of pixels, from which on padding is
 _PADDED_PX = 8
 _ELSEWHERE = 0.8  # answer of another quarter from which on the place that was changed lies there
 _SURE = 5.0  # standard deviations by which that quarter must answer more than the right one
+_IN_PLACE = 0.9  # answer of the place itself from which on what was put in another order was put back
+_ORDERED = "is put in another order"
 _PADDING = ("ConstantPad", "ReflectionPad", "ReplicationPad")
 _MIXING = ("Convolution", "Addmm", "Mm", "Bmm", "Linear", "Mkldnn", "Cudnn")  # behind these there is no image any more
 
@@ -24,6 +26,8 @@ _MIXING = ("Convolution", "Addmm", "Mm", "Bmm", "Linear", "Mkldnn", "Cudnn")  # 
 def check_place(facts: Findings, call: Call, layout: Layout) -> None:
     """Whether the cells of the layer to read lie on the image as it was given."""
     why = None if call.node is None else cut(call.node, facts.size)
+    if why == _ORDERED and layout.answer >= _IN_PLACE:  # and back again
+        why = None
     if why is None and layout.answer < 0.5 and (change := facts.change(call)) is not None:
         why = "is mirrored or turned" if turned(_cells(change, layout)) else None
     if why is None:
@@ -68,6 +72,8 @@ def cut(node: Any, size: tuple[int, int]) -> str | None:
             crops[kept[0]].append(kept[1:])
         elif name.startswith(_PADDING) and (margin := _margin(current, size)) and _of_image(current):
             others.append(margin)
+        elif (moved := _moved(current, size)) and _of_image(current):
+            others.append(moved)
         elif name.startswith("GridSampler") and _of_image(current.next_functions[0][0]):
             others.append("is warped")
         elif name.startswith("Fft") and _of_image(current):
@@ -91,6 +97,77 @@ def _crop(node: Any, size: tuple[int, int]) -> tuple[int, int, int] | None:
     given = (None if at is None else _signed(at) for at in (node._saved_start, node._saved_end))
     start, end, _ = slice(*given).indices(size[side])
     return (side, start, end) if end - start < _KEPT * size[side] else None
+
+
+def _moved(node: Any, size: tuple[int, int]) -> str | None:
+    """How an operation lays an image anew: in a larger one, beside others or itself, or its places in another order."""
+    name = type(node).__name__
+    if name == "CopySlices":
+        return _laid_in(node, size)
+    if name.startswith("Cat"):
+        return _joined(node, size)
+    if name.startswith("Repeat") and not name.startswith("RepeatInterleave"):
+        return "is repeated" if max(node._saved_repeats[-2:]) > 1 else None
+    return _ordered(node) if name.startswith("Index") else None
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """Of what a node of autograd made."""
+    return tuple(node._input_metadata[0].shape)
+
+
+def _more(added: int, side: int, size: tuple[int, int]) -> bool:
+    """Whether so many rows (side 0) or columns are no margin of a convolution."""
+    return added >= max(_PADDED_PX, _PADDED * size[side])
+
+
+def _laid_in(node: Any, size: tuple[int, int]) -> str | None:
+    """Whether an image was written into a part of a larger one, as by `canvas[:, :, :h, :w] = image`."""
+    whole, parts = _shape(node), []
+    while type(node).__name__ == "CopySlices":
+        *below, (source, _) = node.next_functions
+        if source is not None:
+            part = _shape(source)
+            if len(part) == len(whole) or (len(part) == len(whole) - 1 and part[0] == whole[-3]):
+                parts.append(part[-2:])
+        node = below[0][0] if below else None
+    if not parts or (node is not None and not isinstance(getattr(node, "variable", None), nn.Parameter)):
+        return None  # what is written into is an image itself
+    added = [whole[-2:][side] - max(part[side] for part in parts) for side in (0, 1)]
+    if any(_more(added[side], side, size) for side in (0, 1)):
+        return f"is laid into a larger one, by {added[0]} rows and {added[1]} columns,"
+    return None
+
+
+def _joined(node: Any, size: tuple[int, int]) -> str | None:
+    """Whether an image is joined with others that are no part of it, or with itself, along its rows or columns."""
+    shape = _shape(node)
+    side = _signed(node._saved_dim) % len(shape) - (len(shape) - 2)
+    if len(shape) < 3 or side not in (0, 1):
+        return None
+    inputs = [following for following, _ in node.next_functions if following is not None]
+    if len([1 for each in inputs if _shape(each)[-2:] == size]) > 1:
+        return "is laid beside itself"
+    if len(inputs) == 1 and _more(added := shape[-2:][side] - _shape(inputs[0])[-2:][side], side, size):
+        return f"is padded by {added} {('rows', 'columns')[side]}"
+    return None
+
+
+def _ordered(node: Any) -> str | None:
+    """Whether rows, columns or patches of an image are put in another order; that of its channels does not matter."""
+    sizes = tuple(node._saved_self_sym_sizes)
+    try:
+        if hasattr(node, "_saved_indices"):
+            given = {at: index for at, index in enumerate(node._saved_indices) if index is not None}
+        else:
+            given = {_signed(node._saved_dim) % len(sizes): node._saved_index}
+    except DroppedError:
+        return None
+    for at, index in given.items():
+        places = at > 1 if len(sizes) == 4 else at > 0
+        if places and index.ndim == 1 and not index.is_floating_point() and bool((index.diff() < 0).any()):
+            return _ORDERED
+    return None
 
 
 def _signed(number: int) -> int:

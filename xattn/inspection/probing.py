@@ -23,6 +23,7 @@ from xattn.taps import Recording, first_tensor, put_back
 # What only passes on what it was given: no layer to read by its own name.
 PASSING = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten)
 _POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_FEW = 2**12  # integers that a lean pass always keeps
 _LARGE = 2**14  # values of an output that a lean pass does not keep
 _LAST_SAVED = 2**22  # values for gradients that a lean pass over tokens keeps, the last ones: what is behind the blocks
 
@@ -239,7 +240,7 @@ class _LastSaved(torch.autograd.graph.saved_tensors_hooks):
     """While it is entered, of the tensors that autograd saves only the last ones are kept: memory costs most of a pass.
 
     Args:
-        most: values of all that are kept.
+        most: values of all that are kept, without short lists of integers.
     """
 
     def __init__(self, most: int) -> None:
@@ -248,10 +249,12 @@ class _LastSaved(torch.autograd.graph.saved_tensors_hooks):
 
         def save(tensor: Tensor) -> list[Any]:
             nonlocal held
-            if not most:
-                return []
             # With hooks autograd does not notice what is changed in place later on.
             cell = [tensor, tensor._version]
+            if tensor.numel() <= _FEW and not tensor.is_floating_point():  # which rows or tokens are taken
+                return cell
+            if not most:
+                return []
             cells.append(cell)
             held += tensor.numel()
             while held > most and cells:
