@@ -17,7 +17,7 @@ from PIL import Image
 from docs.generate.cache import ROOT, kept
 
 HOME = ROOT / "notebooks"
-_TIMEOUT_S = 300
+_TIMEOUT_S = 1200  # of a cell, on a machine that is busy with other things
 _WIDTH_PX = 1600
 _LINK = re.compile(r"\]\((\.\./)?(?:docs/)?([\w-]+)\.(?:md|ipynb)")  # from beside the notebooks to beside the pages
 _CONTROL = re.compile(r"\x1b\[[0-9;]*m")

@@ -391,6 +391,23 @@ def test_an_interrupt_says_what_is_there(run: Run, tmp_path: Path, monkeypatch: 
     assert [p.name for p in (tmp_path / "xattn-out").iterdir()] == ["a.gradcam.png"]
 
 
+def test_an_interrupt_before_the_first_map_of_a_folder_writes_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    zoo.rgb().save(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "bad.png").write_text("no image")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xattn.cli.explain.Pictures.add", interrupt)
+    result = run("explain", "photos", "-m", "gradcam", *CNN)
+    assert result.exit_code == 130
+    assert "nothing was written" in result.stderr
+    assert list((tmp_path / "xattn-out").iterdir()) == []
+
+
 def test_names_that_look_alike_get_a_picture_each(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "p"
     names = ["x.png", "x.jpg", "X.png", "x-2.png", "a b.png", "a_b.png", "a\nb.png", "e\u0301.png", "\u00e9.png"]

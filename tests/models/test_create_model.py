@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import urllib.error
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from xattn.errors import CheckpointError, NotApplicableError, ParameterError, Un
 from xattn.models import Classifier, create_model, models, save_weights
 from xattn.spec import ModelSpec
 
+ROOT = Path(__file__).parents[2]
 TOY = "tests.models.toys:toy"
 FIXED = "tests.models.toys:fixed"
 
@@ -162,14 +164,25 @@ def test_files_that_are_no_network(tmp_path):
         ("no_such_package.models:toy", "cannot be imported"),
         ("timm/resnet81", "unknown timm model 'resnet81'"),
         ("convnext_atto", "Did you mean 'timm/convnext_atto'"),
+        ("google/vit-base", "As a network of Hugging Face it is hf/google/vit-base"),
+        ("tests/models/toys.py:toy", "name the module, not its file: tests.models.toys:toy"),
+        ("someone/nets:v1:big", r"return torch.hub.load\('someone/nets:v1', 'big'\) in a function of your own"),
+        ("pytorch/vision:resnet81", "unknown model 'resnet81'. Did you mean 'resnet18'"),
     ],
 )
-def test_unknown_models_suggest_the_nearest(name, message):
+def test_unknown_models_suggest_the_nearest(name, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
     if "timm/" in name + message:
         pytest.importorskip("timm")
     pytest.importorskip("torchvision")
     with pytest.raises(UnknownNameError, match=message):
         create_model(name)
+
+
+@pytest.mark.parametrize("name", ["torchvision/squeezenet1_1", "pytorch/vision:v0.21.0:squeezenet1_1"])
+def test_names_of_torch_hub_are_those_of_the_installed_library(name):
+    pytest.importorskip("torchvision")
+    assert create_model(name, num_classes=3).spec.name == "squeezenet1_1"
 
 
 def test_options_that_do_not_exist():

@@ -113,8 +113,10 @@ def explain(
                 pictures.add(result, entry)
             pictures.finish()
         except KeyboardInterrupt:
-            done = f"wrote {pictures.outputs()}" if pictures.written else "nothing was written"
-            pictures.write_index()
+            done = "nothing was written"
+            if pictures.written:
+                pictures.write_index()
+                done = f"wrote {pictures.outputs()}"
             console.fail(f"stopped after {len(work.entries)} of {len(files)} images; {done}.")
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from xattn.errors import CheckpointError, XattnWarning, reason_of
 from xattn.files import whole_file
+from xattn.labels import counted
 from xattn.models.header import DIGEST, MOST_TENSORS, is_file, parse_header, read_start
 from xattn.spec import ModelSpec
 
@@ -131,7 +132,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _tell_prefix(source: str, prefix: str, rest: int = 0) -> None:
-    more = f"; {rest} other tensors were left out" if rest else ""
+    more = f"; {counted(rest, 'other tensor')} left out" if rest else ""
     warnings.warn(
         f"'{source}': the prefix '{prefix}' was taken off the names of its tensors{more}.", XattnWarning, stacklevel=3
     )

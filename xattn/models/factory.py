@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import re
 import shlex
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any, get_args
 
 from torch import Tensor, nn
 
-from xattn.errors import CheckpointError, ParameterError, XattnWarning, unknown
+from xattn.errors import CheckpointError, ParameterError, UnknownNameError, XattnWarning, unknown
 from xattn.inspection import facts_about, infer_spec
 from xattn.models import hugging_face, models, timm_models, torchvision_models
 from xattn.models.checkpoint import WEIGHT_FILES, load_state, read_state, without_prefix
@@ -21,7 +22,7 @@ from xattn.models.converting import convert, with_room
 from xattn.models.dilation import FACTORS, dilated
 from xattn.models.header import Architecture, Resolution, is_file, read_header
 from xattn.models.heads import Classifier, checked_options, create_head, heads
-from xattn.models.named import import_named, is_factory
+from xattn.models.named import import_named, is_factory, plain_name
 from xattn.models.resolution import remove_strides, use_circular_padding
 from xattn.models.trunk import cut, noise
 from xattn.running import as_module
@@ -51,9 +52,10 @@ def create_model(
 
     Args:
         name: a registered name (`tiny-brnpa`), a classifier of torchvision (`resnet50`) or timm
-            (`timm/convnext_atto`), `hf/NAME` for a network of Hugging Face in the local cache, `hf/FOLDER` for one that
-            `save_pretrained` wrote, `package.module:factory` for a model of one's own, or the `.safetensors` file of a
-            training run, which names a network of xattn, torchvision or timm: a file does not choose what code is run.
+            (`timm/convnext_atto`), also as torch.hub calls it (`pytorch/vision:resnet50`), `hf/NAME` for a network of
+            Hugging Face in the local cache, `hf/FOLDER` for one that `save_pretrained` wrote, `package.module:factory`
+            for a model of one's own, or the `.safetensors` file of a training run, which names a network of xattn,
+            torchvision or timm: a file does not choose what code is run.
         weights: `"DEFAULT"` or another name of published weights, which are downloaded where they are not in the
             cache; a file (safetensors, or a state dict of `torch.save`); None is random. The registered `tiny-*`
             networks come with their weights unless a head or a number of classes is given, and so do those of Hugging
@@ -76,7 +78,7 @@ def create_model(
         CheckpointError: if weights cannot be had or do not fit, or a file names a factory.
         NotApplicableError: if the model cannot take a head, a higher resolution or circular padding.
     """
-    name = os.fspath(name)
+    name = plain_name(os.fspath(name))
     if resolution not in get_args(Resolution):
         raise ParameterError(f"resolution must be one of {', '.join(get_args(Resolution))} but is '{resolution}'.")
     if head is not None:
@@ -413,6 +415,9 @@ def _build(name: str, published: str | None, classes: int | None, filled: bool =
             f"'{name}' is a folder of Hugging Face; its name as a model is {hugging_face.PREFIX}{name}"
         )
     if name not in torchvision_models.names():
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            hub = hugging_face.PREFIX + name
+            raise UnknownNameError(f"unknown model '{name}'. As a network of Hugging Face it is {hub}.")
         raise unknown("model", name, [*models.names(), *torchvision_models.names(), *timm_models.names()])
     return torchvision_models.build(name, published, classes)
 
