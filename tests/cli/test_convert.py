@@ -120,7 +120,8 @@ def test_another_network_learns_in_a_folder_of_its_own(run: Run, folder: Path) -
     ("arguments", "why"),
     [
         (["tests.cli.models:flat"], "Flat has no layer with a spatial output"),
-        ([CNN, "--head", "bcnn"], "head bcnn has weights of its own and must be trained"),
+        ([CNN, "--head", "bcnn"], "--head bcnn has attention of its own, which must be trained: pass --distil DIR"),
+        ([CNN, "--head", "linear"], "head linear is none that a trained classifier can be shared by; choose brnpa"),
         ([CNN, "--resolution", "x8"], "do not make a map that is 8 times finer"),
         ([CNN, "--resolution", "medium"], "resolution must be one of low, x2, x4, x8, high"),
         ([CNN, "--labels", "l.csv"], "--labels needs --data"),

@@ -164,6 +164,33 @@ def test_parts_are_weighted_by_what_they_cover_where_the_classifier_reads_cells(
         convert(create_model("tiny-cnn"), weighting="area")
 
 
+def test_attention_that_is_to_be_trained_shares_the_classifier(tmp_path):
+    torch.manual_seed(0)
+    model = create_model("tiny-cnn", num_classes=4)
+    x = torch.randn(2, 3, 64, 64)
+    made, again = (convert(model, head="bcnn", parts=2, resolution="x2") for _ in range(2))
+    assert made.spec.attention == "bcnn"
+    with torch.no_grad():
+        features = made.backbone(x)
+        maps = made.head.attention(features)
+        weight, bias = model.head.classifier.weight, model.head.classifier.bias
+        for i in range(2):
+            logits = bias.double().clone()
+            for part in range(2):
+                vector = sum(
+                    float(maps[i, part, r, c]) * features[i, :, r, c].double()
+                    for r in range(maps.shape[2])
+                    for c in range(maps.shape[3])
+                )
+                logits += weight.double() @ vector / maps[0, 0].numel() / 2
+            torch.testing.assert_close(made(x)[i].double(), logits, rtol=1e-4, atol=1e-5)
+        assert torch.equal(made(x), again(x))
+    assert xattn.explain(made, x, "part-cam").status == ("ok", "ok")
+    back = load_model(save_weights(made, tmp_path / "net.safetensors"))
+    assert torch.equal(back(x), made(x))
+    assert back.architecture == made.architecture
+
+
 class Plain(nn.Module):
     """Features, mean, linear layer."""
 
@@ -279,8 +306,12 @@ def test_what_is_no_plain_classifier_is_refused():
     for name, why in {"tiny-vit": "is a transformer", "tiny-brnpa": "pools by attention already .brnpa."}.items():
         with pytest.raises(NotApplicableError, match=why):
             convert(create_model(name))
-    with pytest.raises(ParameterError, match="head bcnn has weights of its own and must be trained; choose brnpa"):
-        convert(create_model("tiny-cnn"), head="bcnn")
+    with pytest.raises(ParameterError, match="head linear is none that a trained classifier can be shared by"):
+        convert(create_model("tiny-cnn"), head="linear")
+    with pytest.raises(ParameterError, match="weighting coverage is for brnpa"):
+        convert(create_model("tiny-cnn"), head="bcnn", weighting="coverage")
+    with pytest.raises(NotApplicableError, match="SqueezeNet cannot be converted to bcnn: its classifier reads each"):
+        convert(create_model("squeezenet1_1", num_classes=3), head="bcnn")
     with pytest.raises(UnknownNameError, match="Did you mean 'brnpa'"):
         convert(create_model("tiny-cnn"), head="brnps")
     with pytest.raises(ParameterError, match="resolution must be one of"):

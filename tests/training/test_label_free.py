@@ -117,3 +117,19 @@ def test_the_command_distils_and_goes_on(run: Run, flat: Path, tmp_path: Path) -
     assert second.exit_code == 0, second.stderr
     assert all(torch.equal(tensor, state[name]) for name, tensor in read_state(tmp_path / "net.safetensors").items())
     assert load_model(tmp_path / "net.safetensors", "tests.cli.models:cnn").spec.crop == pytest.approx(0.875)
+
+
+def test_attention_with_weights_of_its_own_is_distilled(run: Run, flat: Path, tmp_path: Path) -> None:  # noqa: F811
+    arguments = ("convert", "tiny-cnn", "--head", "bcnn", "--parts", 2, "--data", flat, "--distil", flat)
+    result = run(*arguments, "--epochs", 1, "--lr", 0.01, "--out", "net.safetensors", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["distilled"]["images"] == found["agreement"]["images"]
+    before, after = xattn.convert(create_model("tiny-cnn"), head="bcnn", parts=2), load_model(Path("net.safetensors"))
+    for name, p in after.named_parameters():
+        kept = torch.equal(p, before.get_parameter(name))
+        assert kept == name.startswith("backbone.") or "bias" in name or name.startswith("head.attention.block.bn"), (
+            name
+        )
+    shown = run("explain", next(flat.glob("*.png")), "--model", "net.safetensors", "-m", "bcnn", "--json")
+    assert json.loads(shown.stdout)["images"][0]["maps"][0]["status"] == "ok"

@@ -44,7 +44,9 @@ def convert(
     weights: Annotated[
         str | None, typer.Option(metavar="DEFAULT|FILE", help="Weights of MODEL: those its library offers, or a file.")
     ] = None,
-    head: Annotated[str, typer.Option(metavar="brnpa", help="Pooling that takes the place of the mean.")] = "brnpa",
+    head: Annotated[
+        str, typer.Option(metavar="brnpa|bcnn", help="Pooling in place of the mean; bcnn needs --distil.")
+    ] = "brnpa",
     parts: Annotated[int, typer.Option(metavar="N", help="Parts that the attention has.")] = 3,
     resolution: Annotated[
         str,
@@ -108,6 +110,8 @@ def convert(
     options.check_folder(out.parent, out)
     if fit and not ridge > 0:
         raise ParameterError(f"--ridge must be positive but is {ridge}.")
+    if head == "bcnn" and distil is None:
+        raise ParameterError("--head bcnn has attention of its own, which must be trained: pass --distil DIR.")
     if labels is not None and not data:
         raise ParameterError("--labels needs --data, the images that they are of.")
     network = load(model, weights=weights, device=find_device(device), given=options.given(mean, std, classes, size))
@@ -190,7 +194,7 @@ def _learn(
         {
             "data": {"source": images},
             "model": {
-                "backbone": made.architecture["backbone"], "weights": str(student), "head": "brnpa",
+                "backbone": made.architecture["backbone"], "weights": str(student), "head": made.head.name,
                 "parts": made.architecture["parts"], "freeze_batchnorm": True, "freeze_front": not all_layers,
             },
             "distill": {"teacher": str(teacher), "weight": 1.0, "temperature": 2.0, "labels": "teacher"},

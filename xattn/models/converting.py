@@ -16,13 +16,14 @@ from xattn.functional.br_npa import coverage_maps
 from xattn.inspection import infer_spec
 from xattn.models.dilation import dilate, factor_of
 from xattn.models.header import Architecture, Weighting
-from xattn.models.heads import BRNPAAttention, Classifier, Head, heads
+from xattn.models.heads import BCNNAttention, BRNPAAttention, Classifier, Head, heads
 from xattn.models.split import Split, split
 from xattn.models.trunk import noise
 from xattn.outputs import take
 from xattn.running import evaluating, unwrap
 from xattn.spec import ModelSpec
 
+_WIDEST = 128  # channels inside the attention block of a B-CNN
 _SAME = 1e-3  # largest difference of the logits, relative to their spread, with one part that covers everything
 
 
@@ -68,13 +69,18 @@ class SharedHead(Head):
         self.classifier.weight.data = matrix.repeat(1, parts) / parts
         if bias is not None:
             self.classifier.bias.data = bias.detach().clone()
-        self.attention = _attention(parts, weighting)
+        self.attention: nn.Module = _attention(parts, weighting)
         self.neck = neck
         self.flat = flat
 
+    def maps(self, features: Tensor) -> Tensor:
+        """Maps (N, P, h, w) to pool by."""
+        maps: Tensor = self.attention(features)
+        return maps
+
     def embed(self, features: Tensor) -> Tensor:
         """Weighted mean of the features for each part, through the neck (N, P * C')."""
-        maps: Tensor = self.attention(features)
+        maps = self.maps(features)
         vectors = attention_pool(features, maps)
         if self.neck is None:
             return vectors.flatten(1)
@@ -88,6 +94,43 @@ class SharedHead(Head):
     def correct(self, matrix: Tensor) -> None:
         """Add a matrix (K, P * C') to the classifier."""
         self.classifier.weight += matrix
+
+
+class SharedBCNNHead(SharedHead):
+    """B-CNN (Hu et al. 2019, WS-DAN, arXiv:1901.09891) with a classifier that was trained for the mean.
+
+    The attention is random, about one at every place, and has to be trained; the same for every conversion, so that a
+    run of training can be repeated. Unlike the published one its block is narrow where the features have many channels.
+
+    Args:
+        parts: number P of the attention maps.
+        classifier: as for `SharedHead`, as are the others.
+        neck: what lies between pooling and classifier, run for each part.
+        channels: channels C of the feature map.
+        flat: the neck reads (N, C) and not (N, C, 1, 1).
+    """
+
+    name = "bcnn"
+
+    def __init__(
+        self,
+        parts: int,
+        classifier: nn.Linear | nn.Conv2d,
+        neck: nn.Module | None = None,
+        *,
+        channels: int,
+        flat: bool = True,
+    ) -> None:
+        super().__init__(parts, classifier, neck, flat=flat)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            attention = BCNNAttention(channels, parts, min(channels, _WIDEST))
+        nn.init.ones_(attention.conv.bias)  # type: ignore[arg-type]
+        self.attention = attention.to(self.classifier.weight.device, self.classifier.weight.dtype)
+
+    def maps(self, features: Tensor) -> Tensor:
+        """Maps (N, P, h, w) to pool by: the mean over the cells of what they weigh."""
+        return super().maps(features) / features[0, 0].numel()
 
 
 class SharedCellHead(nn.Module):
@@ -146,15 +189,21 @@ class SharedCellHead(nn.Module):
 
 
 class _Everywhere(nn.Module):
-    """Attention maps that cover everything: pooling by them is the mean."""
+    """Attention maps that cover everything: pooling by them is the mean.
 
-    def __init__(self, parts: int) -> None:
+    Args:
+        parts: number of maps.
+        summed: pooling sums up what the maps weigh, so that each is one over the number of cells; else it is the mean.
+    """
+
+    def __init__(self, parts: int, *, summed: bool) -> None:
         super().__init__()
         self.parts = parts
+        self.summed = summed
 
     def forward(self, features: Tensor) -> Tensor:
         n, _, h, w = features.shape
-        return features.new_full((n, self.parts, h, w), 1 / (h * w))
+        return features.new_full((n, self.parts, h, w), 1 / (h * w) if self.summed else 1.0)
 
 
 def convert(
@@ -182,7 +231,8 @@ def convert(
 
     Args:
         model: a CNN that pools by the mean and classifies linearly; it stays as it is.
-        head: `"brnpa"`, the only one without parameters.
+        head: `"brnpa"`, the only one without parameters, or `"bcnn"`, whose attention is random until it is trained, as
+            `xattn convert --distil` does.
         parts: number P of attention maps.
         resolution: `"low"` for the grid of the model, `"x2"`, `"x4"` or `"x8"` for a finer one; `"high"` is `"x4"`.
         weighting: `"equal"`: all parts count the same, as in BR-NPA, so that cells that resemble no part hardly count.
@@ -202,16 +252,20 @@ def convert(
     """
     if weighting not in ("auto", "equal", "coverage"):
         raise ParameterError(f"weighting must be one of auto, equal, coverage but is '{weighting}'.")
-    if head != "brnpa":
+    if head not in ("brnpa", "bcnn"):
         heads.get(head)
-        raise ParameterError(f"convert: head {head} has weights of its own and must be trained; choose brnpa.")
+        raise ParameterError(f"convert: head {head} is none that a trained classifier can be shared by; choose brnpa.")
+    if head == "bcnn" and weighting == "coverage":
+        raise ParameterError(
+            "convert: weighting coverage is for brnpa; the maps of bcnn weigh what they were taught to."
+        )
     model = unwrap(model)
     factor = factor_of(resolution)
     spec = spec if spec is not None else getattr(model, "spec", None)
     if not isinstance(spec, ModelSpec) or not spec.feature_layer:
         spec = infer_spec(model, x)
     x = noise(model, spec.input_size) if x is None else x
-    made = _built(model, spec, parts, factor, weighting, x)
+    made = _built(model, spec, head, parts, factor, weighting, x)
     _prove(model, spec, made, x, factor)
     made.spec = dataclasses.replace(made.spec, name=f"{spec.name} converted" if spec.name else "converted")
     if given := getattr(model, "architecture", None):
@@ -228,7 +282,9 @@ def weighting_of(made: Classifier) -> Weighting:
     return "coverage" if isinstance(made.head.attention, CoverageAttention) else "equal"
 
 
-def _built(model: nn.Module, spec: ModelSpec, parts: int, factor: int, weighting: str, x: Tensor) -> Classifier:
+def _built(
+    model: nn.Module, spec: ModelSpec, name: str, parts: int, factor: int, weighting: str, x: Tensor
+) -> Classifier:
     """The converted network, on copies of the layers."""
     kind = type(model).__name__
     if spec.attention is not None:
@@ -245,7 +301,13 @@ def _built(model: nn.Module, spec: ModelSpec, parts: int, factor: int, weighting
     dilate(taken.trunk, factor, x, kind=kind)
     head: Any
     chosen: Weighting = "coverage" if weighting == "coverage" or (weighting == "auto" and taken.cells) else "equal"
-    if taken.cells:
+    if taken.cells and name == "bcnn":
+        raise NotApplicableError(f"{kind} cannot be converted to bcnn: its classifier reads each cell; use brnpa.")
+    if name == "bcnn":
+        with torch.no_grad():
+            channels = taken.trunk(x[:1]).shape[1]
+        head = SharedBCNNHead(parts, taken.classifier, taken.neck, channels=channels, flat=taken.flat)
+    elif taken.cells:
         head = SharedCellHead(parts, taken.classifier, rectified=taken.rectified, weighting=chosen)  # type: ignore[arg-type]
     else:
         head = SharedHead(parts, taken.classifier, taken.neck, flat=taken.flat, weighting=chosen)
@@ -283,7 +345,8 @@ def everywhere(converted: Classifier, factor: int = 1) -> nn.Module:
         factor: how many times finer its map is.
     """
     head = copy.copy(converted.head)
-    head._modules = {**converted.head._modules, "attention": _Everywhere(int(head.parts))}  # type: ignore[arg-type]
+    attention = _Everywhere(int(head.parts), summed=not isinstance(head, SharedBCNNHead))  # type: ignore[arg-type]
+    head._modules = {**converted.head._modules, "attention": attention}
     return nn.Sequential(converted.backbone, _EveryNth(factor), head).eval()
 
 

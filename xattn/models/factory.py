@@ -278,7 +278,9 @@ def _converted(wanted: Architecture, saved: Architecture, state: Mapping[str, Te
     own = base.state_dict()
     inner = state if isinstance(base, Classifier) else {key.removeprefix("backbone."): t for key, t in state.items()}
     base.load_state_dict({k: t for k, t in inner.items() if k in own and own[k].shape == t.shape}, strict=False)
-    made = convert(base, parts=wanted.parts, resolution=wanted.resolution, weighting=wanted.weighting)
+    made = convert(
+        base, head=wanted.head or "brnpa", parts=wanted.parts, resolution=wanted.resolution, weighting=wanted.weighting
+    )
     model = with_room(made, state)
     fill(model, state, path)
     return model
