@@ -193,7 +193,7 @@ def test_report_writes_everything(tmp_path: Path, run: Path) -> None:
     }
     assert {row["beats controls"] for row in rows if row["method"] == "random"} == {""}
     assert "†" in text
-    assert "Made with torch 2, commit abc on cpu (1 threads)." in text
+    assert "Made with torch 2, commit abc on cpu (1 thread)." in text
 
 
 def test_a_run_with_little_in_it(tmp_path: Path) -> None:

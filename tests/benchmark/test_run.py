@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.benchmark.runs import differ, rows, small, table
+from xattn.benchmark import costs
 from xattn.benchmark import plan as planning
 from xattn.benchmark import run as runs
 from xattn.benchmark.config import Config
@@ -390,6 +392,19 @@ def test_costs_are_measured_alone_and_kept(tmp_path: Path) -> None:
     before = path.stat().st_mtime_ns
     write_costs(Store(tmp_path), [cell], torch.device("cpu"))
     assert path.stat().st_mtime_ns == before
+
+
+def test_seconds_of_a_cpu_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell,) = plan(small(methods=["gradcam"]))
+    record = costs.record_for
+
+    def beside_others(*arguments: Any, **options: Any) -> Any:
+        time.sleep(0.5)  # the machine does something else
+        return record(*arguments, **options)
+
+    monkeypatch.setattr(costs, "record_for", beside_others)
+    found = measure_costs(cell, "cpu", batch=2, repeats=1)
+    assert 0 < found["gradcam"].seconds * 2 < 0.5
 
 
 def test_the_configurations_of_the_repository_are_valid() -> None:

@@ -108,6 +108,8 @@ def write_costs(store: Store, cells: Sequence[Cell], device: torch.device) -> No
 def measure_costs(cell: Cell, device: torch.device | str, batch: int = 8, repeats: int = 3) -> dict[str, MethodCost]:
     """What each method costs alone: seconds per image (median), forward and backward passes, peak memory on CUDA.
 
+    Seconds of a CPU are those of the processor, of all threads together: what else the machine does is not counted.
+
     Args:
         cell: the first images of its sample are explained.
         device: where.
@@ -122,7 +124,9 @@ def measure_costs(cell: Cell, device: torch.device | str, batch: int = 8, repeat
     if images is None:
         raise DataError(f"{cell.data.name}: none of the first {batch} images can be read.")
     x = images.x.to(device)
-    cuda = torch.device(device).type == "cuda"
+    kind = torch.device(device).type
+    cuda = kind == "cuda"
+    clock = time.process_time if kind == "cpu" else time.perf_counter
     costs: dict[str, MethodCost] = {}
     for name, method in cell.methods.items():
         times = []
@@ -131,7 +135,7 @@ def measure_costs(cell: Cell, device: torch.device | str, batch: int = 8, repeat
             if cuda:
                 torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
+            start = clock()
             try:
                 trace = record_for(model, x, [method], spec=spec)
                 method.explanation(trace)
@@ -139,7 +143,7 @@ def measure_costs(cell: Cell, device: torch.device | str, batch: int = 8, repeat
                 break
             if cuda:
                 torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
         if len(times) > 1 and trace is not None:
             costs[name] = MethodCost(
                 seconds=float(np.median(times[1:])) / len(x),

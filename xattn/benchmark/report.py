@@ -14,7 +14,7 @@ from xattn.benchmark.scores import Scores
 from xattn.benchmark.tables import Table, in_markdown
 from xattn.errors import DataError
 from xattn.files import whole_file
-from xattn.labels import slug
+from xattn.labels import counted, slug
 
 PICTURES = "panels"
 """Folder of the images with the maps of all methods."""
@@ -87,7 +87,10 @@ def _about(scores: Scores) -> list[str]:
     for where in scores.manifest.environments:
         versions = ", ".join(f"{name} {v}" for name, v in where.versions.items() if v)
         commit = f", commit {where.commit}" if where.commit else ""
-        lines += ["", in_markdown(f"Made with {versions}{commit} on {where.device} ({where.threads} threads).")]
+        lines += [
+            "",
+            in_markdown(f"Made with {versions}{commit} on {where.device} ({counted(where.threads, 'thread')})."),
+        ]
     judged = [scores.scorer(dataset, model) for dataset in scores.datasets for model in scores.models(dataset)]
     lines += [line for text in judged if text for line in ("", in_markdown(f"{text}."))]
     bad = scores.unreadable()
