@@ -15,4 +15,4 @@ def planted() -> Pictures:
 
 @pytest.fixture(scope="session")
 def found(planted: Pictures) -> Audit:
-    return audit(build(), planted, settings=AuditSettings(parts=3, area=0.2))
+    return audit(build(), planted, settings=AuditSettings(score="logit", parts=3, area=0.2))

@@ -12,9 +12,9 @@ import torch
 from tests.audit import synthetic
 from tests.audit.synthetic import Pictures, cells_of, logit
 from xattn.audit import Audit, AuditSettings, Member, audit
-from xattn.audit.against import Shared, ask_other, asked, seen_by
+from xattn.audit.against import Shared, ask_other, asked, only_other, seen_by
 
-SETTINGS = AuditSettings(parts=3, area=0.2)
+SETTINGS = AuditSettings(score="logit", parts=3, area=0.2)
 
 
 def build() -> Any:
@@ -56,10 +56,10 @@ def test_the_score_that_falls_is_that_of_loops(found: Audit, planted: Pictures) 
 
 
 def test_a_network_that_is_asked_about_itself_answers_as_in_the_audit(planted: Pictures) -> None:
-    model, settings = build(), replace(SETTINGS, per_group=8)
+    model, settings = build(), replace(SETTINGS, per_group=16)
     result = audit(model, planted, settings=settings)
     wanted = asked(result)
-    assert len(wanted[0].tested) == 8 < len(wanted[0].group.of_half("test"))
+    assert len(wanted[0].tested) == 16 < len(wanted[0].group.of_half("test"))
     for finding, shared in zip(
         wanted, ask_other(wanted, model, planted, spec=model.spec, settings=settings), strict=True
     ):
@@ -67,6 +67,20 @@ def test_a_network_that_is_asked_about_itself_answers_as_in_the_audit(planted: P
         np.testing.assert_equal(
             {**asdict(theirs), "adjusted": 0, "moves": 0}, {**asdict(ours), "adjusted": 0, "moves": 0}
         )
+
+
+def test_what_only_the_other_network_relies_on_is_found(planted: Pictures) -> None:
+    same, blind = build(), build()
+    with torch.no_grad():
+        blind.fc.weight[0, 0] = 0.0
+    more: dict[str, Any] = {"spec": same.spec, "own": same.spec, "settings": SETTINGS}
+    there = only_other(same, blind, planted, classes=["green thing", "a class of no network"], **more)
+    marked = set(np.flatnonzero(planted.marked).tolist())
+    assert any({m.index for m in finding.group.members} <= marked for finding, _ in there)
+    assert all(finding.effect.moves and not shared.effect.moves for finding, shared in there)
+    assert {finding.group.class_name for finding, _ in there} == {"green thing"}
+    assert not [f for f, _ in only_other(blind, same, planted, **more) if f.group.members[0].index in marked]
+    assert only_other(same, blind, planted, classes=["a class of no network"], **more) == ()
 
 
 def test_classes_are_found_by_their_names_and_others_are_not_asked(found: Audit, planted: Pictures) -> None:

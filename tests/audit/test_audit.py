@@ -48,8 +48,9 @@ def naive(first: Finding, planted: Pictures, found: Audit) -> dict[str, float]:
     others = [i for i in of_class if i not in members]
     assert len(others) <= 64
     mean = np.mean([cells_of(planted.pixels[i]) for i in others], axis=0)
-    falls, flips, scores = [], [], []
-    for m in tested:
+    falls, flips, scores, gains = [], [], [], []
+    half = len(first.others) // 2
+    for k, m in enumerate(tested):
         cells = cells_of(planted.pixels[m.index])
         without = cells.copy()
         for i in range(CELLS):
@@ -59,12 +60,15 @@ def naive(first: Finding, planted: Pictures, found: Audit) -> dict[str, float]:
         falls.append(logit(cells, 0) - logit(without, 0))
         flips.append(float(logit(without, 1) > logit(without, 0)))
         scores.append(logit(cells, 0))
+        host, donor = (cells_of(planted.pixels[first.others[j % len(first.others)]]) for j in (k, k + 1 + half))
+        here = m.cells[:, :, None]
+        gains.append(logit(np.where(here, cells, host), 0) - logit(np.where(here, donor, host), 0))
     off = []
     for m in members.values():  # the whole of a part with a mark is in the corner, where no object is
         on = planted.masks[m.index].reshape(CELLS, 8, CELLS, 8).mean((1, 3))  # type: ignore[union-attr]
         off.append(1 - on[CORNER])
     return {
-        "n": len(tested), "fall": float(np.mean(falls)), "flips": float(np.mean(flips)),
+        "n": len(tested), "gain": float(np.mean(gains)), "fall": float(np.mean(falls)), "flips": float(np.mean(flips)),
         "share_of_images": len(members) / len(of_class), "images": len(of_class),
         "share_of_score": float(np.mean(falls)) / float(np.mean(scores) - logit(mean, 0)), "off": float(np.mean(off)),
     }  # fmt: skip
@@ -77,6 +81,7 @@ def test_numbers_of_a_finding_are_those_of_plain_loops(found: Audit, planted: Pi
     want = naive(first, planted, found)
     assert effect.n == want["n"]
     assert effect.fall == pytest.approx(want["fall"], rel=1e-4)
+    assert effect.gain == pytest.approx(want["gain"], rel=1e-4)
     assert effect.flips == pytest.approx(want["flips"])
     assert group.images == want["images"]
     assert group.share_of_images == pytest.approx(want["share_of_images"])
@@ -102,7 +107,7 @@ def test_p_values_are_corrected_over_all_groups(found: Audit) -> None:
         largest = max(largest, min(1.0, (tests - k) * p))
         assert adjusted == pytest.approx(largest)
     for f in found:
-        assert f.effect.moves == (f.effect.adjusted < 0.05 and f.effect.low > 0)
+        assert f.effect.moves == (f.effect.adjusted < 0.05 and max(f.effect.low, f.effect.gain_low) > 0)
 
 
 def test_right_and_wrong_predictions_are_compared_by_fishers_test(found: Audit, planted: Pictures) -> None:
@@ -123,14 +128,14 @@ def test_right_and_wrong_predictions_are_compared_by_fishers_test(found: Audit, 
 
 
 def test_without_a_mark_there_is_no_candidate() -> None:
-    clean = audit(build(), pictures(120, share=0.0, seed=1), settings=AuditSettings(parts=3, area=0.2))
+    clean = audit(build(), pictures(120, share=0.0, seed=1), settings=AuditSettings(score="logit", parts=3, area=0.2))
     assert [f.sentence for f in clean.candidates] == []
     assert any(f.effect.moves for f in clean)
 
 
 def test_a_mark_that_moves_is_found_without_a_place() -> None:
     images = pictures(120, share=0.4, corner=False)
-    result = audit(build(), images, settings=AuditSettings(parts=3, area=0.2))
+    result = audit(build(), images, settings=AuditSettings(score="logit", parts=3, area=0.2))
     first = result.findings[0]
     assert first.candidate
     assert {m.index for m in first.group.members} <= set(np.flatnonzero(images.marked))
@@ -139,7 +144,7 @@ def test_a_mark_that_moves_is_found_without_a_place() -> None:
 
 def test_a_source_that_alone_has_the_mark_is_told(planted: Pictures) -> None:
     sources = ["a" if m or i % 3 == 0 else "b" for i, m in enumerate(planted.marked)]
-    result = audit(build(), planted, settings=AuditSettings(parts=3, area=0.2), sources=sources)
+    result = audit(build(), planted, settings=AuditSettings(score="logit", parts=3, area=0.2), sources=sources)
     sign = result.findings[0].sign("sources")
     assert sign is not None
     assert sign.speaks
@@ -155,7 +160,7 @@ def test_a_source_that_alone_has_the_mark_is_told(planted: Pictures) -> None:
 
 def test_the_same_audit_twice_is_the_same_and_resumes(planted: Pictures, found: Audit, tmp_path: Path) -> None:
     calls: list[tuple[int, int, str]] = []
-    settings = AuditSettings(parts=3, area=0.2)
+    settings = AuditSettings(score="logit", parts=3, area=0.2)
     audit(build(), planted, settings=settings, folder=tmp_path)
     times = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     again = audit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.audit.synthetic import CELLS, Pictures, build, cells_of, logit, pictures
 from xattn.audit import AuditSettings, Group, Member
-from xattn.audit.effect import Measured, Probe, effect_of, one_sided
-from xattn.audit.replace import replaced, tone_of, toned, turned
+from xattn.audit.effect import NOTHING, Measured, Probe, effect_of, moves, one_sided
+from xattn.audit.replace import regraded, replaced, tone_of, turned
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_scores_in_place_elsewhere_and_carried_are_those_of_loops(images: Pictur
     members = [member(i, rng.random((4, 4)) < 0.2) for i in (0, 2, 4, 6, 8)]
     members = [m for m in members if m.cells.any()]
     model = build()
-    probe = Probe(model, images, model.spec, AuditSettings(batch_size=2))
+    probe = Probe(model, images, model.spec, AuditSettings(score="logit", batch_size=2))
     others, foreign = pixels(images, [10, 12, 14]), pixels(images, [1, 3, 5])
     measured = probe.measure(group("parts", members), members, others, foreign)
     mean = np.mean([cells_of(images.pixels[i]) for i in (10, 12, 14)], axis=0)
@@ -61,6 +62,10 @@ def test_scores_in_place_elsewhere_and_carried_are_those_of_loops(images: Pictur
         assert min(abs(measured.elsewhere[k] - p) for p in pairs) < 1e-4
         put = np.where(m.cells[:, :, None], own, guest)
         assert measured.carried[k] == float(logit(put, 0) > logit(put, 1))
+        # given to one of the three images without it, against the same cells of the next but one
+        host, donor = (cells_of(images.pixels[(10, 12, 14)[j % 3]]) for j in (k, k + 2))
+        assert measured.given[k] == pytest.approx(logit(np.where(m.cells[:, :, None], own, host), 0), rel=1e-4)
+        assert measured.given_other[k] == pytest.approx(logit(np.where(m.cells[:, :, None], donor, host), 0), rel=1e-4)
         without = np.where(m.cells[:, :, None], mean, own)
         changed = (logit(without, 0) > logit(without, 1)) != (logit(own, 0) > logit(own, 1))
         assert measured.flips[k] == float(changed)
@@ -69,31 +74,53 @@ def test_scores_in_place_elsewhere_and_carried_are_those_of_loops(images: Pictur
 def test_a_tone_is_moved_and_given_back(images: Pictures) -> None:
     model = build()
     members = [member(i, np.ones((4, 4), bool)) for i in (0, 2, 4)]
-    probe = Probe(model, images, model.spec, AuditSettings())
+    probe = Probe(model, images, model.spec, AuditSettings(score="logit"))
     others, foreign = pixels(images, [10, 12, 14]), pixels(images, [1, 3, 5])
     x, _ = probe.images(members)
-    made = probe.variants(group("tone", members), members, x, others, foreign)
-    goal = tone_of(others).mean(0)
-    there = tone_of(x) > 0  # what has no contrast gets none
-    assert torch.allclose(tone_of(made["in place"])[there], goal.expand(3, -1)[there], atol=1e-4)
-    away = (goal - tone_of(x)).norm(dim=1)
-    for name in ("elsewhere 0", "elsewhere 1"):
-        moved = tone_of(made[name]) - tone_of(x)
-        assert torch.allclose(moved.norm(dim=1), away, atol=0.05)
-    assert set(made) >= {"carried", "carried elsewhere"}
+    own = np.array([0.2, 0.3, 0.25, 0.1, 0.2, 0.15])
+    made = probe.variants(replace(group("tone", members), tone=own), members, x, others, foreign)
+    loops = [naive_tone(image) for image in others.numpy().astype(np.float64)]
+    goal = np.mean(loops, axis=0)[:6]
+    for k, image in enumerate(x.numpy().astype(np.float64)):
+        for c in range(3):
+            stretch = max(goal[3 + c], 0.02) / max(own[3 + c], 0.02)
+            assert np.allclose(made["in place"][k, c], (image[c] - own[c]) * stretch + goal[c], atol=1e-4)
+    for k, guest in enumerate(foreign.numpy().astype(np.float64)):
+        for c in range(3):
+            stretch = max(own[3 + c], 0.02) / max(goal[3 + c], 0.02)
+            assert np.allclose(made["carried"][k, c], (guest[c] - goal[c]) * stretch + own[c], atol=1e-4)
+    given = probe.given(replace(group("tone", members), tone=own), members, x, others, (others, others))
+    for k, host in enumerate(others.numpy().astype(np.float64)):
+        for c in range(3):
+            stretch = max(own[3 + c], 0.02) / max(goal[3 + c], 0.02)
+            assert np.allclose(given["given"][k, c], (host[c] - goal[c]) * stretch + own[c], atol=1e-4)
+    assert torch.equal(given["given other"], others)
+    assert set(made) == {"as it is", "in place", "elsewhere 0", "elsewhere 1", "carried", "carried elsewhere"}
+
+
+def naive_tone(image: np.ndarray) -> list[float]:
+    """Mean, deviation, lowest and highest value of the channels (C, H, W)."""
+    flat = [sorted(channel.ravel().tolist()) for channel in image]
+    means = [sum(v) / len(v) for v in flat]
+    deviations = [(sum((a - m) ** 2 for a in v) / len(v)) ** 0.5 for v, m in zip(flat, means, strict=True)]
+    return [*means, *deviations, *(v[0] for v in flat), *(v[-1] for v in flat)]
 
 
 @given(st.integers(0, 1000))
-def test_tones_are_means_and_deviations_and_turns_are_right_angles(seed: int) -> None:
+def test_tones_are_those_of_loops_and_turns_are_right_angles(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(3, 3, 8, 8, generator=generator) + 0.1
-    shift = 0.05 * torch.rand(3, 6, generator=generator)
+    before, after = (0.3 + 0.2 * torch.rand(6, generator=generator) for _ in range(2))
     for image, tone in zip(x.numpy().astype(np.float64), tone_of(x).numpy(), strict=True):
-        assert np.allclose(tone, [*image.mean((1, 2)), *image.std((1, 2))], atol=1e-5)
-    assert torch.allclose(tone_of(toned(x, shift)), tone_of(x) + shift, atol=1e-4)
+        assert np.allclose(tone, naive_tone(image), atol=1e-5)
+    stretch = (after[3:] / before[3:])[None, :, None, None]
+    assert torch.allclose(
+        regraded(x, before, after), (x - before[:3, None, None]) * stretch + after[:3, None, None], atol=1e-5
+    )
+    shift = after - before
     across = turned(shift, [torch.Generator().manual_seed(k) for k in range(3)])
-    assert torch.allclose((across * shift).sum(1), torch.zeros(3), atol=1e-6)
-    assert torch.allclose(across.norm(dim=1), shift.norm(dim=1), atol=1e-6)
+    assert torch.allclose(across @ shift, torch.zeros(3), atol=1e-6)
+    assert torch.allclose(across.norm(dim=1), shift.norm().expand(3), atol=1e-6)
 
 
 def test_a_pixel_is_replaced_where_its_cell_is() -> None:
@@ -122,9 +149,29 @@ def test_the_p_value_counts_all_signs(values: list[int]) -> None:
         assert one_sided(d) == pytest.approx(exact)
 
 
+def test_the_effect_is_that_of_loops() -> None:
+    rng = np.random.default_rng(3)
+    values = [rng.normal(size=12) for _ in range(10)]
+    measured = Measured(*values)
+    effect = effect_of(measured)
+    falls = [float(measured.score[i] - measured.in_place[i]) for i in range(12)]
+    away = [float(measured.score[i] - measured.elsewhere[i]) for i in range(12)]
+    gains = [float(measured.given[i] - measured.given_other[i]) for i in range(12)]
+    assert effect.fall == pytest.approx(sum(falls) / 12)
+    assert effect.difference == pytest.approx((sum(falls) - sum(away)) / 12)
+    assert effect.gain == pytest.approx(sum(gains) / 12)
+    both = [one_sided(np.array(v)) for v in ([f - a for f, a in zip(falls, away, strict=True)], gains)]
+    assert effect.p == pytest.approx(min(1, 2 * min(both)))
+    assert effect.gain_low < effect.gain < effect.gain_high
+    for adjusted, low, gain_low, want in ((0.04, -1, 0.1, True), (0.04, 0.1, -1, True), (0.04, -1, -1, False)):
+        assert moves(replace(effect, adjusted=adjusted, low=low, gain_low=gain_low), 0.05) == want
+    assert not moves(replace(effect, adjusted=0.06, low=1.0), 0.05)
+    assert not moves(NOTHING, 0.05)
+
+
 def test_nothing_measured_is_no_effect() -> None:
     empty = np.zeros(0)
-    effect = effect_of(Measured(empty, empty, empty, empty, empty, empty, empty, empty))
+    effect = effect_of(Measured(*[empty] * 10))
     assert effect.n == 0
     assert not effect.moves
     assert np.isnan(effect.difference)

@@ -22,7 +22,7 @@ def images() -> Pictures:
 
 
 def gathered(folder: Path, images: Pictures, **changes: object) -> tuple[EvidenceStore, Evidence]:
-    settings = AuditSettings(parts=3, **changes)  # type: ignore[arg-type]
+    settings = AuditSettings(score="logit", parts=3, **changes)  # type: ignore[arg-type]
     store = EvidenceStore(folder, "key")
     model = build()
     gather(model, images, model.spec, store, settings, labels=images.labels)
@@ -52,7 +52,13 @@ def test_evidence_is_what_plain_loops_find(images: Pictures, tmp_path: Path) -> 
         on = mask.reshape(4, 8, 4, 8).mean((1, 3))
         assert np.allclose(evidence.inside[k], (evidence.maps[k] * on).sum((1, 2)), atol=2e-3)
         x = images.pixels[i].astype(np.float64) / 255
-        assert np.allclose(evidence.tone[k], [*x.mean((0, 1)), *x.std((0, 1))], atol=1e-6)
+        tone = [*x.mean((0, 1)), *x.std((0, 1)), *x.min((0, 1)), *x.max((0, 1))]
+        assert np.allclose(evidence.tone[k], tone, atol=1e-6)
+        assert np.allclose(evidence.small[k], x.transpose(2, 0, 1), atol=1e-3)  # 32 rows are not reduced
+    rows = np.array([7, 2, 38])
+    small = store.reduced(rows)
+    place = {int(i): k for k, i in enumerate(evidence.index)}
+    assert (small == evidence.small[[place[i] for i in rows.tolist()]]).all()
 
 
 def test_a_mark_is_a_part_of_its_own(images: Pictures, tmp_path: Path) -> None:
@@ -117,6 +123,6 @@ def test_outputs_are_those_of_the_first_image_that_can_be_read() -> None:
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ParameterError, match="AuditSettings: area"):
-        AuditSettings(area=0)
+        AuditSettings(score="logit", area=0)
     with pytest.raises(ParameterError, match="AuditSettings: replace"):
-        AuditSettings(replace="noise")  # type: ignore[arg-type]
+        AuditSettings(score="logit", replace="noise")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from xattn.audit.settings import Replacement
 from xattn.errors import DataError, ParameterError, ShapeError
 
 MARK = (CORNER[1] * CELL, CORNER[0] * CELL, CELL, CELL)
-SETTINGS = AuditSettings(parts=3, area=0.2)
+SETTINGS = AuditSettings(score="logit", parts=3, area=0.2)
 
 
 def predicted(images: Pictures) -> list[int]:
@@ -71,7 +71,7 @@ def test_the_image_itself_is_asked_as_the_others_are(planted: Pictures, stand_in
     bare = np.flatnonzero(~planted.marked)[:30].tolist()
     some = [index, *bare]
     one = Pictures(planted.pixels[some], planted.given[some], planted.marked[some])
-    settings = AuditSettings(parts=3, area=0.07, replace=stand_in)  # one cell, as in the box
+    settings = AuditSettings(score="logit", parts=3, area=0.07, replace=stand_in)  # one cell, as in the box
     result = search(build(), one, planted.pixels[index], MARK, settings=settings)
     assert [m.index for m in result.members] == [0]
     assert result.members[0].cells.tolist() == result.cells.tolist()

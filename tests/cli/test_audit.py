@@ -96,7 +96,9 @@ def test_another_network_is_asked_of_each_finding(run: Run, photos: Path, tmp_pa
     result = run("audit", MODEL, "--data", photos, "--parts", 3, "--against", MODEL, "--top", 1)
     assert result.exit_code == 0, result.stderr
     assert "Against: known relies on it too: without it its score falls by " in result.stdout
-    assert "relies on it too" in (tmp_path / "audit.html").read_text(encoding="utf-8")
+    page = (tmp_path / "audit.html").read_text(encoding="utf-8")
+    assert "relies on it too" in page
+    assert "What only" not in result.stdout + page  # the same network has nothing that this one has not
 
 
 def test_another_network_that_cannot_be_asked_is_told(run: Run, photos: Path, tmp_path: Path) -> None:

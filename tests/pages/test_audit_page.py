@@ -28,7 +28,7 @@ def images() -> Pictures:
 
 @pytest.fixture(scope="module")
 def found(images: Pictures) -> Audit:
-    return audit(build(), images, settings=AuditSettings(parts=3, area=0.2))
+    return audit(build(), images, settings=AuditSettings(score="logit", parts=3, area=0.2))
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from xattn.audit.effect import Effect, Probe, effect_of
+from xattn.audit.auditing import audit
+from xattn.audit.effect import Effect, Probe, effect_of, moves
 from xattn.audit.finding import Audit, Finding
 from xattn.audit.gather import outputs_of
 from xattn.audit.group import Group, Member
@@ -75,10 +77,48 @@ def ask_other(
     adjusted = holm([effect.p for _, effect in effects]).tolist()
     found = []
     for (finding, effect), p in zip(effects, adjusted, strict=True):
-        moves = bool(p < settings.alpha and effect.low > 0)
-        shared = replace(effect, adjusted=float(p), moves=moves)
+        shared = replace(effect, adjusted=float(p))
+        shared = replace(shared, moves=moves(shared, settings.alpha))
         found.append(Shared(finding.id, shared, _told(shared, spec.name)))
     return tuple(found)
+
+
+def only_other(
+    other: nn.Module,
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    spec: ModelSpec,
+    own: ModelSpec,
+    settings: AuditSettings,
+    classes: Sequence[str] | None = None,
+    **more: Any,
+) -> tuple[tuple[Finding, Shared], ...]:
+    """The findings of another network that the network which was audited is not shown to share.
+
+    Args:
+        other: the other network, which is audited here.
+        model: the network that was audited before.
+        dataset: the images.
+        spec: facts about the other network.
+        own: facts about the network that was audited.
+        settings: those of its audit.
+        classes: names of the classes that were audited; those that the other network does not have are left out.
+        **more: what else `xattn.audit.audit` takes.
+
+    Returns:
+        Its findings that move its score, with what the network answers to each. None where it has too few images of
+        every class.
+    """
+    if classes is not None and spec.classes:
+        classes = [name for name in classes if name.strip().isdigit() or name in spec.classes]
+    try:
+        theirs = audit(other, dataset, spec=spec, settings=settings, classes=classes, **more)
+    except DataError:
+        return ()
+    wanted = asked(theirs)
+    answers = {s.id: s for s in ask_other(wanted, model, dataset, spec=own, settings=settings, own=spec)}
+    return tuple((f, answers[f.id]) for f in wanted if f.id in answers and not answers[f.id].effect.moves)
 
 
 def _goal(group: Group, spec: ModelSpec, outputs: int) -> int | None:
@@ -140,5 +180,6 @@ def _told(effect: Effect, name: str) -> str:
     return (
         f"{name or 'The other network'} {what}: without it its score falls by {effect.fall:.2f}, by "
         f"{effect.elsewhere:.2f} elsewhere (difference {effect.difference:.2f}, 95 % interval {effect.low:.2f} to "
-        f"{effect.high:.2f}, on {effect.n} images)."
+        f"{effect.high:.2f}), and images that are given it gain {effect.gain:.2f} (95 % interval "
+        f"{effect.gain_low:.2f} to {effect.gain_high:.2f}), on {effect.n} images."
     )

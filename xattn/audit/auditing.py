@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from xattn import __version__
-from xattn.audit.colour import cells_of_colour, colour_in_words, find_colours, with_cells
-from xattn.audit.effect import Effect, Measured, Pictures, Probe, effect_of
+from xattn.audit.effect import Effect, Measured, Pictures, Probe, effect_of, moves
 from xattn.audit.evidence import Evidence, EvidenceStore, Overview
 from xattn.audit.finding import Audit, Finding, harm_of, is_candidate, ranked
 from xattn.audit.gather import Progress, evidence_key, gather, labels_for, outputs_of
@@ -35,6 +34,7 @@ LEAST = 4
 _OTHERS = 64  # images without the evidence whose mean stands in for it
 _FEW = 8  # below which images of other classes help out
 _FOREIGN = 64  # images of other classes into which evidence is put
+_REDUCED = 1024  # reduced images, of which those of other classes tell what a class has for itself
 _AT_ONCE = 2**27  # bytes of evidence that are read at a time
 
 
@@ -93,11 +93,14 @@ def audit(
         overview = store.overview()
         chosen = _chosen(overview, facts, classes, settings)
         probe = Probe(model, dataset, facts, settings)
+        drawn = np.sort(np.random.default_rng(settings.seed).permutation(len(overview.index))[:_REDUCED])
+        small, targets = store.reduced(overview.index[drawn]), overview.target[drawn]
         tested: list[_Tested] = []
         for k, evidence in enumerate(_by_class(store, chosen, overview)):
             if progress is not None:
                 progress(k, len(chosen), "testing groups")
-            tested += list(_audit_class(probe, evidence, overview, settings))
+            others = small[targets != chosen[k]]
+            tested += list(_audit_class(probe, evidence, overview, others, settings))
         if progress is not None:
             progress(len(chosen), len(chosen), "testing groups")
     provenance = {
@@ -193,11 +196,13 @@ def picked(evidence: Evidence, rows: NDArray[np.int64]) -> Evidence:
     return Evidence(**values)
 
 
-def _audit_class(probe: Probe, evidence: Evidence, overview: Overview, settings: AuditSettings) -> Iterator[_Tested]:
-    """Find the groups of a class and test them."""
+def _audit_class(
+    probe: Probe, evidence: Evidence, overview: Overview, elsewhere: NDArray[np.float32], settings: AuditSettings
+) -> Iterator[_Tested]:
+    """Find the groups of a class and test them; `elsewhere` are reduced images of other classes."""
     finding = halves(evidence.image, settings.find, settings.seed)
     half = picked(evidence, np.flatnonzero(finding))
-    prototypes = distinct([*find_prototypes(half, settings), *find_colours(half, settings)], half, settings)
+    prototypes = distinct(find_prototypes(half, settings, elsewhere), half, settings)
     if not prototypes:
         return
     goal = int(evidence.target[0])
@@ -209,9 +214,6 @@ def _audit_class(probe: Probe, evidence: Evidence, overview: Overview, settings:
         group = members_of(prototype, evidence, finding, settings)
         counts[group.kind] = counts.get(group.kind, 0) + 1
         group = dataclasses.replace(group, class_name=name, key=f"c{goal}-{group.kind}-{counts[group.kind]}")
-        if group.kind == "colour":
-            colour = int(prototype.centre[0])
-            group = dataclasses.replace(_with_cells(probe, group, colour), colour=colour_in_words(colour))
         members = group.of_half("test")
         if not members:
             continue
@@ -229,16 +231,6 @@ def of_other_classes(probe: Probe, overview: Overview, goal: int, rng: np.random
     """Some images (M, C, H, W) in which another class is predicted, with their places; empty where there is none."""
     drawn = rng.permutation(overview.index[overview.target != goal])[:_FOREIGN]
     return probe.pictures(drawn.tolist()) if len(drawn) else (torch.zeros(0), [])
-
-
-def _with_cells(probe: Probe, group: Group, colour: int) -> Group:
-    """The group of a colour with the cells that have it, for which its images are read again, a batch at a time."""
-    kept, cells = [], []
-    for start in range(0, len(group.members), probe.settings.batch_size):
-        x, some = probe.images(group.members[start : start + probe.settings.batch_size])
-        kept += some
-        cells.append(cells_of_colour(x, colour, probe.spec))
-    return with_cells(group, kept, np.concatenate(cells))
 
 
 def lacking(probe: Probe, group: Group, evidence: Evidence, foreign: Pictures, rng: np.random.Generator) -> Pictures:
@@ -283,8 +275,8 @@ def _findings(tested: Sequence[_Tested], settings: AuditSettings) -> list[Findin
     by_sign = {name: holm([s.p for t in tested for s in t.signs if s.name == name]) for name in (SOURCES, WRONG)}
     found = []
     for i, t in enumerate(tested):
-        moves = bool(adjusted[i] < settings.alpha and t.effect.low > 0)
-        effect = dataclasses.replace(t.effect, adjusted=float(adjusted[i]), moves=moves)
+        effect = dataclasses.replace(t.effect, adjusted=float(adjusted[i]))
+        effect = dataclasses.replace(effect, moves=moves(effect, settings.alpha))
         signs = tuple(
             decided(s, float(by_sign[s.name][i]), settings.alpha) if s.name in by_sign else s for s in t.signs
         )

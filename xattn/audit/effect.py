@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xattn.audit.gather import read_some
 from xattn.audit.group import Group, Member
-from xattn.audit.replace import replaced, tone_of, toned, turned
+from xattn.audit.replace import regraded, replaced, tone_of, turned
 from xattn.audit.settings import AuditSettings
 from xattn.benchmark.statistics import intervals, wilcoxon
 from xattn.data.dataset import Dataset
@@ -45,6 +45,8 @@ class Measured:
         flips_elsewhere: share of the places elsewhere at which it changes.
         carried: whether an image of another class is taken for this one once the evidence is in it; NaN without others.
         carried_elsewhere: likewise with the same area from elsewhere in the same image.
+        given: score of an image of the class without the evidence, once it is in it.
+        given_other: score of that image with the same cells of another image without the evidence; of a tone, as it is.
     """
 
     score: Array
@@ -55,6 +57,8 @@ class Measured:
     flips_elsewhere: Array
     carried: Array
     carried_elsewhere: Array
+    given: Array
+    given_other: Array
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,17 @@ class Effect:
         difference: of the two, mean over images.
         low: end of its 95 % interval (bootstrap, bias-corrected).
         high: the other end.
-        p: that evidence falls no more than what is elsewhere, by Wilcoxon's signed-rank test, one-sided.
+        gain: by how much the score of images of the class without the evidence is higher once they have it than with
+            the same cells of another image without it, mean over images.
+        gain_low: end of its 95 % interval, likewise.
+        gain_high: the other end.
+        p: that evidence takes no more along than what is elsewhere, and gives no more than what is in other images:
+            twice the smaller of two p values of Wilcoxon's signed-rank test, one-sided.
         adjusted: after Holm's correction over all groups of the audit; NaN until it was made.
         flips: share of the predictions that change without the evidence.
         flips_elsewhere: likewise elsewhere.
         share_of_score: fall over the mean fall without anything.
-        moves: whether the score moves: `adjusted` is below alpha and `low` above zero.
+        moves: whether the score moves: `adjusted` is below alpha, and `low` or `gain_low` above zero.
     """
 
     n: int
@@ -82,6 +91,9 @@ class Effect:
     difference: float
     low: float
     high: float
+    gain: float
+    gain_low: float
+    gain_high: float
     p: float
     adjusted: float
     flips: float
@@ -90,15 +102,26 @@ class Effect:
     moves: bool
 
 
+_NAN = float("nan")
+NOTHING = Effect(0, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, False)
+"""Of a group of which no image is left to test it on."""
+
+
+def moves(effect: Effect, alpha: float) -> bool:
+    """Whether the score goes with the evidence, once `adjusted` is known."""
+    return bool(effect.adjusted < alpha and max(effect.low, effect.gain_low) > 0)
+
+
 def effect_of(measured: Measured, seed: int = 0) -> Effect:
     """The effect of what was measured, before any correction."""
     fall, elsewhere = measured.score - measured.in_place, measured.score - measured.elsewhere
     n = len(fall)
     if n == 0:
-        nan = float("nan")
-        return Effect(0, nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, False)
+        return NOTHING
     difference = fall - elsewhere
     spread = intervals(difference, resamples=_RESAMPLES, seed=seed)
+    more = measured.given - measured.given_other
+    gained = intervals(more, resamples=_RESAMPLES, seed=seed)
     everything = float((measured.score - measured.without).mean())
     return Effect(
         n=n,
@@ -107,7 +130,10 @@ def effect_of(measured: Measured, seed: int = 0) -> Effect:
         difference=float(difference.mean()),
         low=float(spread.low[0]),
         high=float(spread.high[0]),
-        p=one_sided(difference),
+        gain=float(more.mean()),
+        gain_low=float(gained.low[0]),
+        gain_high=float(gained.high[0]),
+        p=min(1.0, 2 * min(one_sided(difference), one_sided(more))),
         adjusted=float("nan"),
         flips=float(measured.flips.mean()),
         flips_elsewhere=float(measured.flips_elsewhere.mean()),
@@ -162,7 +188,7 @@ class Probe:
         Args:
             group: whose evidence it is.
             members: the images on which it is tested.
-            others: images (M, C, H, W) without this evidence, whose mean stands in for it.
+            others: images (M, C, H, W) without this evidence, whose mean stands in for it, and which are given it.
             foreign: images (F, C, H, W) in which another class is predicted; may be none.
             goal: the class, in the numbers of this model; None is that of the group.
         """
@@ -173,7 +199,10 @@ class Probe:
         for start in range(0, len(members), step):
             x, some = self.images(members[start : start + step])
             guests = foreign[torch.arange(start, start + len(x)) % len(foreign)] if len(foreign) else foreign
+            hosts = torch.arange(start, start + len(x)) % len(others)
+            donors = (hosts + 1 + len(others) // 2) % len(others)
             variants = self.variants(group, some, x, others, guests)
+            variants |= self.given(group, some, x, others, (others[hosts], others[donors]))
             answers = {name: self.ask(images, goal) for name, images in variants.items()}
             before = answers["as it is"][1]
             away = [a for name, a in answers.items() if name.startswith("elsewhere")]
@@ -191,6 +220,8 @@ class Probe:
                     flips_elsewhere=np.mean([a[1] != before for a in away], axis=0),
                     carried=carried[0],
                     carried_elsewhere=carried[1],
+                    given=answers["given"][0],
+                    given_other=answers["given other"][0],
                 )
             )
         return Measured(**{f.name: np.concatenate([getattr(m, f.name) for m in found]) for f in fields(Measured)})
@@ -201,13 +232,12 @@ class Probe:
         """What is made of images (B, C, H, W) of a group: as they are, without evidence, and others with it."""
         generators = [self._generator(group, m) for m in members]
         if group.kind == "tone":
-            own, away_from = tone_of(x), tone_of(others).mean(0)
-            shift = away_from - own
-            made = {"as it is": x, "in place": toned(x, shift)}
-            sides = [turned(shift, generators) for _ in range(_PLACES)]
-            made |= {f"elsewhere {k}": toned(x, side) for k, side in enumerate(sides)}
+            goal, own = self._tones(group, others)
+            sides = [goal + turned(goal - own, generators) for _ in range(_PLACES)]
+            made = {"as it is": x, "in place": regraded(x, own, goal)}
+            made |= {f"elsewhere {k}": regraded(x, goal, side) for k, side in enumerate(sides)}
             if len(guests):
-                made |= {"carried": toned(guests, -shift), "carried elsewhere": toned(guests, -sides[0])}
+                made |= {"carried": regraded(guests, goal, own), "carried elsewhere": regraded(guests, sides[0], goal)}
             return made
         cells = torch.stack([torch.from_numpy(m.cells) for m in members])
         away = [
@@ -223,6 +253,30 @@ class Probe:
         if len(guests):
             made |= {"carried": replaced(guests, x, cells), "carried elsewhere": replaced(guests, x, away[0])}
         return made
+
+    def given(
+        self, group: Group, members: Sequence[Member], x: Tensor, others: Tensor, pair: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
+        """Images without the evidence of a group once they have it, and with the same cells of others without it.
+
+        Args:
+            group: whose evidence it is.
+            members: that give it.
+            x: the same images (B, C, H, W).
+            others: images (M, C, H, W) without the evidence.
+            pair: of these, those that are given it, and those whose cells are given in its place, each (B, C, H, W).
+        """
+        hosts, donors = pair
+        if group.kind == "tone":
+            usual, own = self._tones(group, others)
+            return {"given": regraded(hosts, usual, own), "given other": hosts}
+        cells = torch.stack([torch.from_numpy(m.cells) for m in members])
+        return {"given": replaced(hosts, x, cells), "given other": replaced(hosts, donors, cells)}
+
+    def _tones(self, group: Group, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and deviations (2 C,) of images without the tone of a group, and of its members."""
+        usual = tone_of(others)[:, : 2 * others.shape[1]].mean(0)
+        return usual, usual if group.tone is None else torch.from_numpy(group.tone).to(others)
 
     def images(self, members: Sequence[Member]) -> tuple[Tensor, list[Member]]:
         """Images (M, C, H, W) as the model sees them, of the members that can be read, and these.

@@ -38,7 +38,7 @@ _ARRAYS = {
     "maps": "maps",
     "whole": "cells",
     "tone": "tone",
-    "colours": "colours",
+    "small": "small",
 }
 
 
@@ -50,8 +50,8 @@ class Layout:
         parts: P.
         channels: C of the features.
         grid: rows and columns of the maps.
-        tone: numbers that describe the colour of an image.
-        colours: that are told apart; none where images do not have three channels.
+        tone: numbers that describe the colours of an image.
+        small: channels, rows and columns of the reduced images.
         size: height and width of the network's input in pixels.
     """
 
@@ -59,7 +59,7 @@ class Layout:
     channels: int
     grid: tuple[int, int]
     tone: int
-    colours: int
+    small: tuple[int, int, int]
     size: tuple[int, int]
 
     def width(self, name: str) -> int:
@@ -67,7 +67,7 @@ class Layout:
         cells = self.grid[0] * self.grid[1]
         sizes = {
             "parts": self.parts, "vectors": self.parts * self.channels, "maps": self.parts * cells, "cells": cells,
-            "tone": self.tone, "colours": self.colours,
+            "tone": self.tone, "small": self.small[0] * self.small[1] * self.small[2],
         }  # fmt: skip
         return sizes[_ARRAYS[name]]
 
@@ -91,8 +91,8 @@ class Evidence:
         vectors: of the parts, (N, P, C).
         maps: of the parts, (N, P, h, w), each summing to one, or to zero where the part is empty.
         whole: map of all relevance, (N, h, w).
-        tone: mean and deviation of each channel of the input, (N, 2 channels).
-        colours: share of the pixels of each colour, (N, 512).
+        tone: mean, deviation, lowest and highest value of each channel of the input, (N, 4 channels).
+        small: the images, reduced, from 0 to 1, (N, channels, rows, columns).
     """
 
     layout: Layout
@@ -110,7 +110,7 @@ class Evidence:
     maps: NDArray[np.float32]
     whole: NDArray[np.float32]
     tone: NDArray[np.float32]
-    colours: NDArray[np.float32]
+    small: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -161,7 +161,7 @@ class EvidenceStore:
 
     def _fix(self, layout: dict[str, Any] | None) -> None:
         if layout is not None and self.layout is None:
-            self.layout = Layout(**{**layout, "grid": tuple(layout["grid"]), "size": tuple(layout["size"])})
+            self.layout = Layout(**{**layout, **{name: tuple(layout[name]) for name in ("grid", "small", "size")}})
 
     @property
     def done(self) -> set[int]:
@@ -179,7 +179,7 @@ class EvidenceStore:
         columns: dict[str, pa.Array] = {name: pa.array(rows[name], kind) for name, kind in _PLAIN.items()}
         if layout is not None:
             for name in _ARRAYS:
-                kind = pa.float16() if name in ("vectors", "maps", "whole", "colours") else pa.float32()
+                kind = pa.float16() if name in ("vectors", "maps", "whole", "small") else pa.float32()
                 values = np.ascontiguousarray(rows[name], np.float16 if kind == pa.float16() else np.float32)
                 columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind), layout.width(name))
         meta = {"key": self.key, "block": block, "layout": None if layout is None else asdict(layout)}
@@ -209,6 +209,24 @@ class EvidenceStore:
             {name: reason for name, reason in zip(images, reasons, strict=True) if reason},
         )  # fmt: skip
 
+    def reduced(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The reduced images (n, C, R, R) at some places of the data set, in the order of these; all have to be there.
+
+        Args:
+            rows: places in the data set, each once.
+        """
+        assert self.layout is not None  # noqa: S101 (an image was read)
+        found = np.zeros((len(rows), *self.layout.small), np.float32)
+        for path in self._paths.values():
+            table = _table(path)
+            mine = table["index"].to_numpy()
+            here = np.isin(mine, rows)
+            if here.any() and "small" in table.column_names:
+                at = {int(i): k for k, i in enumerate(rows)}
+                column = table["small"].combine_chunks().filter(pa.array(here)).flatten().to_numpy()
+                found[[at[int(i)] for i in mine[here]]] = column.astype(np.float32).reshape(-1, *self.layout.small)
+        return found
+
     def read(self, classes: Sequence[int]) -> Evidence:
         """The evidence of the images in which one of these classes is predicted, in the order of the data set."""
         if self.layout is None:
@@ -229,7 +247,7 @@ class EvidenceStore:
         p, c, (h, w) = self.layout.parts, self.layout.channels, self.layout.grid
         shapes: dict[str, tuple[int, ...]] = {
             "shares": (p,), "inside": (p,), "vectors": (p, c), "maps": (p, h, w), "whole": (h, w),
-            "tone": (self.layout.tone,), "colours": (self.layout.colours,),
+            "tone": (self.layout.tone,), "small": self.layout.small,
         }  # fmt: skip
         arrays: dict[str, Any] = {
             name: np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in whole[name].chunks])

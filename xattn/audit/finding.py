@@ -75,7 +75,7 @@ class Finding:
     def where(self) -> str:
         """The place in words, where there is one; else empty."""
         sign = self.sign(PLACE)
-        if self.group.kind != "place" and not (sign and sign.speaks):
+        if self.group.kind not in ("place", "overlay") and not (sign and sign.speaks):
             return ""
         return place_in_words(self.group.place)
 
@@ -86,8 +86,9 @@ class Finding:
         what = {
             "parts": "the same evidence",
             "place": "evidence at one place",
-            "colour": f"at least as much of one colour, {group.colour}",
-            "tone": "the colour and contrast of the image",
+            "pattern": "a small picture that repeats",
+            "overlay": "a picture laid over them at one place",
+            "tone": "a cast of colour or contrast",
         }[group.kind]
         where = f" ({self.where})" if self.where else ""
         share = f"{100 * group.share_of_images:.0f} % of the images taken for {group.class_name.split(',')[0]}"
@@ -95,8 +96,16 @@ class Finding:
             return f"{share} share {what}{where}; that the score goes with it is not shown."
         return (
             f"{share} share {what}{where}: without it the score falls by {effect.fall:.2f}, by {effect.elsewhere:.2f} "
-            f"where the same area elsewhere goes, and {100 * effect.flips:.0f} % of the predictions change "
-            f"({100 * effect.flips_elsewhere:.0f} % elsewhere)."
+            f"{self.control}; images of the class that are given it gain {effect.gain:.2f}, and "
+            f"{100 * effect.flips:.0f} % of the predictions change without it ({100 * effect.flips_elsewhere:.0f} % "
+            "elsewhere)."
+        )
+
+    @property
+    def control(self) -> str:
+        """What the fall is compared with, in words."""
+        return (
+            "under as large another change of colours" if self.group.kind == "tone" else "where as much elsewhere goes"
         )
 
     @property
@@ -106,8 +115,9 @@ class Finding:
         if e.n == 0:
             return "No image is left to test it on."
         return (
-            f"Difference {e.difference:.2f} (95 % interval {e.low:.2f} to {e.high:.2f}), p {_p(e.adjusted)} after "
-            f"Holm's correction over {self.tests} groups, on {e.n} images that did not find the group."
+            f"Difference {e.difference:.2f} (95 % interval {e.low:.2f} to {e.high:.2f}), gain {e.gain:.2f} "
+            f"({e.gain_low:.2f} to {e.gain_high:.2f}), p {_p(e.adjusted)} after Holm's correction over {self.tests} "
+            f"groups, on {e.n} images that did not find the group."
         )
 
     @property
@@ -136,7 +146,6 @@ class Finding:
             "rank": self.rank, "id": self.id, "level": self.level, "candidate": self.candidate, "harm": self.harm,
             "why": self.why,
             "class": g.class_name, "class_index": g.class_index, "kind": g.kind, "where": self.where,
-            "colour": g.colour,
             "images": g.images, "members": len(g.members), "share_of_images": g.share_of_images,
             "share_of_score": g.share_of_score, "place": np.round(g.place, 6).tolist(),
             "sentence": self.sentence, "sure": self.sure, "next": self.next,
@@ -225,7 +234,7 @@ class Audit:
                 "rank": f.rank, "id": f.id, "class": f.group.class_name, "kind": f.group.kind, "level": f.level,
                 "candidate": f.candidate, "harm": f.harm, "images": len(f.group.members),
                 "share_of_images": f.group.share_of_images, "share_of_score": f.group.share_of_score,
-                "n": f.effect.n, "difference": f.effect.difference,
+                "n": f.effect.n, "difference": f.effect.difference, "gain": f.effect.gain,
                 "low": f.effect.low, "high": f.effect.high, "p": f.effect.adjusted, "flips": f.effect.flips,
                 "flips_elsewhere": f.effect.flips_elsewhere, "where": f.where,
             }  # fmt: skip

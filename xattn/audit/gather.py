@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xattn.audit.evidence import BLOCK, EvidenceStore, Layout
+from xattn.audit.pattern import side_of
 from xattn.audit.replace import tone_of
 from xattn.audit.settings import AuditSettings
 from xattn.data.dataset import Dataset
 from xattn.data.sample import Batch, Sample, collate
 from xattn.errors import DataError
-from xattn.functional.colours import colour_shares
 from xattn.functional.grid import resample
 from xattn.functional.pixels import denormalize_pixels
 from xattn.functional.relevance_parts import relevance, relevance_parts, whole_relevance
@@ -29,7 +29,7 @@ from xattn.trace import Trace, place_of, record
 Progress = Callable[[int, int, str], None]
 """Called with how much is done, of how much, and what is being done."""
 
-FORMAT = 2
+FORMAT = 3
 """Of the parts; those of another one are made anew."""
 
 GRID = 16
@@ -186,10 +186,10 @@ def describe(
         share = torch.einsum("nphw,nhw->np", maps.cpu(), on[:, 0])
         inside = torch.where(there[:, None] & (maps.cpu().sum((2, 3)) > 0), share, torch.nan)
         covered = torch.where(there, masks.float().mean((1, 2, 3)), torch.nan)
-    coloured = trace.x.shape[1] == 3
-    pixels = denormalize_pixels(trace.x, spec.mean, spec.std)
-    colours = colour_shares(pixels) if coloured else trace.x.new_zeros(n, 0)
-    own = Layout(parts, vectors.shape[2], grid, 2 * trace.x.shape[1], colours.shape[1], trace.input_size)
+    pixels = denormalize_pixels(trace.x, spec.mean, spec.std).clamp(0, 1)
+    small = resample(pixels, side_of(*trace.input_size))
+    size = (small.shape[1], small.shape[2], small.shape[3])
+    own = Layout(parts, vectors.shape[2], grid, 4 * trace.x.shape[1], size, trace.input_size)
     if layout is not None and layout != own:
         raise DataError(f"audit: the images have other sizes, {own} after {layout}; give the model one input size.")
     target = trace.target
@@ -207,7 +207,7 @@ def describe(
         "maps": maps.flatten(1).cpu().numpy(),
         "whole": whole.flatten(1).cpu().numpy(),
         "tone": tone_of(trace.x).cpu().numpy(),
-        "colours": colours.cpu().numpy(),
+        "small": small.flatten(1).cpu().numpy(),
     }, own
 
 
@@ -237,7 +237,7 @@ def _merged(rows: list[dict[str, Any]], layout: Layout | None) -> dict[str, Any]
     for name in ("image", "failed"):
         merged[name] = [text for r in rows for text in r[name]]
     if layout is not None:
-        for name in ("shares", "inside", "vectors", "maps", "whole", "tone", "colours"):
+        for name in ("shares", "inside", "vectors", "maps", "whole", "tone", "small"):
             empty = [np.zeros((len(r["index"]), layout.width(name)), np.float32) for r in rows]
             merged[name] = np.concatenate([r.get(name, none) for r, none in zip(rows, empty, strict=True)])
     return merged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,16 +12,26 @@ import torch
 from numpy.typing import NDArray
 
 from xattn.audit.evidence import Evidence
+from xattn.audit.pattern import (
+    answers,
+    cells_of_pattern,
+    edges,
+    find_overlay,
+    find_patterns,
+    find_tones,
+    place_of_overlay,
+)
 from xattn.audit.settings import AuditSettings
 from xattn.errors import needs
 from xattn.functional.relevance_parts import leading_cells
 
-Kind = Literal["parts", "place", "colour", "tone"]
+Kind = Literal["parts", "place", "pattern", "overlay", "tone"]
 KINDS: dict[str, str] = {
     "parts": "what speaks for the class in the same way, wherever it is",
     "place": "what speaks for the class at the same place of the frame",
-    "colour": "at least as much of one colour, which the other images of the class do not have",
-    "tone": "images of the same colour and contrast",
+    "pattern": "a small picture that repeats, wherever it is, and is hardly in images of other classes",
+    "overlay": "a picture that lies over images of the class at the same place",
+    "tone": "images of one cast: shifted in colour, contrast, black or white",
 }
 """The kinds of groups and what each holds together."""
 
@@ -30,9 +40,11 @@ Half = Literal["find", "test"]
 _LEAST_SHARE = 0.1  # of an image's relevance; parts with less are not evidence but what is left over
 _SITES = 4000  # that are clustered at once, since the time grows with the square
 _MAPS = 1500
+_REDUCED = 400  # reduced images of a class in which pictures are sought
 _DIMENSIONS = 24  # that part vectors are reduced to before they are clustered
 _KEPT = 0.1  # share of the members that found a group which are not recognized in it
 _BROAD = 4  # broad groups beside the dense ones
+_FIRST = {"pattern": 3, "tone": 2}  # groups of a kind that are kept
 _SAME = 0.5  # overlap of two groups (intersection over union of their images) from which they count as one
 
 
@@ -87,7 +99,7 @@ class Group:
         images: how many images of the class there are.
         share_of_score: of the score of the members that goes with the evidence: the mean fall without it over the mean
             fall without anything; NaN until it was measured.
-        colour: of a group of that kind, as `rgb(255, 255, 255)`.
+        tone: mean and deviation of each channel over the members that found a group of tones, (2 channels,).
     """
 
     key: str
@@ -98,7 +110,7 @@ class Group:
     place: NDArray[np.float64]
     images: int
     share_of_score: float = float("nan")
-    colour: str = ""
+    tone: NDArray[np.float64] | None = None
 
     @property
     def share_of_images(self) -> float:
@@ -116,22 +128,26 @@ class Prototype:
 
     Args:
         kind: what is compared.
-        centre: the middle of those that it was found from: a unit vector (C,), a unit map (h, w), or a standardized
-            tone (T,); or a colour's number and its usual share (2,).
+        centre: the middle of those that it was found from: a unit vector (C,), or a unit map (h, w); or the direction
+            of a pattern, an overlay or a tone, as `xattn.audit.pattern.Line` has it.
         least: similarity from which an image belongs to the group.
-        scale: mean and deviation of the tones that standardize them, (2, T); None for other kinds.
+        offset: of such a direction.
+        cells: of an overlay, those under it, bool (h, w).
+        gap: of such a direction.
     """
 
     kind: Kind
     centre: NDArray[np.float64]
     least: float
-    scale: NDArray[np.float64] | None = None
+    offset: float = 0.0
+    cells: NDArray[np.bool_] | None = None
+    gap: float = 0.0
 
     def similarity(self, evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Similarity (N,) of each image to the group, -inf where there is nothing to compare, and by which part (N,).
 
-        Of part vectors and maps it is the cosine, of colours the share in units of the usual one, at most 1, of
-        tones 1 less the root mean square distance in deviations.
+        Of part vectors and maps it is the cosine; of patterns, overlays and tones the place on a line, where the usual
+        image of the group is at 1 and that of the rest of the class at 0.
         """
         none = np.zeros(len(evidence), np.int64)
         if self.kind == "parts":
@@ -141,11 +157,10 @@ class Prototype:
             return found[np.arange(len(found)), part], part
         if self.kind == "place":
             return unit(evidence.whole.reshape(len(evidence), -1)) @ self.centre.ravel(), none
-        if self.kind == "colour":
-            share = evidence.colours[:, int(self.centre[0])].astype(np.float64)
-            return np.minimum(share / self.centre[1], 1.0), none
-        away = standard(evidence.tone, self.scale) - self.centre
-        return 1 - np.sqrt((away**2).mean(1)), none
+        if self.kind == "pattern":
+            return answers(evidence.small, self.centre).max(1).astype(np.float64) - self.offset, none
+        described = edges(evidence.small) if self.kind == "overlay" else evidence.tone
+        return described.astype(np.float64) @ self.centre - self.offset, none
 
 
 def sites_of(evidence: Evidence) -> NDArray[np.bool_]:
@@ -157,12 +172,6 @@ def unit(rows: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]
     """Rows (N, D) of length one; zeros stay."""
     length = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     return np.asarray(rows / np.where(length == 0, 1, length), np.float64)
-
-
-def standard(tone: NDArray[np.float32], scale: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """Tones (N, T) in deviations from their mean."""
-    assert scale is not None  # noqa: S101 (a prototype of this kind has one)
-    return np.asarray((tone - scale[0]) / np.maximum(scale[1], 1e-6), np.float64)
 
 
 def halves(names: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
@@ -178,25 +187,53 @@ def halves(names: Sequence[str], share: float, seed: int) -> NDArray[np.bool_]:
     return chosen
 
 
-def find_prototypes(evidence: Evidence, settings: AuditSettings) -> list[Prototype]:
+def find_prototypes(evidence: Evidence, settings: AuditSettings, others: NDArray[np.float32]) -> list[Prototype]:
     """Groups among these images of one class, those of part vectors first.
 
     Part vectors of the same direction that lie close together (HDBSCAN), and a few broad groups of them (k-means); maps
-    at the same place (spectral clustering with the eigengap; Lapuschkin et al. 2019, SpRAy, arXiv:1902.10178); tones
-    that lie close together (HDBSCAN).
+    at the same place (spectral clustering with the eigengap; Lapuschkin et al. 2019, SpRAy, arXiv:1902.10178); and
+    patterns, overlays and tones (`xattn.audit.pattern`).
 
     Args:
         evidence: of the images that find groups.
         settings: how small a group may be.
+        others: reduced images of other classes (M, C, R, R).
     """
     needs("audit", "xattn audit")
-    return [*_by_parts(evidence, settings), *_by_place(evidence, settings), *_by_tone(evidence, settings)]
+    return [
+        *_by_parts(evidence, settings),
+        *_by_place(evidence, settings),
+        *_by_picture(evidence, settings, others),
+    ]
+
+
+def _by_picture(evidence: Evidence, settings: AuditSettings, others: NDArray[np.float32]) -> list[Prototype]:
+    """Patterns, overlays and tones, each kind with those first that tell images apart best."""
+    drawn = _drawn(len(evidence), _REDUCED, settings.seed)
+    small, least = evidence.small[drawn], settings.smallest
+    found = [
+        Prototype("pattern", one.centre, one.least, one.offset, None, one.gap)
+        for one in find_patterns(small, others, least, settings.seed)
+    ]
+    for one in find_overlay(small, others, least):
+        member = edges(small).astype(np.float64) @ one.centre - one.offset >= one.least
+        place = torch.from_numpy(place_of_overlay(small[member], small[~member])[None])
+        cells = leading_cells(place, settings.mass, settings.area)[0].numpy()
+        found.append(Prototype("overlay", one.centre, one.least, one.offset, cells, one.gap))
+    tones = find_tones(evidence.tone[drawn], least, settings.seed)
+    return [*found, *(Prototype("tone", one.centre, one.least, one.offset, None, one.gap) for one in tones)]
 
 
 def distinct(prototypes: Sequence[Prototype], evidence: Evidence, settings: AuditSettings) -> list[Prototype]:
-    """Those that have enough images and, of two groups of a kind with mostly the same images, the first."""
+    """Those that have enough images and, of two groups of a kind with mostly the same images, the first.
+
+    Of patterns and tones only the first few are kept: those that tell images apart best come first, and each group more
+    is a test more to correct for.
+    """
     kept: list[tuple[Prototype, set[int]]] = []
     for prototype in prototypes:
+        if sum(other.kind == prototype.kind for other, _ in kept) >= _FIRST.get(prototype.kind, len(prototypes)):
+            continue
         similarity, _ = prototype.similarity(evidence)
         images = set(np.flatnonzero(similarity >= prototype.least).tolist())
         if len(images) < settings.smallest:
@@ -287,24 +324,6 @@ def eigengap(affinity: NDArray[np.float64], most: int) -> int:
     return 2 + int(gaps.argmax())
 
 
-def _by_tone(evidence: Evidence, settings: AuditSettings) -> list[Prototype]:
-    from sklearn.cluster import HDBSCAN
-
-    scale = np.stack([evidence.tone.mean(0), evidence.tone.std(0)]).astype(np.float64)
-    drawn = _drawn(len(evidence), _SITES, settings.seed)
-    tones = standard(evidence.tone[drawn], scale)
-    smallest = max(settings.smallest, round(0.05 * len(evidence)))
-    if len(tones) < 2 * smallest:
-        return []
-    labels = HDBSCAN(min_cluster_size=smallest, min_samples=3, copy=True).fit_predict(tones)
-    found = []
-    for k in sorted({*labels.tolist()} - {-1}):
-        rows = tones[labels == k]
-        centre = rows.mean(0)
-        found.append(Prototype("tone", centre, _least(1 - np.sqrt(((rows - centre) ** 2).mean(1))), scale))
-    return found
-
-
 def members_of(prototype: Prototype, evidence: Evidence, finding: NDArray[np.bool_], settings: AuditSettings) -> Group:
     """The group of a prototype among all images of a class.
 
@@ -330,10 +349,16 @@ def members_of(prototype: Prototype, evidence: Evidence, finding: NDArray[np.boo
         same = leading_cells(torch.from_numpy(prototype.centre[None]), settings.mass, settings.area).numpy()
         cells = np.repeat(same, len(chosen), axis=0)
         share = (maps * cells).sum((1, 2))
-    else:  # of a colour they are found once the images are read again
-        maps = np.full((len(chosen), h, w), 1 / (h * w))
-        cells = np.ones((len(chosen), h, w), np.bool_)
-        share = np.ones(len(chosen))
+    else:
+        small = evidence.small[chosen]
+        rows, columns = small.shape[2] // 2, small.shape[3] // 2
+        if prototype.kind == "pattern":
+            cells = cells_of_pattern(small, prototype.centre, prototype.offset, prototype.least, settings.area)
+        else:
+            whole = np.ones((rows, columns), np.bool_) if prototype.cells is None else prototype.cells
+            cells = np.repeat(whole[None], len(chosen), axis=0)
+        maps = cells / np.maximum(cells.sum((1, 2), keepdims=True), 1)
+        share = _within(evidence.whole[chosen].astype(np.float64), cells)
     right = evidence.right
     members = tuple(
         Member(
@@ -351,4 +376,16 @@ def members_of(prototype: Prototype, evidence: Evidence, finding: NDArray[np.boo
     )
     place = maps.mean(0) if len(maps) else np.zeros((h, w))
     place = place / place.sum() if place.sum() > 0 else np.full((h, w), 1 / (h * w))
-    return Group("", int(evidence.target[0]), "", prototype.kind, members, place, len(evidence))
+    group = Group("", int(evidence.target[0]), "", prototype.kind, members, place, len(evidence))
+    if prototype.kind != "tone":
+        return group
+    own = evidence.tone[chosen[finding[chosen]]]  # means and deviations come first
+    return replace(group, tone=own[:, : own.shape[1] // 2].mean(0, dtype=np.float64) if len(own) else None)
+
+
+def _within(maps: NDArray[np.float64], cells: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Share of maps (N, h, w) that lies within cells (N, H, W) of a grid that is as fine or finer."""
+    rows, columns = (np.arange(n) * m // n for n, m in zip(cells.shape[1:], maps.shape[1:], strict=True))
+    finer = maps[:, rows[:, None], columns[None, :]]
+    total = finer.sum((1, 2))
+    return (finer * cells).sum((1, 2)) / np.where(total > 0, total, 1)

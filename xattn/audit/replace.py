@@ -26,29 +26,29 @@ def replaced(x: Tensor, stand_in: Tensor, cells: Tensor) -> Tensor:
 
 
 def tone_of(x: Tensor) -> Tensor:
-    """Mean and standard deviation of each channel (N, 2 C) of images (N, C, H, W)."""
-    return torch.cat([x.mean((2, 3)), x.std((2, 3), correction=0)], dim=1)
+    """Mean, standard deviation, lowest and highest value of each channel (N, 4 C) of images (N, C, H, W)."""
+    return torch.cat([x.mean((2, 3)), x.std((2, 3), correction=0), x.amin((2, 3)), x.amax((2, 3))], dim=1)
 
 
-def toned(x: Tensor, shift: Tensor) -> Tensor:
-    """Images of another tone: means and deviations of the channels are moved by `shift`.
+def regraded(x: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Images as if what had one mean and deviation of its channels had another: the same change of colours for all.
 
     Args:
         x: (B, C, H, W).
-        shift: (B, 2 C); a deviation does not fall below a small one.
+        before: means and deviations (2 C,), or (B, 2 C).
+        after: likewise; a deviation does not fall below a small one.
     """
-    mean, deviation = (t[:, :, None, None] for t in tone_of(x).chunk(2, dim=1))
-    up, wider = (t[:, :, None, None] for t in shift.chunk(2, dim=1))
-    stretch = (deviation + wider).clamp(min=_LEAST_DEVIATION) / deviation.clamp(min=_LEAST_DEVIATION)
-    return (x - mean) * stretch + mean + up
+    (mean, deviation), (goal, wider) = (t.reshape(-1, 2, x.shape[1], 1, 1).unbind(1) for t in (before, after))
+    stretch = wider.clamp(min=_LEAST_DEVIATION) / deviation.clamp(min=_LEAST_DEVIATION)
+    return (x - mean) * stretch + goal
 
 
 def turned(shift: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """A move of the tone by as much, in a random direction at right angles to that of `shift` (B, 2 C)."""
-    drawn = torch.stack([torch.randn(shift.shape[1], generator=g, dtype=torch.float64) for g in generators])
+    """Moves of the tone (B, 2 C) by as much as `shift` (2 C,), in random directions at right angles to it."""
+    drawn = torch.stack([torch.randn(len(shift), generator=g, dtype=torch.float64) for g in generators])
     along = shift.double()
-    length = along.norm(dim=1, keepdim=True)
+    length = along.norm()
     direction = along / length.clamp(min=1e-12)
-    across = drawn - (drawn * direction).sum(1, keepdim=True) * direction
+    across = drawn - (drawn @ direction)[:, None] * direction
     across = across / across.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return (across * length).to(shift)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from xattn.audit.auditing import check_sources, facts_of, lacking, of_other_classes
-from xattn.audit.effect import Effect, Probe, effect_of
+from xattn.audit.effect import NOTHING, Effect, Probe, effect_of, moves
 from xattn.audit.evidence import EvidenceStore
 from xattn.audit.gather import Progress, evidence_key, gather, labels_for, outputs_of, relevance_of, traced
 from xattn.audit.group import Group, Member, Prototype, members_of
@@ -209,9 +209,9 @@ def _effect(probe: Probe, group: Group, others: Tensor, settings: AuditSettings)
     """Of the evidence on the images that have it; a question of its own, so that nothing is corrected."""
     members = group.members
     if not members:
-        nan = float("nan")
-        return Effect(0, nan, nan, nan, nan, nan, nan, nan, nan, nan, nan, False)
+        return NOTHING
     drawn = np.random.default_rng(settings.seed).permutation(len(members))[: settings.per_group]
     measured = probe.measure(group, [members[i] for i in sorted(drawn.tolist())], others, others[:0])
     effect = effect_of(measured, settings.seed)
-    return replace(effect, adjusted=effect.p, moves=bool(effect.p < settings.alpha and effect.low > 0))
+    effect = replace(effect, adjusted=effect.p)
+    return replace(effect, moves=moves(effect, settings.alpha))

@@ -24,7 +24,7 @@ class AuditSettings:
         smallest: images in which a group has to be found, at least.
         per_group: images on which a group is tested, at most.
         batch_size: images that go through the model together.
-        score: whose fall is measured, of the predicted class.
+        score: whose fall is measured, of the predicted class; the margin over the next class is what decides.
         alpha: probability of any false finding that the tests allow over all groups.
         seed: of the halves, the places elsewhere and the resamples.
     """
@@ -37,7 +37,7 @@ class AuditSettings:
     smallest: Annotated[int, Range(3)] = 5
     per_group: Annotated[int, Range(5, 10_000)] = 64
     batch_size: Annotated[int, Range(1, 4096)] = 64
-    score: str = "logit"
+    score: str = "margin"
     alpha: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.05
     seed: int = 0
 

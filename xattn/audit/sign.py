@@ -28,7 +28,7 @@ SIGNS = {
 }
 """The signs, and what each says where it speaks."""
 
-_APART = {"parts": 0.12, "colour": 0.4}  # of cosines; of shares in units of the usual one
+_APART = 1 / 3  # of a cosine, or of the way from the middle of the rest to that of the group
 _OFF = 0.5  # share of the evidence beside the object above which it counts as off it
 _PLACE = 0.22  # overlap more than that of other evidence
 _CARRIES = 0.25  # images of other classes more than the same area from elsewhere takes along
@@ -92,14 +92,14 @@ def set_apart(
     similarity, _ = prototype.similarity(evidence)
     here = ~finding & np.isfinite(similarity)
     members, others = (similarity[here & m] for m in (similarity >= prototype.least, similarity < prototype.least))
-    if prototype.kind not in ("parts", "colour") or len(members) < 2 or len(others) < 2:
+    if prototype.kind == "place" or len(members) < 2 or len(others) < 2:
         return Sign(APART, np.nan, np.nan, np.nan, np.nan, 0, False, "")
     rng = np.random.default_rng(seed)
     gaps = [_gap(rng.choice(members, len(members)), rng.choice(others, len(others))) for _ in range(resamples)]
     value, (low, high) = _gap(members, others), np.quantile(gaps, (0.025, 0.975))
     ends = np.quantile(members, _TENTH), np.quantile(others, 1 - _TENTH)
     text = f"nine in ten of its images are alike by {ends[0]:.2f} and more, of the others by {ends[1]:.2f} at most"
-    return Sign(APART, value, float(low), float(high), np.nan, len(members), bool(low > _APART[prototype.kind]), text)
+    return Sign(APART, value, float(low), float(high), np.nan, len(members), bool(low > _APART), text)
 
 
 def _gap(members: Array, others: Array) -> float:

@@ -15,7 +15,7 @@ from xattn.cli import EXIT_SOME_FAILED, console, options
 
 if TYPE_CHECKING:
     from xattn.audit.against import Shared
-    from xattn.audit.finding import Audit
+    from xattn.audit.finding import Audit, Finding
     from xattn.audit.gather import Progress
     from xattn.audit.searching import Search
     from xattn.data.dataset import Dataset
@@ -69,7 +69,7 @@ def audit(
     mean: options.Mean = None,
     std: options.Std = None,
     size: options.Size = None,
-    score: options.Score = "logit",
+    score: options.Score = "margin",
     seed: Annotated[int, typer.Option(metavar="N", help="Of the halves and of the places elsewhere.")] = 0,
     out: Annotated[
         Path | None,
@@ -86,7 +86,9 @@ def audit(
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="OTHER", help="Another network, by name or file: which findings do both have?"),
+        typer.Option(
+            metavar="OTHER", help="Another network, by name or file: which findings do both have, which only one?"
+        ),
     ] = None,
     find: Annotated[
         Path | None,
@@ -108,7 +110,7 @@ def audit(
 
     from xattn.audit import AuditSettings
     from xattn.audit import audit as run_audit
-    from xattn.audit.against import ask_other, asked
+    from xattn.audit.against import ask_other, asked, only_other
     from xattn.audit.joined import Joined
     from xattn.cli.loading import advise, load
     from xattn.device import find_device
@@ -167,6 +169,7 @@ def audit(
             sources=sources,
         )  # fmt: skip
     shared: tuple[Shared, ...] = ()
+    only: tuple[tuple[Finding, Shared], ...] = ()
     if other is not None:
         wanted = asked(result)
         shared = ask_other(wanted, other.model, dataset, spec=other.spec, settings=settings, own=network.spec)
@@ -175,11 +178,19 @@ def audit(
                 f"--against {against}: {len(wanted) - len(shared)} of {len(wanted)} findings are of a class that it "
                 "does not have, or of what it does not see; it was not asked about them."
             )
-    _write(result, dataset, network.spec, out, shared)
+        with _progress(shown=watched) as progress:
+            only = only_other(
+                other.model, network.model, dataset, spec=other.spec, own=network.spec, settings=settings,
+                folder=keep, sources=sources, progress=progress,
+                classes=None if classes is None else [name.strip() for name in classes.split(",")],
+            )  # fmt: skip
+    plain = {**result.to_json(), **(_compared(shared, only) if against else {})}
+    _write(result, dataset, network.spec, out, shared, only, plain)
     if as_json:
-        console.show_json({**result.to_json(), **({"against": [asdict(s) for s in shared]} if against else {})})
+        console.show_json(plain)
     else:
         show(result, top, out, shared)
+        show_only(only, top, against or "")
         console.say(f"wrote {out}{'' if out.suffix.lower() == '.json' else ': open it in a browser'}")
     _end(result.provenance["unreadable"])
 
@@ -309,21 +320,47 @@ def _progress(*, shown: bool) -> Iterator[Progress | None]:
         yield lambda done, total, what: bar.update(done=done, total=total, what=what)
 
 
-def _write(result: Audit, dataset: Dataset, spec: ModelSpec, out: Path, shared: tuple[Shared, ...]) -> None:
+def _compared(shared: tuple[Shared, ...], only: tuple[tuple[Finding, Shared], ...]) -> dict[str, Any]:
+    """What another network does with the findings, and the findings that only it has, as plain values."""
+    return {
+        "against": [asdict(s) for s in shared],
+        "only_other": [{**finding.to_json(), "against": asdict(s)} for finding, s in only],
+    }
+
+
+def _write(
+    result: Audit,
+    dataset: Dataset,
+    spec: ModelSpec,
+    out: Path,
+    shared: tuple[Shared, ...],
+    only: tuple[tuple[Finding, Shared], ...],
+    plain: dict[str, Any],
+) -> None:
     """The page, or the JSON, by the suffix of the file."""
     from xattn.cli.loading import picture_file
     from xattn.pages.audit import audit_page
     from xattn.schema import finite
 
     if out.suffix.lower() != ".json":
-        audit_page(result, dataset, spec, out, others=[{"id": s.id, "text": s.text} for s in shared])
+        others = [{"id": s.id, "text": s.text} for s in shared]
+        lines = [{"level": f.level, "sentence": f.sentence, "text": s.text} for f, s in only]
+        audit_page(result, dataset, spec, out, others=others, only=lines)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     with picture_file(out) as temporary:
-        temporary.write_text(
-            json.dumps(finite({**result.to_json(), "against": [asdict(s) for s in shared]}), indent=1, allow_nan=False),
-            encoding="utf-8",
-        )
+        temporary.write_text(json.dumps(finite(plain), indent=1, allow_nan=False), encoding="utf-8")
+
+
+def show_only(only: tuple[tuple[Finding, Shared], ...], top: int, name: str) -> None:
+    """The first findings that only the other network has, in words."""
+    if only:
+        console.say("")
+        console.say(f"What only {name} is shown to rely on:")
+    for finding, shared in only[:top]:
+        console.say(f"- {finding.level}: {finding.sentence} {shared.text}")
+    if len(only) > top:
+        console.say(f"- and {len(only) - top} more.")
 
 
 def show(result: Audit, top: int, out: Path, shared: tuple[Shared, ...] = ()) -> None:

@@ -20,7 +20,6 @@ _FORMULAS = {
     "br_npa": "br_npa_maps coverage_maps",
     "cam": "activation_map eigen_cam grad_cam grad_cam_elementwise grad_cam_plus_plus hires_cam layer_cam "
     "smooth_grad_cam_plus_plus weighted_channels xgrad_cam",
-    "colours": "colour_shares near_colour",
     "complexity": "effective_complexity entropy gini histogram_entropy",
     "components": "eigen_grad_cam factor_maps kernel_cam strong_cells",
     "control": "center_map sobel_map",

@@ -36,7 +36,13 @@ _LEVELS = {
 
 
 def audit_page(
-    result: Audit, dataset: Dataset, spec: ModelSpec, path: str | Path, *, others: Sequence[dict[str, Any]] = ()
+    result: Audit,
+    dataset: Dataset,
+    spec: ModelSpec,
+    path: str | Path,
+    *,
+    others: Sequence[dict[str, Any]] = (),
+    only: Sequence[dict[str, Any]] = (),
 ) -> Path:
     """Write the page of an audit.
 
@@ -46,6 +52,7 @@ def audit_page(
         spec: of the network, for what it sees of an image.
         path: of the page.
         others: what another network does with a finding, `id` and `text`; empty without one.
+        only: findings that only the other network has, `level`, `sentence` and `text`.
 
     Raises:
         DataError: if there is no finding, or the file cannot be written.
@@ -74,6 +81,7 @@ def audit_page(
         levels=[level for level in _LEVELS if any(c["level"] == level for c in cards)],
         classes=sorted({c["class"] for c in cards}),
         kinds=KINDS,
+        only=[*only],
         notes=_notes(facts),
         data=finite({"provenance": dict(facts), "findings": [f.to_json() for f in told]}),
         digest=digest,
@@ -96,7 +104,9 @@ def _notes(facts: Any) -> list[str]:
     notes = [
         "Groups were found on one half of the images of each class and tested on the other. A score falls in place if "
         "the cells with the evidence are replaced, and elsewhere if as many cells at another place of the same image "
-        f"are. P values are corrected by {facts['correction']}'s method over all {facts['groups']} groups."
+        "are. Given to others: the cells are put into images of the class without the evidence, against the same cells "
+        f"of another image without it. P values are corrected by {facts['correction']}'s method over all "
+        f"{facts['groups']} groups."
     ]
     left_out = facts["left_out"]
     if left_out:
@@ -119,7 +129,6 @@ def _card(finding: Finding, dataset: Dataset, spec: ModelSpec) -> dict[str, Any]
         "class": group.class_name,
         "short": group.class_name.split(",")[0],
         "kind": group.kind,
-        "colour": group.colour,
         "sentence": finding.sentence,
         "why": finding.why,
         "sure": finding.sure,
@@ -134,6 +143,7 @@ def _card(finding: Finding, dataset: Dataset, spec: ModelSpec) -> dict[str, Any]
             {"name": "elsewhere", "value": f"{effect.elsewhere:.2f}", "width": _width(effect.elsewhere, most),
              "main": False},
         ],
+        "gain": f"{effect.gain:+.2f}",
         "flips": _percent(effect.flips),
         "flips_elsewhere": _percent(effect.flips_elsewhere),
         "signs": [{"name": s.name, "text": s.text, "speaks": s.speaks} for s in finding.signs if s.text],
