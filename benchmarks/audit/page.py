@@ -18,9 +18,6 @@ from xattn.files import whole_file
 HERE = Path(__file__).parent
 FIRST = 3
 LEVEL = 0.05
-SEEN = ("mark-moving-0.5-1.0", "frame-0.5-1.0", "tag-moving-0.5-1.0")
-"""Networks that were looked at while groups of colours were added to the audit."""
-
 KINDS = {"mark": ("#0072B2", "o"), "frame": ("#D55E00", "s"), "tint": ("#E69F00", "^"), "tag": ("#009E73", "D")}
 INTRODUCTION = """
 # Does `xattn audit` find what a network relies on?
@@ -28,11 +25,17 @@ INTRODUCTION = """
 Written by `page.py` from `results.json`; do not edit. `train.py` trains forty networks on four classes of
 Tiny-ImageNet (100 images of each; the last stage of the embedded tiny-cnn, 10 epochs): twenty with a mark on a share of
 the images of one class, ten without any, ten with a mark on half of the images of every class, where it tells nothing.
-`study.py` audits one class of each, that with the mark, on 400 other images, 100 of each class, marked as those were. A
-network *uses* its mark if more images of the class are recognized with it than without, in a one-sided sign test at 5 %
-over 100 images. A finding *shows* the mark if it moves the score, three quarters of its images carry the mark and, for
-mark and tag, the cells that are replaced cover half of the mark in half of these; for frame and tint the images alone
-decide.
+`study.py` audits one class of each, that with the mark: its 400 other images and 100 of each other class, marked as
+those were. The first stages of tiny-cnn learned from Tiny-ImageNet, without marks; no network saw these images marked.
+
+A network *uses* its mark if more images of the class are recognized with it than without, in a one-sided sign test at
+5 % over the 400 images. A finding *shows* the mark if it moves the score, three quarters of its images carry the mark
+and, for mark and tag, the cells that are replaced cover half of the mark in half of these; for frame and tint the
+images alone decide.
+
+The audit was made with networks of other seeds at hand (`DEVELOPMENT` in `runs.py`, `train.py --development`), which
+carry the same kinds of marks at some other shares and strengths. Then it was left as it was and these forty were
+audited once.
 """
 COLUMNS = """
 `finding` is the place of the first one that shows the mark, in the order of the audit. Grad-CAM pictures: how many one
@@ -78,13 +81,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
             share(sum(among(a["rank"]) for a in audit), len(used)),
         ),
         ("… and as a shortcut candidate", share(sum(among(a["rank"]) and a["candidate"] for a in audit), len(used))),
-        (
-            "the same among networks that nobody looked at while the audit was made",
-            share(
-                sum(among(r["audit"]["rank"]) for r in used if r["name"] not in SEEN),
-                sum(r["name"] not in SEEN for r in used),
-            ),
-        ),
         ("mark in any finding, where it is used", share(sum(a["rank"] is not None for a in audit), len(used))),
         ("the same among the first three by chance, marked images permuted", f"{100 * chance:.0f} %"),
         ("pixels: among the first three clusters", share(sum(among(r["pixels"]["rank"]) for r in used), len(used))),
@@ -217,7 +213,7 @@ def main() -> None:
     lines = [
         *INTRODUCTION.strip().splitlines(),
         "",
-        f"Device: {result['device']}. {len(rows)} of the forty networks were audited, each on 400 images that it",
+        f"Device: {result['device']}. {len(rows)} of the forty networks were audited, each on 700 images that it",
         "was not trained on.",
         "",
         "![rank of the finding against the use of the mark](results.png)",

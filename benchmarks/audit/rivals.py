@@ -30,19 +30,21 @@ def rivals(model: Any, run: Run, data: Planted, carry: float) -> dict[str, Any]:
         carry: share of the images of a cluster that has to carry the mark.
     """
     target, pixels, features, showing = [], [], [], []
-    for start in range(0, len(data), BATCH):
-        x = torch.stack([preprocess(data[i].image, model.spec) for i in range(start, min(start + BATCH, len(data)))])
+    places = run.audited(data)
+    for start in range(0, len(places), BATCH):
+        some = places[start : start + BATCH]
+        x = torch.stack([preprocess(data[i].image, model.spec) for i in some])
         explanation = explain(model, x, [GradCAM()], spec=model.spec)[0]
         target.append(explanation.target.numpy())
-        showing += [shows_mark(m, data.mask_of(start + i)) for i, m in enumerate(explanation.maps[:, 0].numpy())]
+        showing += [shows_mark(m, data.mask_of(i)) for i, m in zip(some, explanation.maps[:, 0].numpy(), strict=True)]
         pixels.append(F.adaptive_avg_pool2d(x, 16).flatten(1).numpy())
         with torch.no_grad():
             features.append(model.backbone(x).mean((2, 3)).numpy())
-    classes = np.concatenate(target)
+    classes, marked = np.concatenate(target), data.marked[list(places)]
     return {
         "looking": looking(np.array(showing), classes == run.label),
-        "pixels": clustered(np.concatenate(pixels), classes, run, data, carry),
-        "features": clustered(np.concatenate(features), classes, run, data, carry),
+        "pixels": clustered(np.concatenate(pixels), classes, run, marked, carry),
+        "features": clustered(np.concatenate(features), classes, run, marked, carry),
     }
 
 
@@ -80,7 +82,7 @@ def looking(showing: NDArray[np.bool_], own: NDArray[np.bool_]) -> dict[str, Any
 
 
 def clustered(
-    vectors: NDArray[np.float32], target: NDArray[np.int64], run: Run, data: Planted, carry: float
+    vectors: NDArray[np.float32], target: NDArray[np.int64], run: Run, marked: NDArray[np.bool_], carry: float
 ) -> dict[str, Any]:
     """k-means among the images taken for the class, the tightest cluster first (mean distance to its middle).
 
@@ -98,6 +100,6 @@ def clustered(
     for k in range(count):
         chosen = fitted.labels_ == k
         if chosen.sum() >= SMALLEST:
-            found.append((float(distance[chosen].mean()), bool(data.marked[members[chosen]].mean() >= carry)))
-    order = [marked for _, marked in sorted(found)]
+            found.append((float(distance[chosen].mean()), bool(marked[members[chosen]].mean() >= carry)))
+    order = [shown for _, shown in sorted(found)]
     return {"rank": order.index(True) + 1 if True in order else None, "clusters": len(order)}

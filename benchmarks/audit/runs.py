@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from xattn.data.planted import Kind, Planted
 
-CLASSES, PER_CLASS = 4, 100  # to train on; as many others to look at
+CLASSES, PER_CLASS = 4, 100  # to train on
+TO_LOOK_AT = 400  # other images of each class: all that Tiny-ImageNet has
+OTHERS = 4  # of classes without the mark one in so many of these is audited
 LABELS = (1, 2, 3)  # salamander, bullfrog, tailed frog: goldfish are known without a mark
 MARKS: tuple[tuple[Kind, bool], ...] = (
     ("mark", False),
@@ -63,28 +68,35 @@ class Run:
         )  # fmt: skip
 
     def to_look_at(self, root: str) -> Planted:
-        """As many others, none of them to train on."""
-        return dataclasses.replace(self.to_train(root), skip=PER_CLASS)
+        """The other images of the classes, none of them to train on."""
+        return dataclasses.replace(self.to_train(root), skip=PER_CLASS, per_class=TO_LOOK_AT)
+
+    def audited(self, data: Planted) -> tuple[int, ...]:
+        """Places of the images that are audited: all of the class with the mark, and some of the others."""
+        own, others = np.flatnonzero(data.labels == self.label), np.flatnonzero(data.labels != self.label)[::OTHERS]
+        return tuple(np.sort(np.concatenate([own, others])).tolist())
 
 
-def _planted() -> list[Run]:
-    settings = [(share, strength) for share, strength in ((0.5, 1.0), (0.5, 0.4), (0.2, 1.0))]
+def _planted(settings: Sequence[tuple[float, float]], first: int) -> list[Run]:
     cases = [(*mark, *setting) for setting in settings for mark in MARKS]
     cases += [("mark", False, 0.1, 1.0), ("tag", False, 0.1, 1.0)]
     return [
-        Run(f"{kind}{'-moving' * moving}-{share}-{strength}", kind, moving, share, strength, 0.0, seed)
-        for seed, (kind, moving, share, strength) in enumerate(cases)
+        Run(f"{kind}{'-moving' * moving}-{share}-{strength}-{seed}", kind, moving, share, strength, 0.0, seed)
+        for seed, (kind, moving, share, strength) in enumerate(cases, first)
     ]
 
 
-def _clean() -> list[Run]:
-    bare = [Run(f"bare-{s}", "mark", False, 0.0, 1.0, 0.0, 100 + s) for s in range(10)]
+def _clean(first: int) -> list[Run]:
+    bare = [Run(f"bare-{first + s}", "mark", False, 0.0, 1.0, 0.0, first + s) for s in range(10)]
     everywhere = [
-        Run(f"everywhere-{s}", kind, moving, 0.5, 1.0, 0.5, 200 + s)
+        Run(f"everywhere-{first + 100 + s}", kind, moving, 0.5, 1.0, 0.5, first + 100 + s)
         for s, (kind, moving) in enumerate((*MARKS, *MARKS[:4]))
     ]
     return [run for pair in zip(bare, everywhere, strict=True) for run in pair]
 
 
-RUNS = (*_planted(), *_clean())
+RUNS = (*_planted(((0.5, 1.0), (0.5, 0.4), (0.2, 1.0)), 0), *_clean(100))
 """Twenty with a mark that tells the class, ten without any, ten with a mark in half of the images of every class."""
+
+DEVELOPMENT = (*_planted(((0.3, 0.7), (0.5, 0.4), (0.2, 1.0)), 1001), *_clean(1100))
+"""As many others, of other seeds: `xattn audit` was made with these at hand, and with none of `RUNS`."""
