@@ -27,20 +27,13 @@ _BRANCH = 0.05  # share of the score of a branch that is told
 
 def _spatial(probe: Probe, classifier: Call | None) -> list[Call]:
     """Calls for one image before the classifier that may give maps."""
-    return [c for c in _before(probe, classifier) if _may_be_a_map(c)]
+    return [c for c in _before(probe, classifier) if c.may_be_a_map]
 
 
 def _before(probe: Probe, classifier: Call | None) -> list[Call]:
     """Calls before the classifier, all of them where there is none."""
     limit = float("inf") if classifier is None else classifier.started
     return [c for c in probe.calls if c.ended < limit]
-
-
-def _may_be_a_map(call: Call) -> bool:
-    shape = call.output.shape
-    if len(shape) not in (3, 4) or shape[0] != 1:
-        return False
-    return call.output.numel() > max(shape[1:]) and call.output.is_floating_point() and not call.passes_on
 
 
 def _stops(calls: Sequence[Call]) -> dict[Any, Call]:

@@ -35,7 +35,7 @@ from xattn.inspection.features import (
 from xattn.inspection.findings import Findings
 from xattn.inspection.layouts import Layout, lit
 from xattn.inspection.placing import check_place
-from xattn.inspection.probing import Call, Probe, Swap, reaches_input, run
+from xattn.inspection.probing import Call, Probe, Swap, run
 from xattn.inspection.processors import Preprocessing, transformed
 from xattn.outputs import Kind, Which, spelled
 from xattn.running import FunctionModel, check_loaded, lock_of, modules_of, opaque, refused_images, tensors_of, unwrap
@@ -121,7 +121,7 @@ def _infer(
     goal, given = as_target(target), output
     output = goal.which(model, output)
     images = declared.preprocessing(model) if images is None else images
-    first = _first_pass(model, x, declared.input_sizes(model, input_size, images.size), output, one)
+    first = _first_pass(model, x, declared.input_sizes(model, input_size, images.size), output, one, feature_layer)
     evidence: dict[str, Evidence] = {}
     said: list[str] = []
     classifier = find_classifier(model, first, evidence)
@@ -205,7 +205,7 @@ def _infer(
 
 def _find_gradient(model: nn.Module, first: Probe, evidence: dict[str, Evidence]) -> None:
     """Whether autograd leads from the class scores back to the image."""
-    if reaches_input(first):
+    if first.reaches_input:
         why = "through no_grad, inference_mode or detach() inside the model" if first.uncut else ""
         evidence["gradient"] = Evidence(PROVED, why)
     elif _usable(model):
@@ -303,14 +303,15 @@ _KNOWN_FUNCTIONS: weakref.WeakKeyDictionary[Any, dict[str, dict[Hashable, ModelS
 
 
 def _first_pass(
-    model: nn.Module, x: Tensor | None, sizes: Sequence[tuple[int, int]], which: Which, inputs: Inputs | None
-) -> Probe:
+    model: nn.Module, x: Tensor | None, sizes: Sequence[tuple[int, int]], which: Which, inputs: Inputs | None,
+    named: str | None,
+) -> Probe:  # fmt: skip
     """One image through the model: the given one, or noise of the first size and number of channels that it takes."""
     check_loaded(model, grad=False)
     device, dtype = place_of(model)
     if x is not None:
         try:
-            return _one(model, x[:1].detach().to(device, dtype), which, inputs)
+            return _one(model, x[:1].detach().to(device, dtype), which, inputs, named)
         except RuntimeError as error:
             reason = refused_images(model, x.shape, error)
             if reason is None:
@@ -322,7 +323,7 @@ def _first_pass(
         for count in channels:
             noise = _smooth(count, (height, width)).to(device, dtype)
             try:
-                return _one(model, noise, which, inputs)
+                return _one(model, noise, which, inputs, named)
             except XattnError:
                 raise
             except Exception as error:  # whatever a foreign forward pass raises
@@ -335,7 +336,7 @@ def _first_pass(
     )
 
 
-def _one(model: nn.Module, x: Tensor, which: Which, inputs: Inputs | None) -> Probe:
+def _one(model: nn.Module, x: Tensor, which: Which, inputs: Inputs | None, named: str | None) -> Probe:
     """A pass with autograd's graph, or without one where the weights do not allow it.
 
     Where the model itself cuts the graph off, as a linear probe does, a second pass looks through that. Of
@@ -343,12 +344,12 @@ def _one(model: nn.Module, x: Tensor, which: Which, inputs: Inputs | None) -> Pr
     """
     usable = _usable(model)
     lean = usable and not isinstance(inputs, Views)
-    probe = run(model, x, which=which, graph=usable, attention=True, inputs=inputs, lean=lean)
-    if lean and reaches_input(probe) is None:
+    probe = run(model, x, which=which, graph=usable, attention=True, inputs=inputs, lean=lean, named=named)
+    if lean and probe.reaches_input is None:
         probe = run(model, x, which=which, graph=usable, attention=True, inputs=inputs)
-    if usable and not reaches_input(probe):
+    if usable and not probe.reaches_input:
         uncut = run(model, x, which=which, graph=True, attention=True, uncut=True, inputs=inputs)
-        probe = uncut if reaches_input(uncut) else probe
+        probe = uncut if uncut.reaches_input else probe
     return probe
 
 

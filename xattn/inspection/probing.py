@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 import warnings
 from collections import deque
@@ -22,6 +23,7 @@ from xattn.taps import Recording, first_tensor, put_back
 
 # What only passes on what it was given: no layer to read by its own name.
 PASSING = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.Identity, nn.Flatten)
+_HANDING_ON = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.Identity)
 _POOLING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _FEW = 2**12  # integers that a lean pass always keeps
 _LARGE = 2**14  # values of an output that a lean pass does not keep
@@ -58,6 +60,14 @@ class Call:
         kind = type(self.module).__name__
         return isinstance(self.module, (*PASSING, *_POOLING)) or "Adaptive" in kind or "GlobalPool" in kind
 
+    @functools.cached_property
+    def may_be_a_map(self) -> bool:
+        """Whether its output, for one image, has more than one place."""
+        shape = self.output.shape
+        if len(shape) not in (3, 4) or shape[0] != 1:
+            return False
+        return self.output.numel() > max(shape[1:]) and self.output.is_floating_point() and not self.passes_on
+
 
 @dataclass
 class Probe:
@@ -88,6 +98,31 @@ class Probe:
         """The class scores (B, K)."""
         return self.choice.values
 
+    @functools.cached_property
+    def reaches_input(self) -> bool | None:
+        """Whether a gradient comes from the class scores back to the input; None where a lean pass cannot tell."""
+        leaf, foreign = None, False
+        visited = set()
+        waiting: list[Any] = [self.raw.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in visited:
+                continue
+            visited.add(node)
+            foreign = foreign or type(node).__name__ == "CppFunction"
+            variable = getattr(node, "variable", None)
+            if variable is not None and not isinstance(variable, nn.Parameter):
+                leaf = variable
+            waiting.extend(following for following, _ in node.next_functions)
+        if leaf is None or not foreign:
+            return leaf is not None
+        if self.lean:
+            return None
+        # Operations from elsewhere, such as quantized ones, may stand in the graph and have no derivative.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.autograd.grad(self.raw.sum(), leaf, retain_graph=True, allow_unused=True)[0] is not None
+
     def runs(self, name: str) -> int:
         """How often a module ran."""
         return sum(call.name == name for call in self.calls)
@@ -114,7 +149,7 @@ class Swap:
 def run(
     model: nn.Module, x: Tensor, *, which: Which = None, graph: bool = False, attention: bool = False,
     swap: Swap | None = None, uncut: bool = False, inputs: Inputs | None = None, lean: bool = False,
-    only: Collection[str] | None = None,
+    only: Collection[str] | None = None, named: str | None = None,
 ) -> Probe:  # fmt: skip
     """Run the model once and record what every submodule gives.
 
@@ -130,6 +165,7 @@ def run(
         lean: keep no large outputs, and of the graph its shape alone, with what gradients back to the last layers need
             where tokens are mixed: keeping all costs a third of a pass.
         only: names of the modules to record; None is all.
+        named: the layer that a person named; without one a lean pass leaves out what hands on inside of blocks.
     """
     calls: list[Call] = []
     seen: list[tuple[str, torch.Size]] = []
@@ -160,9 +196,13 @@ def run(
     def after(name: str) -> Callable[..., Any]:
         # It runs behind each of hundreds of small layers, where each line counts.
         def hook(module: nn.Module, given_to: Any, output: Any) -> Any:
-            nonlocal clock
             if threading.get_ident() != own_thread:
                 return None
+            with torch._C.DisableTorchFunction():  # what looks for attention need not see these lines
+                return seen_after(module, output)
+
+        def seen_after(module: nn.Module, output: Any) -> Any:
+            nonlocal clock
             clock += 1
             started = clock
             if starts.get(name):
@@ -197,8 +237,11 @@ def run(
     modules = {n: m for n, m in model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule)}
     tokens = mixes_tokens(modules.values())
     saved = _LastSaved(_LAST_SAVED if tokens else 0) if lean else nullcontext()
+    wanted = modules.items() if only is None else ((n, m) for n, m in modules.items() if n in only)
     try:
-        for name, module in modules.items() if only is None else ((n, m) for n, m in modules.items() if n in only):
+        for name, module in wanted:
+            if lean and named is None and _only_hands_on(name, module):
+                continue
             if uncut or not is_plain_layer(module):  # nothing starts inside of the others
                 handles.append(module.register_forward_pre_hook(before(name)))
             handles.append(module.register_forward_hook(after(name)))
@@ -225,6 +268,11 @@ def run(
 def _stand_in(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """A tensor without values; one for all outputs of a shape, since small ones between large ones split the memory."""
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _only_hands_on(name: str, module: nn.Module) -> bool:
+    """Whether it is one of the many layers inside of numbered blocks that give what they are given in evaluation."""
+    return type(module) in _HANDING_ON and re.search(r"\.\d+\.", name) is not None
 
 
 def _may_classify(module: nn.Module) -> bool:
@@ -326,31 +374,6 @@ def frontier(root: Any, stops: dict[Any, Call]) -> tuple[list[Call], bool]:
             around = True
         waiting.extend(following for following, _ in node.next_functions)
     return sorted(met.values(), key=lambda call: call.ended), around
-
-
-def reaches_input(probe: Probe) -> bool | None:
-    """Whether a gradient comes from the class scores back to the input; None where a lean pass cannot tell."""
-    leaf, foreign = None, False
-    visited = set()
-    waiting: list[Any] = [probe.raw.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
-        foreign = foreign or type(node).__name__ == "CppFunction"
-        variable = getattr(node, "variable", None)
-        if variable is not None and not isinstance(variable, nn.Parameter):
-            leaf = variable
-        waiting.extend(following for following, _ in node.next_functions)
-    if leaf is None or not foreign:
-        return leaf is not None
-    if probe.lean:
-        return None
-    # Operations from elsewhere, such as quantized ones, may stand in the graph and have no derivative.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.autograd.grad(probe.raw.sum(), leaf, retain_graph=True, allow_unused=True)[0] is not None
 
 
 def leads_to(node: Any, other: Any) -> bool:
