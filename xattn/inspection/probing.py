@@ -255,10 +255,10 @@ def run(
     if which is None:
         choice = choose(output, len(x), _made(calls))
     else:
-        named = take(output, which)
-        values = rows(named, len(x))
+        explained = take(output, which)
+        values = rows(explained, len(x))
         path = which if isinstance(which, tuple) else () if callable(which) else (which,)
-        choice = Choice(path, named.flatten(1) if values is None else values, "it was named")
+        choice = Choice(path, explained.flatten(1) if values is None else values, "it was explained")
     raw = choice.values
     choice = Choice(choice.path, raw.detach(), choice.why, choice.others)
     return Probe(x, choice, raw, calls, seen, inputs, uncut, lean)
