@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -192,6 +194,24 @@ def test_what_beats_the_controls_in_some_columns_is_named_with_them() -> None:
         "None is shown to do so on all of insertion and deletion (baseline blur).",
     ]
     assert "In some columns alone: brnpa and saliency." in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["insertion:steps=8", "deletion:baseline=mean"], "insertion (baseline blur) and deletion (baseline mean)"),
+        (
+            ["insertion:steps=8", "insertion:baseline=mean", "deletion:baseline=mean"],
+            "insertion (baseline blur and mean) and deletion (baseline mean)",
+        ),
+        (["insertion:steps=8", "deletion:steps=8"], "insertion and deletion (baseline blur)"),
+        (["road:steps=5", "deletion:steps=8"], "road and deletion (baseline blur)"),
+        (["part_checks", "part_checks", "part_deletion"], "part checks and part deletion"),
+    ],
+)
+def test_columns_in_words_claim_no_more_than_there_is(asked: list[str], said: str) -> None:
+    columns = [SimpleNamespace(column=SimpleNamespace(metric=metric)) for metric in asked]
+    assert answers.columns_in_words(cast(Any, columns)) == said
 
 
 def test_few_scores_are_no_failure() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -266,12 +266,18 @@ def columns_in_words(columns: Sequence[Summary]) -> str:
         baseline = dict(part.split("=", 1) for part in label.settings.split(",") if "=" in part).get("baseline")
         name = label.name.replace("_", " ")
         found.setdefault(name, []).append(baseline or ("blur" if label.name in ("insertion", "deletion") else ""))
-    baselines = sorted({b for own in found.values() for b in own if b})
     scorers = {"scorer=in-domain" in s.column.metric for s in columns}
     judges = {(True,): "judged by its scorer", (False, True): "judged by the network and by its scorer"}
-    about = [f"baseline {listing(baselines)}"] if baselines else []
-    about += [judges[key]] if (key := tuple(sorted(scorers))) in judges else []
-    return listing(list(found)) + (f" ({', '.join(about)})" if about else "")
+    judged = [judges[key]] if (key := tuple(sorted(scorers))) in judges else []
+
+    def with_baselines(names: str, own: Iterable[str]) -> str:
+        known = sorted({b for b in own if b})
+        about = [f"baseline {listing(known)}", *judged] if known else judged
+        return names + (f" ({', '.join(about)})" if about else "")
+
+    if len({frozenset(own) for own in found.values()}) > 1:  # one that was measured with fewer says so
+        return listing([with_baselines(name, own) for name, own in found.items()])
+    return with_baselines(listing(list(found)), (b for own in found.values() for b in own))
 
 
 def sentences(panel: Panel, answer: Answer) -> list[str]:
