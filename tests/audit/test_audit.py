@@ -195,6 +195,7 @@ def test_each_finding_says_what_how_sure_and_what_next(found: Audit) -> None:
         assert f.sentence.endswith(".")
         assert f.sentence.count(". ") == 0
         assert f"{len(found)} groups" in f.sure
+        assert f.sure.startswith(f"{'Significant' if f.effect.moves else 'Not significant'} with {f.effect.n} images")
         assert f.next
     assert "(top right)" in found.findings[0].sentence
     assert f"{100 * found.findings[0].effect.flips:.0f} % of the predictions change" in found.findings[0].sentence

@@ -221,6 +221,9 @@ def test_status_is_written_on_the_map(open_page: Open, tmp_path: Path) -> None:
         opacity = pixels(tab, "#image-2 canvas")[:, :, 3]
         assert opacity[-10:].max() == 0
         assert opacity[:10].max() > 0
+        tab.page.locator(".cell").first.focus()
+        tab.until("!document.getElementById('card').hidden")
+        assert "try another class, or hirescam" in tab.page.locator("#card").inner_text(), "and what to do is told"
 
 
 @pytest.mark.parametrize("kind", ["plain", "signed", "fine", "ranks", "many ranks"])

@@ -370,3 +370,10 @@ def test_the_images_are_there(ran: Path, tmp_path: Path, open_page: Open, monkey
         assert page.is_visible(".shots[data-kind=worst] img")
         assert not page.is_visible(".shots[data-kind=disputed] img")
         tab.until("document.querySelector('.shots[data-kind=worst] img').naturalWidth > 200")
+
+
+def test_what_tests_say_is_told_in_plain_words(made: Path) -> None:
+    tips = set(re.findall(r'data-tip="([^"]*)"', made.read_text(encoding="utf-8")))
+    for words in (r"statistically tied with the best \(p = ", r"significantly worse than the best \(p = ",
+                  r"not significantly better than every control with \d+ images"):  # fmt: skip
+        assert any(re.search(words, html.unescape(tip)) for tip in tips), words

@@ -114,10 +114,11 @@ class Finding:
         e = self.effect
         if e.n == 0:
             return "No image is left to test it on."
+        word = "Significant" if e.moves else "Not significant"
         return (
-            f"Difference {e.difference:.2f} (95 % interval {e.low:.2f} to {e.high:.2f}), gain {e.gain:.2f} "
-            f"({e.gain_low:.2f} to {e.gain_high:.2f}), p {_p(e.adjusted)} after Holm's correction over {self.tests} "
-            f"groups, on {e.n} images that did not find the group."
+            f"{word} with {e.n} images that did not find the group: difference {e.difference:.2f} (95 % interval "
+            f"{e.low:.2f} to {e.high:.2f}), gain {e.gain:.2f} ({e.gain_low:.2f} to {e.gain_high:.2f}), "
+            f"p {_p(e.adjusted)} after Holm's correction over {self.tests} groups."
         )
 
     @property

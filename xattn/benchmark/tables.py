@@ -279,7 +279,8 @@ def column_table(panel: Panel) -> Table:
         )
     notes = (
         f"Krippendorff's alpha over the ranks of the methods in each image ({INTERVAL} bootstrap interval): 1 where "
-        "images agree on the order of methods, 0 where they agree no more than at random.",
+        "images agree on the order of methods, 0 where they agree no more than at random. Friedman p: below "
+        f"{ALPHA}, the methods are not all alike on these images.",
     )
     return Table(f"Columns: {panel.name}", header, rows, notes)
 

@@ -23,6 +23,7 @@ from xattn.functional.resize import normalize, resize
 from xattn.looks import COLORMAP, RANKS
 from xattn.pages.html import Spool, color_table, data_uri, picture_uri, write
 from xattn.registry import first_sentence, paper_of
+from xattn.statuses import told
 from xattn.viz import DIVERGING, percent, shares, title, to_rgb
 from xattn.viz.overlay import STATUS_TEXT, fine, levels
 from xattn.viz.render import FINE
@@ -249,6 +250,7 @@ class Comparison:
         cell: dict[str, Any] = {}
         if status != OK:
             cell["status"] = STATUS_TEXT.get(status, status)
+            cell["told"] = entry.told(index) if entry.status[index] == status else told(status)
         if values is not None:
             cell["map"] = stored_map(values[0, 0], signed=signed)
             self._signed[j] |= signed

@@ -275,9 +275,10 @@ def _cell(s: Summary, j: int, scale: tuple[float, float], *, bar: bool) -> dict[
     if best:
         tip.append("the best mean")
     elif s.best is not None and not math.isnan(s.best.adjusted[j]):
-        tip.append(f"{'not told from' if close else 'worse than'} the best, p = {text_of(float(s.best.adjusted[j]))}")
+        where = "statistically tied with" if close else "significantly worse than"
+        tip.append(f"{where} the best (p = {text_of(float(s.best.adjusted[j]))})")
     if weak:
-        tip.append("not shown to beat the best control")
+        tip.append(f"not significantly better than every control with {counted(int(s.spread.n[j]), 'image')}")
     cell: dict[str, Any] = {
         "value": mean,
         "text": rounded(mean, low, high),

@@ -433,7 +433,7 @@
       const line = block.lines[Number(element.dataset.line)];
       const cell = line.cells[Number(element.dataset.column)];
       card.append(make("p", "muted", cell.note ?? `${short(classOf(column, cell, line))} ${column.specific ? cell.probability ?? line.probability : ""}`));
-      if (cell.status) card.append(make("p", "warn", `${cell.status}: not to be read as an explanation`));
+      if (cell.status) card.append(make("p", "warn", cell.told));
       if (cell.parts) card.append(partList(cell.parts));
       if (cell.curves && cell.curves.deletion) card.append(chart(cell.curves, ...controlOf(line, Number(element.dataset.column)), 90));
       else if (cell.curves) card.append(make("p", "faint", "No curve: the map orders nothing."));
@@ -492,6 +492,7 @@
       caption.append(make("b", "", classOf(about, cell, line)), make("span", "num", about.specific ? cell.probability ?? line.probability : ""));
       if (cell.status) caption.append(make("span", "tag warn", cell.status));
       figure.append(caption);
+      if (cell.status) figure.append(make("p", "warn", cell.told));
       figures.append(figure);
     }
     facts.append(make("p", "", about.what + "."));
