@@ -373,6 +373,7 @@ def test_the_images_are_there(ran: Path, tmp_path: Path, open_page: Open, monkey
 
 
 def test_what_tests_say_is_told_in_plain_words(made: Path) -> None:
+    assert re.search(r"5 methods\W+3 controls", re.sub("<[^>]+>", " ", html.unescape(made.read_text(encoding="utf-8"))))
     tips = set(re.findall(r'data-tip="([^"]*)"', made.read_text(encoding="utf-8")))
     for words in (r"statistically tied with the best \(p = ", r"significantly worse than the best \(p = ",
                   r"not significantly better than every control with \d+ images"):  # fmt: skip

@@ -322,8 +322,10 @@ def _smaller(picture: Any) -> Any:
 def _facts(scores: Scores) -> list[str]:
     models = {model for dataset in scores.datasets for model in scores.models(dataset)}
     facts = [", ".join(scores.datasets), f"{scores.images:,} images", counted(len(models), "model")]
-    methods = {e.method for d in scores.datasets for m in scores.models(d) for e in scores.entries(d, m)}
-    return [*facts, counted(len(methods), "method"), f"{scores.rows:,} scores"]
+    entries = {(e.method, e.control) for d in scores.datasets for m in scores.models(d) for e in scores.entries(d, m)}
+    controls = sum(control for _, control in entries)
+    methods = counted(len(entries) - controls, "method")
+    return [*facts, methods, *([counted(controls, "control")] if controls else []), f"{scores.rows:,} scores"]
 
 
 def _details(scores: Scores, resamples: int, seed: int) -> list[tuple[str, list[str]]]:
