@@ -238,6 +238,27 @@ class Branching(Plain):
         return super().forward(x)
 
 
+class Branches(Plain):
+    """The last map is put together from two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways = nn.ModuleList([nn.Conv2d(6, 3, 1), nn.Conv2d(6, 3, 3, padding=1)])
+
+    def pool(self, x):
+        return torch.cat([way(x) for way in self.ways], 1).mean((2, 3))
+
+
+def test_an_image_that_leaves_one_cell_is_told():
+    torch.manual_seed(0)
+    model = Branches().eval()
+    spec = xattn.ModelSpec(feature_layer="features", classifier="fc", input_size=(32, 32))
+    with pytest.raises(NotApplicableError, match=r"ways meet .* to pool; images of 4x4 may be too small for it"):
+        convert(model, spec=spec, x=torch.randn(2, 3, 4, 4))
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(everywhere(convert(model, spec=spec, x=x))(x), model(x))
+
+
 class Hidden(Plain):
     """A layer that is not linear between pooling and classifier."""
 

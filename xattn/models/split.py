@@ -151,8 +151,11 @@ class _Splitter:
             if not before:
                 raise self.refuse("nothing that is pooled leads to its classifier")
             if len(before) > 1:
+                # What is left of a map of one cell looks like a vector, and its channels like ways that meet.
+                one = all(self.values[n].ndim == 4 and not _is_map(self.values[n]) for n in before)
+                small = f"; images of {self.x.shape[-2]}x{self.x.shape[-1]} may be too small for it" if one else ""
                 raise self.refuse(
-                    f"several ways meet before its classifier (at {node.name}), so there is no one map to pool"
+                    f"several ways meet before its classifier (at {node.name}), so there is no one map to pool{small}"
                 )
             yield node
             node = before[0]
