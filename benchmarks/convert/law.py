@@ -32,11 +32,12 @@ from torch import Tensor, nn
 import xattn
 from xattn.errors import XattnError
 from xattn.files import whole_file
+from xattn.models import timm_models, torchvision_models
 from xattn.outputs import take
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
 import catalogue
-from processes import alone, short
+from processes import alone, as_lines, short
 
 RESULTS = Path(__file__).parent / "law.json"
 FACTORS = {"low": 1, "x2": 2, "x4": 4}
@@ -65,12 +66,24 @@ def difference(model: nn.Module, converted: nn.Module, factor: int, x: Tensor) -
     return float((made - wanted).abs().max() / (wanted.max() - wanted.min()).clamp(min=1e-30))
 
 
+SIDES, LARGER = (96, 128, 112, 160, 192, 224), (224, 256, 240, 192)
+
+
 def row_of(architecture: catalogue.Architecture) -> dict[str, Any]:
-    """What one network gives."""
+    """What one network gives; where it is refused for a small image, a larger one has the last word."""
+    row = row_at(architecture, SIDES)
+    if "refused" in row.get("low", {}) and row["size"] < min(LARGER):
+        larger = row_at(architecture, LARGER)
+        return larger if "low" in larger else row
+    return row
+
+
+def row_at(architecture: catalogue.Architecture, sides: tuple[int, ...]) -> dict[str, Any]:
+    """What one network gives at the first of several sizes of image at which it runs."""
     row: dict[str, Any] = {"name": architecture.name}
     torch.manual_seed(0)
     try:
-        model, size = architecture.build((96, 128, 112, 160, 192, 224))
+        model, size = architecture.build(sides)
     except Exception as error:  # whatever a library raises
         return row | {"unbuilt": f"{type(error).__name__}: {short(error)}"}
     x = catalogue.images(size, count=2)
@@ -105,32 +118,20 @@ def everything(largest: int) -> list[catalogue.Architecture]:
     Args:
         largest: networks of more parameters are left out.
     """
-    import timm
-    from torchvision import models
-
-    names = [f"timm/{name}" for name in timm.list_models()]
-    names += [f"torchvision/{name}" for name in models.list_models(module=models)]
+    names = [*timm_models.names(), *(f"torchvision/{name}" for name in torchvision_models.names())]
     sized = sorted((count(name), name) for name in names)
     return [architecture(name) for size, name in sized if 0 < size <= largest]
 
 
 def count(name: str) -> int:
     """Number of parameters of a network, made without memory; 0 where it cannot be made so."""
-    library, _, name = name.partition("/")
+    library, own = (timm_models, name) if name.startswith("timm/") else (torchvision_models, name.partition("/")[2])
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if library == "timm":
-                import timm
-
-                model = timm.create_model(name, num_classes=catalogue.CLASSES)
-            else:
-                from torchvision import models
-
-                model = models.get_model(name, weights=None)
+            return library.count_parameters(own)
     except Exception:  # whatever a library raises
         return 0
-    return sum(p.numel() for p in model.parameters())
 
 
 def architecture(name: str) -> catalogue.Architecture:
@@ -153,10 +154,9 @@ def load() -> dict[str, dict[str, Any]]:
 
 def store(rows: dict[str, dict[str, Any]]) -> None:
     """All rows, in a file that appears whole."""
-    lines = ",\n".join(json.dumps(rows[name], ensure_ascii=False) for name in sorted(rows))
     head = json.dumps({"torch": torch.__version__, "device": "CPU"})[1:-1]
     with whole_file(RESULTS) as temporary:
-        temporary.write_text(f'{{{head}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+        temporary.write_text(f'{{{head}, "rows": {as_lines(rows)}}}\n', encoding="utf-8")
 
 
 def outcome(cell: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from catalogue import LARGER, SIDES, Architecture, architectures, images
 from page import load_laws, written
-from processes import alone, short
+from processes import alone, as_lines, short
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -398,9 +398,8 @@ def store(row: dict[str, Any]) -> None:
     with (Path(tempfile.gettempdir()) / "xattn-audit.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         rows = load() | {row["name"]: row}
-        lines = ",\n".join(json.dumps(rows[name], ensure_ascii=False) for name in sorted(rows))
         temporary = RESULTS.with_suffix(".part")
-        temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        temporary.write_text(as_lines(rows) + "\n", encoding="utf-8")
         temporary.replace(RESULTS)
 
 

@@ -49,6 +49,11 @@ def alone(name: str, make: Callable[[], dict[str, Any]], limit: int) -> dict[str
     return json.loads(text) if text else {"name": name, "failed": f"no answer within {limit} s of processor time"}
 
 
+def as_lines(rows: dict[str, dict[str, Any]]) -> str:
+    """Rows by name as JSON, one a line, in the order of the names: a row that changes is a line that changes."""
+    return "[\n" + ",\n".join(json.dumps(rows[name], ensure_ascii=False) for name in sorted(rows)) + "\n]"
+
+
 def short(error: object) -> str:
     """A message in one line."""
     return " ".join(str(error).split())[:240]
