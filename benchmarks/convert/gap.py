@@ -2,22 +2,28 @@
 
     python benchmarks/convert/gap.py DATA [--only NAME] [--work FOLDER]
 
-For each network and resolution: how many of the test images it has right, as published and with 3 parts, as converted,
-with the classifier fitted by `xattn.models.fitting` to the network itself on other images without labels. Nothing of
-the test images is used for any of these. Of each network and set of images one pass is made and what the classifier
-reads is kept in the work folder, so that a run that was stopped goes on there. Results go to `gap.json`, the table to
-`docs/convert.md`.
+For each network and resolution: how many of the test images it has right, as published and with 3 parts: those that
+count as much as they cover, those that count the same, and the latter with batch norm's statistics taken anew (finer
+grids only), with the classifier fitted by `xattn.models.fitting`, and distilled by `xattn convert --distil`, all from
+the network itself on other images without labels. Nothing of the test images is used for any of these. Of each network
+and set of images one pass is made, in bfloat16 where the processor has it, and what the classifier reads is kept in the
+work folder, so that a run that was stopped goes on there. Results go to `gap.json`, the table to `docs/convert.md`;
+rows of what was not asked for stay as they are.
 
-DATA has `imagenet` (40 photographs; EfficientNet-Lite0 and SqueezeNet were trained on ImageNet and may have seen
-them), `cub-20` (600 train and 585 test photographs) and `tiny-imagenet`. The network of 20 birds is EfficientNet-Lite0
-with a linear classifier that is trained here on the 600 photographs with their labels; its fit sees them without.
+DATA has `imagenet` (40 photographs), `cub-20` (600 train and 585 test photographs) and `tiny-imagenet`, whose images
+are enlarged to 224 pixels for the networks of ImageNet and have 200 of its classes: right of all classes and right of
+these. EfficientNet-Lite0 and SqueezeNet were trained on ImageNet and may have seen the photographs, and those that
+became Tiny-ImageNet, at full size. The network of 20 birds is EfficientNet-Lite0 with a linear classifier that is
+trained here on the 600 photographs with their labels; its fit sees them without.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import io
+import itertools
 import json
 import math
 import time
@@ -28,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from learning import distilled
 from pages import DOCS, put
 from PIL import Image
 from torch import Tensor, nn
@@ -35,15 +42,19 @@ from torch.nn import functional as F
 
 import xattn
 from xattn.data.preprocessing import preprocess
+from xattn.files import whole_file
 from xattn.models import create_model
 from xattn.models.agreement import relative_cost
-from xattn.models.converting import convert
+from xattn.models.converting import CoverageAttention, convert, everywhere, recalibrated
 from xattn.models.fitting import RIDGE, correction
 
 RESULTS = Path(__file__).parent / "gap.json"
 PARTS, BATCH = 3, 10
+ORDER = ("tiny-cnn", "squeezenet1_0", "efficientnet_lite0")
+FEW = 200  # images for statistics of batch norm
 RIDGES = (1.0, 0.1, 0.01)  # all are in the JSON, the table has that of `xattn convert`
 Images = Iterator[tuple[Image.Image, int]]
+ENLARGED = "Tiny-ImageNet, enlarged"
 
 
 # ------------------------------------------------------------------------------------------------------- images
@@ -66,6 +77,22 @@ def small(root: Path, part: str, count: int) -> Images:
     yield from rows(next((root / "tiny-imagenet").glob(f"{part}-00000-*.parquet")), count)
 
 
+def enlarged(root: Path, part: str, count: int) -> Images:
+    """Images of Tiny-ImageNet with their classes of ImageNet."""
+    numbers = imagenet_classes(root)
+    for image, label in small(root, part, count):
+        yield image, numbers[label]
+
+
+def imagenet_classes(root: Path) -> list[int]:
+    """The class of ImageNet for each of the 200."""
+    from timm.data import ImageNetInfo
+
+    place = {name: i for i, name in enumerate(ImageNetInfo().label_names())}
+    with (root / "tiny-imagenet" / "classes.csv").open(encoding="utf-8", newline="") as stream:
+        return [place[row["wnid"]] for row in csv.DictReader(stream)]
+
+
 def mosaics(root: Path, count: int) -> Images:
     """Four training images of Tiny-ImageNet each, side by side, so that the picture has details."""
     path = next((root / "tiny-imagenet").glob("train-00000-*.parquet"))
@@ -81,18 +108,23 @@ def first(path: Path, start: int, count: int) -> Images:
     """Rows of a file from one on, as images and their labels."""
     import pyarrow.parquet as pq
 
-    for row in pq.read_table(path, columns=["image", "label"]).slice(start, count).to_pylist():
-        yield Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"), row["label"]
+    for row in pq.read_table(path, columns=["image", "label"], use_threads=False).slice(start, count).to_pylist():
+        yield opened(row["image"]), row["label"]
+
+
+def opened(value: Any) -> Image.Image:
+    """An image of a parquet file: bytes, or a table that has them."""
+    return Image.open(io.BytesIO(value["bytes"] if isinstance(value, dict) else value)).convert("RGB")
 
 
 def rows(path: Path, count: int) -> Images:
     """Every so many-th row of a file, as an image and its label."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["image", "label"]).to_pylist()
+    table = pq.read_table(path, columns=["image", "label"], use_threads=False)
     for i in range(0, count):
-        row = table[i * len(table) // count]
-        yield Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"), row["label"]
+        row = table.slice(i * len(table) // count, 1).to_pylist()[0]
+        yield opened(row["image"]), row["label"]
 
 
 # ------------------------------------------------------------------------------------------------------ networks
@@ -109,6 +141,7 @@ class Case:
         fit: sets of images without labels that the classifier is fitted on, by name.
         test: sets of images that are measured on.
         birds: the classifier is trained here for the 20 birds.
+        learn: images that it is distilled on, the first set of `fit`; 0 for none.
     """
 
     name: str
@@ -117,6 +150,7 @@ class Case:
     fit: dict[str, Callable[[], Images]]
     test: dict[str, Callable[[], Images]]
     birds: bool = False
+    learn: int = 0
 
 
 def cases(root: Path) -> list[Case]:
@@ -136,6 +170,14 @@ def cases(root: Path) -> list[Case]:
     for resolution in ("low", "x4"):
         found.append(Case("efficientnet_lite0", lite, resolution, general, tests))
         found.append(Case("efficientnet_lite0, 20 birds", lite, resolution, general, tests, birds=True))
+    # Images of the same kind as those of the test; a pass at x4 costs 7, so that there are fewer.
+    for name, build, resolution, train, test, learn in (
+        ("squeezenet1_0", squeezenet, "low", 1000, 1000, 0),
+        ("efficientnet_lite0", lite, "low", 1000, 1000, 300),
+        ("efficientnet_lite0", lite, "x4", 200, 300, 0),
+    ):
+        fit = {"Tiny-ImageNet, train": partial(enlarged, root, "train", train)}
+        found.append(Case(name, build, resolution, fit, {ENLARGED: partial(enlarged, root, "val", test)}, learn=learn))
     return found
 
 
@@ -143,49 +185,85 @@ def cases(root: Path) -> list[Case]:
 
 
 @torch.no_grad()
-def read(model: nn.Module, made: Any, factor: int, images: Callable[[], Images], path: Path) -> dict[str, Tensor]:
-    """What the classifiers read of a set of images, from one pass of each network: kept in a file.
+def read(made: Any, factor: int, images: Callable[[], Images], path: Path) -> dict[str, Tensor]:
+    """What the classifiers read of a set of images, from one pass of the converted network: kept in a file.
 
     Returns:
-        Logits of both networks (N, K), the mean feature (N, C), parts of the converted one (N, P * C), labels (N,).
+        Logits of the network (N, K), by the law those of the old cells, of the converted one, and with parts by what
+        they cover; the mean feature of the old cells and of all (N, C), parts of the converted one (N, P * C), labels
+        (N,).
     """
     if path.exists():
         kept: dict[str, Tensor] = torch.load(path, weights_only=True)
         return kept
     columns: dict[str, list[Tensor]] = {}
     waiting = list(images())
+    made = made.to(memory_format=torch.channels_last)
+    old = everywhere(made, factor)
+    covering = copy.copy(made.head)
+    covering._modules = {**made.head._modules, "attention": CoverageAttention(PARTS)}
     for start in range(0, len(waiting), BATCH):
         batch = waiting[start : start + BATCH]
-        x = torch.stack([preprocess(image, model.spec) for image, _ in batch])
-        features = made.backbone(x)
+        x = torch.stack([preprocess(image, made.spec) for image, _ in batch])
+        with torch.autocast("cpu", torch.bfloat16):
+            features = made.backbone(x.contiguous(memory_format=torch.channels_last))
+        features = features.float()
         new = {
-            "old": model(x), "new": made.head(features), "parts": made.head.embed(features),
-            "mean": features[:, :, ::factor, ::factor].mean((2, 3)),  # by the law that of the network
+            "old": old[2](old[1](features)), "new": made.head(features), "coverage": covering(features),
+            "parts": made.head.embed(features), "mean": features[:, :, ::factor, ::factor].mean((2, 3)),
+            "whole": features.mean((2, 3)),
             "label": torch.tensor([label for _, label in batch]),
         }  # fmt: skip
         for key, value in new.items():
             columns.setdefault(key, []).append(value)
     found = {key: torch.cat(values) for key, values in columns.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(found, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    with whole_file(path) as temporary:
+        torch.save(found, temporary)
     return found
 
 
-def measure(case: Case, work: Path) -> list[dict[str, Any]]:
-    """Rows of one network and resolution: one for each set of test images."""
+def changed(case: Case, made: Any, folder: Path) -> dict[str, Any]:
+    """The converted network after the steps that change more than its classifier, by name; each leaves `made` alone."""
+    (images, *_) = case.fit.values()
+    found: dict[str, Any] = {}
+    if case.resolution != "low":
+        renewed = copy.deepcopy(made)
+        chosen = itertools.islice(images(), FEW)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            recalibrated(renewed, (x for (x,) in batches_of(chosen, made.spec)))
+        found["recalibrated"] = renewed
+    if case.learn:
+        chosen = (image for image, _ in itertools.islice(images(), case.learn))
+        options = ["--resolution", case.resolution, "--epochs", "1", "--lr", "0.0005", "--batch-size", "16"]
+        options += ["--all-layers"] if case.resolution == "low" else []
+        found["distilled"] = distilled(case.name, chosen, folder, *options)
+    return found
+
+
+def batches_of(images: Iterator[tuple[Image.Image, int]], spec: xattn.ModelSpec) -> Iterator[tuple[Tensor]]:
+    """Images (N, 3, H, W) as a network takes them."""
+    while batch := [preprocess(image, spec) for image, _ in itertools.islice(images, BATCH)]:
+        yield (torch.stack(batch).contiguous(memory_format=torch.channels_last),)
+
+
+def measure(case: Case, work: Path, own: list[int]) -> list[dict[str, Any]]:
+    """Rows of one network and resolution: one for each set of test images, two where they have only some classes."""
     model: Any = case.build().eval()
-    made = convert(model, parts=PARTS, resolution=case.resolution)
+    made = convert(model, parts=PARTS, resolution=case.resolution, weighting="equal")
     factor = {"low": 1, "x2": 2, "x4": 4}[case.resolution]
     folder = work / f"{case.name.partition(',')[0]}-{case.resolution}"
     sets = {**case.fit, **case.test}
-    seen = {name: read(model, made, factor, images, folder / f"{name}.pt") for name, images in sets.items()}
+    seen = {name: read(made, factor, images, folder / f"{name}.pt") for name, images in sets.items()}
     side = model.spec.input_size[0]
     row = {
         "network": case.name, "resolution": case.resolution, "parts": PARTS, "grid": grid(made, side),
         "cost": round(relative_cost(model, made, torch.zeros(1, 3, side, side)), 2),
         "fitted_on": {name: len(seen[name]["label"]) for name in case.fit},
     }  # fmt: skip
+    later = changed(case, made, folder) if ENLARGED in case.test else {}
+    if case.learn:
+        row["distilled_on"] = case.learn
     if case.birds:
         seen = {name: of_birds(seen["birds, train"], one) for name, one in seen.items() if name != "photographs"}
     fitted_on = [seen[name] for name in case.fit]
@@ -193,22 +271,31 @@ def measure(case: Case, work: Path) -> list[dict[str, Any]]:
     missing = torch.cat([one["old"] - one["new"] for one in fitted_on])
     matrices = {ridge: correction(parts, missing, ridge) for ridge in RIDGES}
     found = []
-    for name in case.test:
+    for name, images in case.test.items():
         if name not in seen:
             continue
         test = seen[name]
         # The classes of the 20 birds are none of ImageNet's.
-        labelled = case.birds or name != "birds"
-        answers = {"as converted": test["new"]}
+        labels = test["label"] if case.birds or name != "birds" else None
+        answers = {"coverage": test["coverage"], "as converted": test["new"]}
         answers |= {f"fitted, ridge {r:g}": test["new"] + test["parts"] @ d.T for r, d in matrices.items()}
-        result = {"images": name, "n": len(test["old"])}
-        if labelled:
-            result["right"] = int((test["old"].argmax(1) == test["label"]).sum())
-        result["stages"] = {
-            stage: compared(test["old"], new, test["label"] if labelled else None) for stage, new in answers.items()
-        }
-        found.append(row | result)
+        for stage, network in later.items():
+            answers[stage] = read(network, factor, images, folder / f"{name}, {stage}.pt")["new"]
+        found.append(row | judged(name, test["old"], answers, labels))
+        if name == ENLARGED:
+            some = torch.tensor(sorted(own))
+            places = torch.searchsorted(some, test["label"])
+            answers = {stage: z[:, some] for stage, z in answers.items()}
+            found.append(row | judged(f"{name}, its 200 classes", test["old"][:, some], answers, places))
     return found
+
+
+def judged(name: str, old: Tensor, answers: dict[str, Tensor], labels: Tensor | None) -> dict[str, Any]:
+    """What all stages say of one set of images, beside the network."""
+    result: dict[str, Any] = {"images": name, "n": len(old)}
+    if labels is not None:
+        result["right"] = int((old.argmax(1) == labels).sum())
+    return result | {"stages": {stage: compared(old, new, labels) for stage, new in answers.items()}}
 
 
 @torch.no_grad()
@@ -221,7 +308,10 @@ def of_birds(train: dict[str, Tensor], one: dict[str, Tensor]) -> dict[str, Tens
     """The same with a linear classifier of 20 birds in place of that of ImageNet, shared by the parts."""
     weight, bias = probe(train["mean"], train["label"])
     shared = weight.repeat(1, PARTS) / PARTS
-    return one | {"old": one["mean"] @ weight.T + bias, "new": one["parts"] @ shared.T + bias}
+    return one | {
+        "old": one["mean"] @ weight.T + bias, "new": one["parts"] @ shared.T + bias,
+        "coverage": one["whole"] @ weight.T + bias,
+    }  # fmt: skip
 
 
 def probe(features: Tensor, labels: Tensor, decay: float = 3e-3) -> tuple[Tensor, Tensor]:
@@ -260,57 +350,68 @@ def compared(old: Tensor, new: Tensor, labels: Tensor | None) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- results
 
 
+STAGES = {
+    "coverage": "coverage", "equal": "as converted", "recalibrated": "recalibrated",
+    "fitted": f"fitted, ridge {RIDGE:g}", "distilled": "distilled",
+}  # fmt: skip
+
+
 def table(found: list[dict[str, Any]]) -> str:
-    """All rows in Markdown, at the ridge of `xattn convert`."""
+    """All rows in Markdown, at the ridge of `xattn convert`: points lost, and answers that stayed."""
+    stages = {title: stage for title, stage in STAGES.items() if any(stage in row["stages"] for row in found)}
     lines = [
-        "| network | grid | cost | test images | right, as published | lost as converted | lost when fitted | agrees: "
-        "converted, fitted |",
-        "| --- " * 8 + "|",
+        "| network | grid | cost | test images | right, as published | " + " | ".join(stages) + " |",
+        "| --- " * (5 + len(stages)) + "|",
     ]
     for row in found:
-        stages = [row["stages"]["as converted"], row["stages"][f"fitted, ridge {RIDGE:g}"]]
-        lost = [told(s) for s in stages]
-        agrees = ", ".join(f"{s['agrees'] / row['n']:.1%}" for s in stages)
+        cells = []
+        for stage in stages.values():
+            made = row["stages"].get(stage)
+            cells.append("" if made is None else f"{told(made)}{made['agrees'] / row['n']:.1%}")
         right = f"{row['right'] / row['n']:.1%}" if "right" in row else ""
         lines.append(
             f"| {row['network']} | {row['grid'][0]}x{row['grid'][1]} | {row['cost']} | {row['images']}, n={row['n']} | "
-            f"{right} | {lost[0]} | {lost[1]} | {agrees} |"
+            f"{right} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
 
 
 def told(stage: dict[str, Any]) -> str:
-    """Points lost with their interval, which has no width to tell where no image changed; empty without labels."""
+    """Points lost with their interval, which has no width to tell where no answer turned right or wrong."""
     if "lost" not in stage:
         return ""
-    return f"{stage['lost']:.1f} ± {stage['half']:.1f}" if stage["half"] else f"{stage['lost']:.1f}, no image changed"
+    return (f"{stage['lost']:.1f} ± {stage['half']:.1f}" if stage["half"] else f"{stage['lost']:.1f}") + "; "
 
 
 def publish(found: list[dict[str, Any]]) -> None:
-    """Write the JSON and put the table into the page."""
+    """Write the JSON, in which other rows stay, and put the table into the page."""
+    rows = {key(row): row for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]}
+    rows |= {key(row): row for row in found}
+    found = sorted(rows.values(), key=lambda row: ORDER.index(row["network"].partition(",")[0]))
     head = {"torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__, "ridge": RIDGE}
     RESULTS.write_text(json.dumps(head | {"rows": found}, indent=1) + "\n", encoding="utf-8")
     put(DOCS / "convert.md", "gap.py", table(found))
 
 
+def key(row: dict[str, Any]) -> tuple[str, str, str]:
+    """What a row is about."""
+    return row["network"], row["resolution"], row["images"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with imagenet, cub-20 and tiny-imagenet")
-    parser.add_argument("--only", default="", help="text that `NETWORK-RESOLUTION` must contain; nothing is published")
+    parser.add_argument("--only", default="", help="text that `NETWORK-RESOLUTION: TEST IMAGES` must contain")
     parser.add_argument("--work", type=Path, default=Path("runs/convert-gap"), help="what is kept of the passes")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    found = []
     for case in cases(options.data):
-        if options.only in f"{case.name}-{case.resolution}":
+        if options.only in f"{case.name}-{case.resolution}: {', '.join(case.test)}":
             began = time.process_time()
-            found += measure(case, options.work)
-            print(table(found[-2:]).splitlines()[-1], f"{time.process_time() - began:.0f} s", flush=True)
-    if not options.only:
-        publish(found)
-    else:
-        print(table(found))
+            found = measure(case, options.work, imagenet_classes(options.data))
+            print(table(found), f"{time.process_time() - began:.0f} s", flush=True)
+            publish(found)
 
 
 if __name__ == "__main__":

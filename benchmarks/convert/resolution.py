@@ -11,8 +11,11 @@ common grid, where the number of cells is the same for all (of `tiny-cnn`). Valu
 results go to `resolution.json`, the table to `docs/resolution.md`: means, and differences to Grad-CAM of the last layer
 with intervals of 95 % of the bootstrap over images.
 
-DATA has `cub-20` (test photographs; EfficientNet-Lite0 was trained on ImageNet, not on them) and `tiny-imagenet`
-(images of its validation part; `tiny-cnn` was trained on the others).
+DATA has `cub-20` (boxes of birds; EfficientNet-Lite0 and SqueezeNet were trained on ImageNet, not on these images),
+`magnetic-tile` (masks of defects) and `funnybirds-mini` (masks of rendered birds), each with EfficientNet-Lite0 and a
+linear classifier that is trained here on features of its training images, explained for the class of the label, on test
+images, and `tiny-imagenet` (images of its validation part; `tiny-cnn` was trained on the others). Rows of networks that
+were not asked for stay as they are.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gap import opened, probe, rows
 from pages import DOCS, put
 from PIL import Image
 from torch import Tensor
@@ -45,32 +50,98 @@ from xattn.trace import record
 
 RESULTS = Path(__file__).parent / "resolution.json"
 STEPS = 8
+BATCH, TRAINED_ON = 10, 390  # images for a linear classifier
 COLUMNS = {"energy": "energy in the box ↑", "hit": "highest point in it ↑", "insertion": "insertion ↑",
            "deletion": "deletion ↓"}  # fmt: skip
 REFERENCE = "gradcam"
 # Of these insertion and deletion are measured; for one map they cost more passes than all maps together.
 FAITHFUL = ("gradcam", "gradcam x2", "gradcam x4", "brnpa", "brnpa x4", "layercam, fused", "centre")
 
-# Network: images, the layers before the last two and the last one stride, whose grids are those of x4 and x2, and the
-# methods for which insertion and deletion are measured.
-NETWORKS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
-    "tiny-cnn": ("tiny-imagenet/val-00000-of-00001.parquet", "backbone.layer2", "backbone.layer3", FAITHFUL),
-    "efficientnet_lite0": ("cub-20/test.parquet", "blocks.2", "blocks.4", ()),
-}
+
+@dataclass(frozen=True)
+class Case:
+    """One network on one set of images.
+
+    Args:
+        network: name for `create_model`.
+        images: parquet file with `image` and one of `box`, `mask`, `part_map`.
+        layers: the layers before the last two and the last one stride, whose grids are those of x4 and x2.
+        faithful: methods for which insertion and deletion are measured.
+        weights: file of the weights; empty for those of the name.
+        train: parquet file that a linear classifier is trained on, which takes the place of the network's own.
+    """
+
+    network: str
+    images: str
+    layers: tuple[str, str]
+    faithful: tuple[str, ...] = ()
+    weights: str = ""
+    train: str = ""
 
 
-def images(path: Path, count: int) -> Iterator[tuple[Image.Image, Image.Image]]:
-    """Images and their boxes, white on black: every so many-th of a file."""
+_LITE = "efficientnet_lite0", ("blocks.2", "blocks.4")
+CASES = {
+    "tiny-cnn": Case(
+        "tiny-cnn", "tiny-imagenet/val-00000-of-00001.parquet", ("backbone.layer2", "backbone.layer3"), FAITHFUL
+    ),
+    "efficientnet_lite0": Case(_LITE[0], "cub-20/test.parquet", _LITE[1]),
+    "squeezenet1_0": Case(
+        "squeezenet1_0", "cub-20/test.parquet", ("features.5", "features.10"),
+        weights="imagenet/squeezenet1_0.safetensors",
+    ),
+    "efficientnet_lite0, tiles": Case(
+        _LITE[0], "magnetic-tile/test.parquet", _LITE[1], train="magnetic-tile/train.parquet"
+    ),
+    "efficientnet_lite0, rendered birds": Case(
+        _LITE[0], "funnybirds-mini/test.parquet", _LITE[1], train="funnybirds-mini/train.parquet"
+    ),
+}  # fmt: skip
+
+
+def network_of(case: Case, root: Path) -> Any:
+    """The network, with a classifier of its own where there are images to train it on."""
+    weights = root / case.weights if case.weights else None
+    model: Any = create_model(case.network, weights=weights).eval()
+    if not case.train:
+        return model
+    found = list(rows(root / case.train, TRAINED_ON))
+    vectors = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for start in range(0, len(found), BATCH):
+            x = torch.stack([preprocess(image, model.spec) for image, _ in found[start : start + BATCH]])
+            vectors.append(model.global_pool(model.forward_features(x)).float())
+    weight, bias = probe(torch.cat(vectors), torch.tensor([label for _, label in found]))
+    model.classifier = torch.nn.Linear(weight.shape[1], len(weight))
+    model.classifier.weight.data, model.classifier.bias.data = weight, bias
+    model.spec = dataclasses.replace(model.spec, classes=())
+    return model
+
+
+def images(path: Path, count: int) -> Iterator[tuple[Image.Image, Image.Image, int]]:
+    """Images, what is to be found in them, white on black, and their labels: every so many-th of those that have it."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["image", "box"]).to_pylist()
+    table = pq.read_table(path, use_threads=False)
+    (place,) = {"box", "mask", "part_map"} & set(table.column_names)
+    table = table.select(["image", place, "label"]).to_pylist()
+    if place == "mask":
+        table = [row for row in table if object_in(row[place], (0, 0)).getbbox()]
     for i in range(count):
         row = table[i * len(table) // count]
-        image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
-        left, top, right, bottom = row["box"]
-        box = Image.new("RGB", image.size)
-        box.paste((255, 255, 255), (left, top, right + 1, bottom + 1))
-        yield image, box
+        image = opened(row["image"])
+        yield image, object_in(row[place], image.size), row["label"]
+
+
+def object_in(place: Any, size: tuple[int, int]) -> Image.Image:
+    """White on black: a box in an image of that size, the pixels of a mask, or those of the six parts of a bird."""
+    if isinstance(place, (list, tuple)):
+        left, top, right, bottom = place
+        drawn = Image.new("RGB", size)
+        drawn.paste((255, 255, 255), (left, top, right + 1, bottom + 1))
+        return drawn
+    values = np.asarray(Image.open(io.BytesIO(place["bytes"] if isinstance(place, dict) else place)))
+    inside = values if values.dtype == bool else (values > 0) & (values <= 6)
+    return Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).convert("RGB")
 
 
 def mask_of(box: Image.Image, spec: xattn.ModelSpec) -> Tensor:
@@ -86,10 +157,12 @@ def fused(maps: list[Explanation]) -> Explanation:
     return dataclasses.replace(maps[0], maps=torch.stack(scaled).amax(0))
 
 
-def explained(model: Any, copies: dict[str, Any], layers: tuple[str, str], x: Tensor) -> dict[str, Explanation]:
-    """Maps of one image (1, C, H, W) by name."""
+def explained(
+    model: Any, copies: dict[str, Any], layers: tuple[str, str], x: Tensor, target: Tensor | None
+) -> dict[str, Explanation]:
+    """Maps of one image (1, C, H, W) by name; without a target those of the class that the network names."""
     names = ["gradcam", "brnpa", "layercam", *(f"layercam:layer={layer}" for layer in layers), "centre"]
-    found = xattn.explain(model, x, names)
+    found = xattn.explain(model, x, names, target=target)
     target = found[0].target
     made = dict(zip(("gradcam", "brnpa", "layercam", "layercam, x4 grid", "layercam, x2 grid", "centre"), found,
                     strict=True))  # fmt: skip
@@ -102,8 +175,8 @@ def explained(model: Any, copies: dict[str, Any], layers: tuple[str, str], x: Te
 
 def measure(name: str, root: Path, count: int, work: Path) -> dict[str, Any]:
     """All values of one network: (images, columns) for each method, and what copies cost."""
-    source, first, second, faithful = NETWORKS[name]
-    model: Any = create_model(name)
+    case = CASES[name]
+    model = network_of(case, root)
     side = model.spec.input_size
     copies: dict[str, Any] = {}
     costs = {"": 1.0}
@@ -114,14 +187,17 @@ def measure(name: str, root: Path, count: int, work: Path) -> dict[str, Any]:
         costs[resolution] = round(relative_cost(model, copy, torch.zeros(1, 3, *side)), 2)
     metrics = (Insertion(steps=STEPS), Deletion(steps=STEPS))
     path = work / f"{name}-{count}.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-    for number, (image, box) in enumerate(images(root / source, count)):
-        if number < len(rows):
+    seen: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    for number, (image, box, label) in enumerate(images(root / case.images, count)):
+        if number < len(seen):
             continue
         x, mask = preprocess(image, model.spec)[None], mask_of(box, model.spec)[None]
-        made = explained(model, copies, (first, second), x)
+        if not bool(mask.any()):  # cut off with the border of the image
+            seen.append({})
+            continue
+        made = explained(model, copies, case.layers, x, torch.tensor([label]) if case.train else None)
         trace = record(model, x, made["gradcam"].target, spec=model.spec, grad=False)
-        asked = [name for name in made if name in faithful]
+        asked = [name for name in made if name in case.faithful]
         scores = {
             name: values
             for name, *values in zip(
@@ -131,7 +207,8 @@ def measure(name: str, root: Path, count: int, work: Path) -> dict[str, Any]:
         row: dict[str, Any] = {"box": round(float(mask.float().mean()), 3), "agrees": {}}
         for resolution, copy in copies.items():
             with torch.no_grad():
-                row["agrees"][resolution] = bool(copy(x).argmax() == trace.target)
+                row["agrees"][resolution] = bool(copy(x).argmax() == trace.logits.argmax())
+        row["right"] = bool(trace.logits.argmax() == label) if case.train else None
         for method, explanation in made.items():
             insertion, deletion = scores.get(method, ({"insertion": torch.nan}, {"deletion": torch.nan}))
             row[method] = {
@@ -140,20 +217,23 @@ def measure(name: str, root: Path, count: int, work: Path) -> dict[str, Any]:
                 "insertion": float(insertion["insertion"]), "deletion": float(deletion["deletion"]),
                 "grid": list(explanation.maps.shape[2:]),
             }  # fmt: skip
-        rows.append(row)
+        seen.append(row)
         work.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows))
-    return summary(name, rows, costs)
+        path.write_text(json.dumps(seen))
+    return summary(name, seen, costs)
 
 
 def summary(name: str, rows: list[dict[str, Any]], costs: dict[str, float]) -> dict[str, Any]:
     """Means, and differences to the reference with their intervals."""
-    methods = [key for key in rows[0] if key not in ("box", "agrees")]
+    rows = [row for row in rows if row]
+    methods = [key for key in rows[0] if key not in ("box", "agrees", "right")]
     values = {m: np.array([[row[m][c] for c in COLUMNS] for row in rows]) for m in methods}
     found: dict[str, Any] = {
         "network": name, "n": len(rows), "box": round(float(np.mean([row["box"] for row in rows])), 3),
         "agrees": {r: sum(row["agrees"][r] for row in rows) for r in rows[0]["agrees"]}, "costs": costs, "methods": {},
     }  # fmt: skip
+    if rows[0].get("right") is not None:
+        found["right"] = sum(row["right"] for row in rows)
     for method in methods:
         columns = []
         for column, difference in zip(values[method].T, (values[method] - values[REFERENCE]).T, strict=True):
@@ -174,8 +254,9 @@ def table(found: list[dict[str, Any]]) -> str:
     for one in found:
         agreed = ", ".join(f"{count} of {one['n']} at {r}" for r, count in one["agrees"].items())
         lines += [
-            f"**{one['network']}**, {one['n']} images, whose boxes cover {one['box']:.0%} on average. The copy names "
-            f"the class of the network on {agreed}.",
+            f"**{one['network']}**, {one['n']} images, whose boxes or masks cover {one['box']:.1%} on average. "
+            + (f"The network has {one['right']} right. " if "right" in one else "")
+            + f"The copy names the class of the network on {agreed}.",
             "",
             "| method | grid | passes | " + " | ".join(COLUMNS.values()) + " |",
             "| --- " * (3 + len(COLUMNS)) + "|",
@@ -199,21 +280,21 @@ def table(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder with cub-20 and tiny-imagenet")
-    parser.add_argument("--only", default="", help="one network; nothing is published")
+    parser.add_argument("data", type=Path, help="folder with cub-20, funnybirds-mini, magnetic-tile, tiny-imagenet")
+    parser.add_argument("--only", default="", help="text that the name of the network must contain")
     parser.add_argument("--images", type=int, default=40, help="of each network")
     parser.add_argument("--work", type=Path, default=Path("runs/convert-resolution"), help="what is kept by image")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
-    for name in NETWORKS:
+    made = {}
+    for name in CASES:
         if options.only in name:
             began = time.process_time()
-            found.append(measure(name, options.data, options.images, options.work))
+            made[name] = measure(name, options.data, options.images, options.work)
             print(f"{name}: {time.process_time() - began:.0f} s", flush=True)
-    if options.only:
-        print(table(found))
-        return
+    known = {one["network"]: one for one in json.loads(RESULTS.read_text(encoding="utf-8"))["networks"]}
+    known |= made
+    found = [known[name] for name in CASES if name in known]
     head = {"torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__, "steps": STEPS}
     RESULTS.write_text(json.dumps(head | {"networks": found}, indent=1) + "\n", encoding="utf-8")
     put(DOCS / "resolution.md", "resolution.py", table(found))

@@ -1,13 +1,14 @@
 """Ways to a BR-NPA network of high resolution: without training, fitted, or distilled as in the paper's table 6.
 
-    python benchmarks/convert/table6.py DATA [--images 300] [--fit 500]
+    python benchmarks/convert/table6.py DATA [--images 300] [--fit 500] [--learn 2000] [--only ROW]
 
 On Tiny-ImageNet with the embedded networks, 3 parts, maps of 16x16 where the network itself has 4x4: strides removed,
 as the paper does (Gomez et al. 2022, arXiv:2106.02566, section 3.3), or turned into dilation; as they come, or with the
-classifier fitted to `tiny-cnn` on training images without labels. `tiny-brnpa` is what the paper does in full: strides
-removed, then an epoch of distillation on 95,000 images with labels. Top-1 and sparsity (the mean of 1 / x of the
-attention maps) on images of the validation part, which no network was trained on. Writes `table6.json` and the table in
-`docs/convert.md`.
+classifier fitted to `tiny-cnn` on training images without labels; with dilation also distilled from it on such images
+by `xattn convert --distil`, one epoch, the layers behind the first stride that became dilation. `tiny-brnpa` is what
+the paper does in full: strides removed, then an epoch of distillation on 95,000 images with labels. Top-1 and sparsity
+(the mean of 1 / x of the attention maps) on images of the validation part, which no network was trained on. Writes
+`table6.json` and the table in `docs/convert.md`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from gap import small
+from learning import distilled
 from pages import DOCS, put
 from torch import Tensor
 
@@ -64,38 +68,59 @@ def measured(name: str, made: Any, model: Any, data: list[tuple[Tensor, Tensor]]
     return row
 
 
+def without_strides() -> Any:
+    """`tiny-cnn` without its last two strides."""
+    removed: Any = create_model("tiny-cnn")
+    remove_strides(removed.backbone, 2, feature_layer="", input_size=removed.spec.input_size)
+    return removed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with tiny-imagenet")
     parser.add_argument("--images", type=int, default=300, help="to test on")
     parser.add_argument("--fit", type=int, default=500, help="to fit on")
+    parser.add_argument("--only", default="", help="text that a row must contain; the others stay as they are")
+    parser.add_argument("--learn", type=int, default=2000, help="to distil on")
+    parser.add_argument("--work", type=Path, default=Path("runs/convert-table6"), help="what is kept of the training")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model: Any = create_model("tiny-cnn")
     spec = model.spec
     test = batches(options.data, "val", options.images, spec)
     train = batches(options.data, "train", options.fit, spec)
-    removed: Any = create_model("tiny-cnn")
-    remove_strides(removed.backbone, 2, feature_layer="", input_size=spec.input_size)
-    found = [measured("`tiny-cnn`, as published", model, model, test)]
-    for name, one in (
-        ("3 parts", convert(model)),
-        ("3 parts, strides removed", convert(removed, spec=spec)),
-        ("3 parts, dilation", convert(model, resolution="x4")),
+    known = {row["network"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]}
+
+    def row(name: str, make: Callable[[], Any]) -> dict[str, Any]:
+        return measured(name, make(), model, test) if options.only in name else known[name]
+
+    def fitted(made: Any) -> Any:
+        fit(model, made, (x for x, _ in train), spec=spec)
+        return made
+
+    found = [row("`tiny-cnn`, as published", lambda: model)]
+    for name, make in (
+        ("3 parts", lambda: convert(model)),
+        ("3 parts, strides removed", lambda: convert(without_strides(), spec=spec)),
+        ("3 parts, dilation", lambda: convert(model, resolution="x4")),
     ):
-        found.append(measured(f"{name}, no training", one, model, test))
-        fit(model, one, (x for x, _ in train), spec=spec)
-        found.append(measured(f"{name}, fitted", one, model, test))
-    found.append(
-        measured("3 parts, strides removed, distilled (`tiny-brnpa`)", create_model("tiny-brnpa"), model, test)
-    )
-    head = {"torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__, "fitted_on": options.fit}
+        found.append(row(f"{name}, no training", make))
+        found.append(row(f"{name}, fitted", lambda make=make: fitted(make())))  # type: ignore[misc]
+    settings = ("--resolution", "x4", "--epochs", "1", "--batch-size", "16")
+    images = (image for image, _ in small(options.data, "train", options.learn))
+    learned = partial(distilled, "tiny-cnn", images, options.work, *settings)
+    found.append(row("3 parts, dilation, distilled without labels", learned))
+    found.append(row("3 parts, strides removed, distilled (`tiny-brnpa`)", lambda: create_model("tiny-brnpa")))
+    head = {
+        "torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__, "fitted_on": options.fit,
+        "distilled_on": options.learn,
+    }  # fmt: skip
     RESULTS.write_text(json.dumps(head | {"rows": found}, indent=1) + "\n", encoding="utf-8")
     lines = ["| network | grid | passes | top-1 | sparsity 1/x |", "| --- " * 5 + "|"]
-    for row in found:
+    for one in found:
         lines.append(
-            f"| {row['network']} | {row['grid'][0]}x{row['grid'][1]} | {row['cost']} | {row['top1']} ± {row['half']} | "
-            f"{'-' if row['sparsity'] is None else row['sparsity']} |"
+            f"| {one['network']} | {one['grid'][0]}x{one['grid'][1]} | {one['cost']} | {one['top1']} ± {one['half']} | "
+            f"{'-' if one['sparsity'] is None else one['sparsity']} |"
         )
     put(DOCS / "convert.md", "table6.py", "\n".join(lines))
 
