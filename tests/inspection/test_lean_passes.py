@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from xattn.errors import SpecError
 from xattn.inspection import infer_spec, probing
 from xattn.spec import ModelSpec
 
@@ -125,3 +126,16 @@ def test_attention_is_noted_by_the_innermost_module() -> None:
         ("inner.soft", torch.Size((1, 16, 16))),
         ("heads", torch.Size((1, 2, 16, 16))),
     ]
+
+
+def test_layers_in_blocks_that_hand_on_are_recorded_when_named() -> None:
+    """They are left out of the first pass, but one that a person names is still told for what it is."""
+    torch.manual_seed(0)
+    steps = (nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Dropout(), nn.ReLU(), nn.Identity()) for _ in range(1))
+    model = nn.Sequential(nn.Sequential(*steps), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(8, 4))
+    x = torch.randn(1, 3, 32, 32)
+    names = [call.name for call in probing.run(model, x, graph=True, lean=True).calls]
+    assert names == ["0.0.0", "0.0.2", "0.0", "0", "1", "2", "3", "4"]
+    for layer in ("0.0.1", "0.0.3"):
+        with pytest.raises(SpecError, match=f"layer '{layer}' gives no map"):
+            infer_spec(model, x, feature_layer=layer)

@@ -258,7 +258,7 @@ def run(
         explained = take(output, which)
         values = rows(explained, len(x))
         path = which if isinstance(which, tuple) else () if callable(which) else (which,)
-        choice = Choice(path, explained.flatten(1) if values is None else values, "it was explained")
+        choice = Choice(path, explained.flatten(1) if values is None else values, "it was named")
     raw = choice.values
     choice = Choice(choice.path, raw.detach(), choice.why, choice.others)
     return Probe(x, choice, raw, calls, seen, inputs, uncut, lean)
