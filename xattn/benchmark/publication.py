@@ -240,7 +240,7 @@ def card(files: Sequence[_File], about: About, manifest: Manifest) -> str:
     lines += [
         "", "## To read it", "", "```sh", "sha256sum -c checksums.txt     # whole, as it was published",
         "xattn report . --out report    # tables, figures and a page from these scores", "```", "", "```python",
-        "import pandas as pd", f'scores = pd.read_parquet("{files[0].path}")', "```", "",
+        "import pandas as pd", "", f'scores = pd.read_parquet("{files[0].path}")', "```", "",
         "`croissant.json` describes the same to tools that read Croissant. Scores are comparable within one data set, "
         "network and metric with all its parameters.",
     ]  # fmt: skip
