@@ -227,6 +227,22 @@ def test_few_scores_are_no_failure() -> None:
     assert 0 not in [j for group in answer.failed for j in group]
 
 
+def test_where_all_have_too_few_scores_none_is_compared() -> None:
+    """As of masks that most images lack."""
+    found = panel()
+    few = {}
+    for key, s in found.summaries.items():
+        values = np.array(s.values)
+        values[7:] = np.nan
+        few[key] = summarize(s.column, values, s.images, found.entries, resamples=50)
+    changed = Panel("d", "d", found.entries, found.labels, few, found.coverage, found.costs)
+    answer = only(changed)
+    assert (answer.best, answer.groups) == ([], [])
+    assert answers.headline(changed, [answer]).startswith("No method was scored")
+    assert "have fewer than 8" in answers.sentences(changed, answer)[-1]
+    assert {s.word for s in answers.standings(changed)} == {"lacks a score", "control"}
+
+
 def test_what_beats_the_controls_but_less_stands_behind_the_best() -> None:
     insertion = [0.6, 0.6, 0.5, 0.6, 0.25, 0.3, 0.2, 0.3]
     found = panel(means={"insertion": insertion, "deletion": [0.1, 0.1, 0.2, 0.1, 0.5, 0.4, 0.5, 0.4]})

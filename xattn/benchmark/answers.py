@@ -222,6 +222,8 @@ def _answer(panel: Panel, question: Question, columns: list[Summary]) -> Answer:
     means = np.array([np.nanmean(t[:, :m], axis=0) for t in tables])
 
     def in_order(some: list[list[int]]) -> list[list[int]]:
+        if not some:  # nor has any method a mean, where each has too few scores
+            return []
         short = (means.max(axis=1, keepdims=True) - means).sum(axis=0)
         return [[compared[j] for j in g] for g in sorted(some, key=lambda g: short[g[0]])]
 
