@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,13 +89,16 @@ def test_the_report_of_published_scores_is_made_and_listed(tmp_path: Path, monke
     reports, cache, results = (importlib.import_module(f"docs.generate.{n}") for n in ("reports", "cache", "results"))
     monkeypatch.setattr(results, "RUNS", tmp_path / "results")
     monkeypatch.setattr(cache, "HOME", tmp_path / "cache")
-    assert "No scores have been published" in reports.make()[0]["reports/index.md"]
+    assert "No run has been published" in reports.make()[0]["reports/index.md"]
     run, home = made_up(tmp_path / "run", images=12), tmp_path / "results" / "small"
     publish(run, home / "scores", About("Small"))
     (home / "manifest.json").write_bytes(Store(run).manifest.read_bytes())
     (home / "report.md").write_text("# Report\n\n## shapes, cnn\n\n**Use cam: it is best.**\n\n### More\n", "utf-8")
+    shutil.copytree(home, tmp_path / "results" / "tables", ignore=shutil.ignore_patterns("scores"))
     pages, _ = reports.make()
-    assert "**shapes, cnn:** Use cam: it is best." in pages["reports/index.md"]
+    assert 'href="tables/report.html"' not in pages["reports/index.md"]
+    assert "tables in `benchmarks/results/tables`." in pages["reports/index.md"]
+    assert "shapes, cnn: **Use cam: it is best.**" in pages["reports/index.md"]
     assert 'href="small/report.html"' in pages["reports/index.md"]
     reports.copy(tmp_path / "site")
     page = tmp_path / "site" / "reports" / "small" / "report.html"

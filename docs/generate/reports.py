@@ -23,17 +23,17 @@ def make() -> tuple[dict[str, str], dict[str, Path]]:
     """Text by path of the page that lists them; no pictures."""
     homes = published()
     lines = [_INTRO, *(line for home in homes for line in _entry(home))]
-    return {"reports/index.md": "\n".join(lines if homes else [*lines, "No scores have been published yet.", ""])}, {}
+    return {"reports/index.md": "\n".join(lines if homes else [*lines, "No run has been published yet.", ""])}, {}
 
 
 def published() -> list[Path]:
-    """Folders of the runs whose scores are published."""
-    return [path.parent for path in sorted(results.RUNS.glob("*/scores"))]
+    """Folders of the runs that are published, with their scores or with tables alone."""
+    return [path.parent for path in sorted(results.RUNS.glob("*/report.md"))]
 
 
 def copy(site: Path) -> None:
     """Put the reports with their tables and figures into a site that was built."""
-    for home in published():
+    for home in filter(_with_scores, published()):
         shutil.copytree(rendered(home), site / "reports" / home.name, dirs_exist_ok=True)
 
 
@@ -50,6 +50,10 @@ def rendered(home: Path) -> Path:
     return kept(f"reports/{home.name}", [*code, *sorted((code[-1] / "templates").iterdir()), *scores], write)
 
 
+def _with_scores(home: Path) -> bool:
+    return (home / "scores").is_dir()
+
+
 def _entry(home: Path) -> list[str]:
     """A run on the page: its answers, its report, and with what it was made."""
     answers = _ANSWER.findall((home / "report.md").read_text(encoding="utf-8"))
@@ -57,8 +61,13 @@ def _entry(home: Path) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items() if version)
     # No link of Markdown, for the report is no page of MkDocs.
     button = f'<a class="md-button" href="{home.name}/report.html">Open the report of {home.name}</a>'
-    made = f"On {where['device']}, with {versions}; scores in `benchmarks/results/{home.name}/scores`."
+    made = f"On {where['device']}, with {versions}; "
+    if _with_scores(home):
+        made += f"scores in `benchmarks/results/{home.name}/scores`."
+    else:
+        button = "Its scores are not published; its tables are in [What was measured](../measured.md#leaderboards)."
+        made += f"tables in `benchmarks/results/{home.name}`."
     return [
-        f"## {home.name}", "", *(line for name, said in answers for line in (f"**{name}:** {said.strip('*')}", "")),
+        f"## {home.name}", "", *(line for name, said in answers for line in (f"{name}: {said}", "")),
         button, "", made, "{ .facts }", "",
     ]  # fmt: skip
