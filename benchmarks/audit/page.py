@@ -31,17 +31,19 @@ those were. The first stages of tiny-cnn learned from Tiny-ImageNet, without mar
 A network *uses* its mark if more images of the class are recognized with it than without, in a one-sided sign test at
 5 % over the 400 images. A finding *shows* the mark if it moves the score, three quarters of its images carry the mark
 and, for mark and tag, the cells that are replaced cover half of the mark in half of these; for frame and tint the
-images alone decide.
+images alone decide. Up to 32 images of a group are tested.
 
 The audit was made with networks of other seeds at hand (`DEVELOPMENT` in `runs.py`, `train.py --development`), which
-carry the same kinds of marks at some other shares and strengths. Then it was left as it was and these forty were
-audited once.
+carry the same kinds of marks at some other shares and strengths. A first pass over these forty ended after three of
+them (`mark, moving` at 0.5 and 1.0, and two without a mark): the moving disk was the first finding, but the cells were
+too few to cover it, and a group of parts was a false candidate. Cells and the limit of one third for *set apart* were
+changed then, and all were audited with what is the audit now, once.
 """
 COLUMNS = """
-`finding` is the place of the first one that shows the mark, in the order of the audit. Grad-CAM pictures: how many one
-expects to look at, in random order, until the cell with the highest value holds a pixel of the mark; a tint is under
-every cell, and a frame under three of four. `pixels` and `features`: the same place among eight clusters of k-means of
-the images that are taken for the class, the tightest first; three quarters of the images of one have to carry the mark.
+`finding` is the place of the first one that shows the mark, in the order of the audit; a tint and a frame are shown by
+their images alone. Where `study.py --rivals` was run: Grad-CAM pictures, how many one expects to look at, in random
+order, until the cell with the highest value holds a pixel of the mark; `pixels` and `features`, the place of the first
+cluster that shows it among eight of k-means of the images that are taken for the class, the tightest first.
 """
 
 
@@ -72,7 +74,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     bare = [r for r in clean if not r["share"]]
     audit = [r["audit"] for r in used]
     chance = float(np.mean([a["chance"] for a in audit])) if audit else math.nan
-    local = [r["looking"]["of_class"] for r in used if r["kind"] in ("mark", "tag")]
+    compared = [r for r in used if "looking" in r]
+    local = [r["looking"]["of_class"] for r in compared if r["kind"] in ("mark", "tag")]
     looked = [math.inf if n is None else n for n in local]
     lines = [
         ("the network uses its mark", share(len(used), len(planted))),
@@ -83,14 +86,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         ("… and as a shortcut candidate", share(sum(among(a["rank"]) and a["candidate"] for a in audit), len(used))),
         ("mark in any finding, where it is used", share(sum(a["rank"] is not None for a in audit), len(used))),
         ("the same among the first three by chance, marked images permuted", f"{100 * chance:.0f} %"),
-        ("pixels: among the first three clusters", share(sum(among(r["pixels"]["rank"]) for r in used), len(used))),
-        ("features: among the first three clusters", share(sum(among(r["features"]["rank"]) for r in used), len(used))),
-        (
-            "Grad-CAM pictures of the class until one shows the mark or tag, median and most",
-            f"{number(float(np.median(looked)))} and {number(max(looked))} over {len(looked)} networks"
-            if looked
-            else "none",
-        ),
         ("a shortcut candidate, no mark", share(sum(r["audit"]["candidates"] > 0 for r in bare), len(bare))),
         (
             "a shortcut candidate, a mark that tells nothing",
@@ -101,15 +96,27 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
             share(sum(r["audit"]["candidates"] for r in clean), sum(r["audit"]["findings"] for r in clean)),
         ),
     ]
+    if compared:
+        lines += [
+            (
+                f"{name}: among the first three clusters",
+                share(sum(among(r[name]["rank"]) for r in compared), len(compared)),
+            )
+            for name in ("pixels", "features")
+        ]
+        looks = f"{number(float(np.median(looked)))} and {number(max(looked))} over {len(looked)} networks"
+        lines.append(("Grad-CAM pictures of the class until one shows the mark or tag, median and most", looks))
     return ["| what | found |", "|---|---|", *(f"| {what} | {found} |" for what, found in lines)]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each network with a mark."""
+    more = any("looking" in r for r in rows)
+    columns = " Grad-CAM pictures, all / of the class | pixels | features |" if more else ""
     lines = [
-        "| mark | share | strength | right with / without | other classes drawn | used | finding | candidate "
-        "| Grad-CAM pictures, all / of the class | pixels | features |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| mark | share | strength | right with / without | other classes drawn | used | finding | candidate |"
+        + columns,
+        "|---|---|---|---|---|---|---|---|" + "---|---|---|" * more,
     ]
     for r in rows:
         use, audit = r["use"], r["audit"]
@@ -118,10 +125,19 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
             f"| {name} | {r['share']} | {r['strength']} | {use['right_with']:.2f} / {use['right_without']:.2f} "
             f"| {use['drawn']:.2f} | {'yes' if uses(r) else 'no'} | {audit['rank'] or '-'} "
             f"| {('yes' if audit['candidate'] else 'no') if audit['rank'] else '-'} "
-            f"| {number(r['looking']['of_all'])} / {number(r['looking']['of_class'])} "
-            f"| {r['pixels']['rank'] or '-'} | {r['features']['rank'] or '-'} |"
+            f"{rival(r)}"
         )
     return lines
+
+
+def rival(row: dict[str, Any]) -> str:
+    """What one would find without an audit, as columns of the table; none where that was not looked at."""
+    if "looking" not in row:
+        return "|"
+    return (
+        f"| {number(row['looking']['of_all'])} / {number(row['looking']['of_class'])} "
+        f"| {row['pixels']['rank'] or '-'} | {row['features']['rank'] or '-'} |"
+    )
 
 
 def weak(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -171,17 +187,13 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
     mpl.use("Agg")
     worst = 1.5 * max((r["audit"]["rank"] or 1 for r in rows), default=1) + 3
     with style_of_figures():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(1.2, 1))
+        figure, left = plt.subplots(figsize=(6, 3.6), layout="constrained")
         for r in rows:
             colour, marker = KINDS[r["kind"]]
             x = 100 * (r["use"]["right_with"] - r["use"]["right_without"])
             y = r["audit"]["rank"] or worst
             face = colour if r["audit"]["candidate"] else "white"
             left.plot(x, y, marker, color=colour, mfc=face, ms=5 + 6 * r["share"], mew=1.4, ls="none")
-            steps = [r["audit"]["rank"], r["looking"]["of_class"], r["looking"]["of_all"]]
-            values = [math.nan if s is None else s for s in steps]
-            if uses(r):
-                right.plot(range(3), values, marker=marker, color=colour, alpha=0.7, ms=5, lw=0.8)
         left.axhspan(0.8, FIRST + 0.5, color="#009E73", alpha=0.08, lw=0)
         left.set_yscale("log")
         ticks = [1, 2, 3, 5, 10]
@@ -194,12 +206,6 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
             left.plot([], [], marker, color=colour, label=kind)
         left.plot([], [], "o", color="#555555", mfc="white", label="no candidate")
         left.legend(fontsize=8, frameon=False, loc="lower right")
-        right.set_yscale("log")
-        right.set_yticks([1, 3, 10, 30, 100, 300], ["1", "3", "10", "30", "100", "300"])
-        right.minorticks_off()
-        right.set_xticks(range(3), ["finding", "Grad-CAM pictures\nof the class", "of all classes"])
-        right.set_xlim(-0.3, 2.3)
-        right.set_ylabel("to be looked at until the mark shows")
         with whole_file(HERE / "results.png") as temporary:
             figure.savefig(temporary, dpi=110, format="png")
 
