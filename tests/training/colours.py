@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+import xattn
+from xattn.models.checkpoint import read_state
 from xattn.training.recipe import Recipe
 
 COLOURS = {"blue": (40, 60, 220), "green": (30, 200, 60), "red": (230, 40, 30)}
@@ -48,3 +52,20 @@ def tiny_recipe(data: Path, out: Path, **changes: Any) -> Recipe:
         section, _, name = key.partition("__")
         values.setdefault(section, {})[name] = value
     return Recipe.build(values)
+
+
+def write_recipe(recipe: Recipe, path: Path) -> Path:
+    """The recipe as a file."""
+    path.write_text(recipe.to_toml())
+    return path
+
+
+def environment() -> dict[str, str]:
+    """Of a process that trains on one thread, with this checkout."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(xattn.__file__).parents[1])}
+
+
+def same_tensors(a: Path, b: Path) -> bool:
+    """Whether two weights files hold the same bits."""
+    one, two = read_state(a), read_state(b)
+    return list(one) == list(two) and all(torch.equal(one[k], two[k]) for k in one)

@@ -14,20 +14,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import xattn
-from tests.training.colours import tiny_recipe, write_images
+from tests.training.colours import environment, tiny_recipe, write_images
 from xattn.cli import app
 from xattn.errors import CheckpointError, ParameterError
 from xattn.models.checkpoint import read_state
 from xattn.training import loop
 from xattn.training.checkpoint import load_run
 from xattn.training.recipe import Recipe
-
-REPOSITORY = Path(xattn.__file__).parents[1]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.colours import tiny_recipe
+from tests.training.colours import environment, same_tensors, tiny_recipe, write_recipe
 from xattn.errors import CheckpointError, ParameterError
 from xattn.models import load_model
 from xattn.models.checkpoint import read_state
@@ -25,8 +25,6 @@ from xattn.training.data import open_source
 from xattn.training.evaluation import evaluate, load_trained
 from xattn.training.recipe import Recipe
 from xattn.training.stopping import RunStoppedError
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -38,22 +36,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def write_recipe(recipe: Recipe, path: Path) -> Path:
-    path.write_text(recipe.to_toml())
-    return path
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
 def read_log(out: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((out / "log.csv").read_text().splitlines()))
-
-
-def same_tensors(a: Path, b: Path) -> bool:
-    one, two = read_state(a), read_state(b)
-    return list(one) == list(two) and all(torch.equal(one[k], two[k]) for k in one)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,9 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,11 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from tests.training.colours import tiny_recipe
+from tests.training.colours import environment, same_tensors, tiny_recipe, write_recipe
 from tests.training.individuals import write_individuals
 from xattn.cli import app
 from xattn.errors import DataError, ParameterError, XattnWarning
 from xattn.models import create_model, load_model
-from xattn.models.checkpoint import read_state
 from xattn.models.embedded import FOLDER
 from xattn.training import loop
 from xattn.training.augment import crop_boxes, cut, draw, erase
@@ -111,6 +113,18 @@ def test_the_triplet_loss_is_that_of_the_loop(margin: float) -> None:
     assert bool(same.grad.isfinite().all())
 
 
+def test_triplets_of_unit_vectors_do_not_fall_by_shrinking_all_features() -> None:
+    points = torch.randn(9, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    target = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3, 0])
+    plain, unit = (tasks.parse(f"reid:instances=2,unit={word}") for word in ("no", "yes"))
+    zero = torch.tensor(0.0)
+    assert plain.loss(zero, points * 1e-3, target) < plain.loss(zero, points, target)
+    found = unit.loss(zero, points, target)
+    torch.testing.assert_close(unit.loss(zero, points * 1e-3, target), found)
+    rows = [[v / math.hypot(*row) for v in row] for row in points.double().tolist()]
+    assert float(found) == pytest.approx(naive_triplet(rows, target.tolist(), 0.3), abs=1e-6)
+
+
 def test_prototypes_learn_by_the_loss_of_their_episode() -> None:
     task = tasks.parse("fewshot:method=prototypes,shot=2,queries=1")
     embedding = torch.randn(6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -192,13 +206,31 @@ def test_a_stopped_run_ends_with_the_weights_of_an_uninterrupted_one(
     with pytest.raises(RunStoppedError):
         loop.train(RECIPES[name](individuals, tmp_path / "stopped"), StopAt(2, 1))
     again = loop.train(RECIPES[name](individuals, tmp_path / "stopped"))
-    for file in ("last.safetensors", "best.safetensors"):
-        one, two = read_state(tmp_path / "whole" / file), read_state(tmp_path / "stopped" / file)
-        assert list(one) == list(two)
-        assert all(torch.equal(one[key], two[key]) for key in one)
+    assert all(
+        same_tensors(tmp_path / "whole" / f, tmp_path / "stopped" / f) for f in ("last.safetensors", "best.safetensors")
+    )
     assert whole.value == again.value
     assert whole.measure == ("mAP" if name == "reid" else "accuracy")
     assert f"held_out_{whole.measure}" in whole.history[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["reid", "fewshot"])
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    individuals: Path, tmp_path: Path, name: str
+) -> None:
+    whole = loop.train(RECIPES[name](individuals, tmp_path / "whole"))
+    out = tmp_path / "killed"
+    recipe = write_recipe(RECIPES[name](individuals, out), tmp_path / "recipe.toml")
+    process = subprocess.Popen([sys.executable, "-m", "xattn", "train", "-q", str(recipe)], env=environment())
+    deadline = time.monotonic() + 120
+    while not (out / "log.csv").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    again = loop.train(Recipe.read(recipe))
+    assert whole.value == again.value
+    assert all(same_tensors(tmp_path / "whole" / f, out / f) for f in ("last.safetensors", "best.safetensors"))
 
 
 @pytest.fixture(scope="module")

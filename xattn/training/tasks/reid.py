@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from xattn.data.opening import NoPartError
 from xattn.errors import DataError, UnknownNameError, XattnWarning
@@ -37,6 +38,8 @@ class Reid(Task):
         instances: images of an identity in a batch.
         margin: of the triplet loss; 0 is its soft form.
         triplet: weight of the triplet loss; 0 leaves it out.
+        unit: triplets of unit vectors, so that the loss cannot fall by shrinking all features. A head whose attention
+            ends in a ReLU (B-CNN) shrinks to nothing without it.
         distance: by which features are compared in the end.
     """
 
@@ -45,6 +48,7 @@ class Reid(Task):
     instances: Annotated[int, Range(2, 256)] = 4
     margin: Annotated[float, Range(0, 100)] = 0.3
     triplet: Annotated[float, Range(0, 1000)] = 1.0
+    unit: bool = False
     distance: Distance = "cosine"
 
     def __post_init__(self) -> None:
@@ -74,7 +78,8 @@ class Reid(Task):
     def loss(self, classes: Tensor, embedding: Tensor, target: Tensor) -> Tensor:
         if not self.triplet:
             return classes
-        return classes + self.triplet * triplet_loss(embedding, target, self.margin)
+        points = normalize(embedding.float()) if self.unit else embedding
+        return classes + self.triplet * triplet_loss(points, target, self.margin)
 
     def judge(self, features: Tensor, labels: Tensor, groups: Tensor | None) -> dict[str, float]:
         """Every held-out image is searched among all others."""
