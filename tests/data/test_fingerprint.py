@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,20 @@ def test_parameters_and_parts() -> None:
     assert len({d.fingerprint() for d in sets}) == len(sets)
     assert Synthetic(12)[2:6].fingerprint() == Synthetic(12).subset([2, 3, 4, 5]).fingerprint()
     assert all(len(d.fingerprint(content=True)) == 32 for d in sets)
+
+
+@dataclass(frozen=True, eq=False)
+class Before(Synthetic):
+    side: int = 3
+
+
+@dataclass(frozen=True, eq=False)
+class After(Before):
+    mask: str = field(default="mask", metadata={"later": True})
+
+
+def test_a_field_that_was_added_later_counts_where_it_is_not_its_default() -> None:
+    After.__qualname__ = "Before"
+    assert After(length=4).fingerprint() == Before(length=4).fingerprint()
+    assert After(length=4, mask="other").fingerprint() != Before(length=4).fingerprint()
+    assert After(length=4, side=5).fingerprint() != Before(length=4).fingerprint()

@@ -75,14 +75,16 @@ class Dataset(Sequence[Sample], ABC):
         """A digest of what the samples depend on, 32 hexadecimal digits, found without decoding an image.
 
         Here: the class, the parameters, the labels and the names of the classes, which is all there is to a data set
-        that draws its images. One that reads files adds each of them (`FileDataset`).
+        that draws its images. One that reads files adds each of them (`FileDataset`). A field that was added later
+        (metadata `later`) counts where it is not its default, so that what was run before it was there goes on.
 
         Args:
             content: digest the contents of files instead of their sizes and times, so that a copy on another machine
                 has the same fingerprint; every file is read once.
         """
         fields = dataclasses.fields(cast(Any, self)) if hasattr(self, "__dataclass_fields__") else ()
-        parameters = {f.name: getattr(self, f.name) for f in fields if f.name not in _ELSEWHERE}
+        counts = [f for f in fields if not ("later" in f.metadata and getattr(self, f.name) == f.default)]
+        parameters = {f.name: getattr(self, f.name) for f in counts if f.name not in _ELSEWHERE}
         of_whole = [v.fingerprint(content=content) for v in parameters.values() if isinstance(v, Dataset)]
         plain = {k: v for k, v in parameters.items() if not isinstance(v, Dataset)}
         facts = (type(self).__qualname__, plain, of_whole, self.classes)

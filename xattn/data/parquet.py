@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,7 +75,7 @@ class Parquet(FileDataset):
     image: str = "image"
     label: str = "label"
     box: str = "box"
-    mask: str = "mask"
+    mask: str = field(default="mask", metadata={"later": True})
     cache_mb: int = 512
 
     title: ClassVar[str] = "parquet"
