@@ -73,7 +73,8 @@ class ModelSection(_Section):
         refine: BR-NPA: False pools the seeds alone (ablation).
         seed: BR-NPA: `"random"` seeds (ablation).
         ranks: train linear heads on subsets of the parts beside the network, without influence on it (ablation).
-        freeze_batchnorm: keep the statistics of batch norm; two processes then train exactly as one.
+        freeze_batchnorm: keep the statistics of batch norm; two processes then train exactly as one. The attention of a
+            new B-CNN head has none yet and can fall to zero everywhere, where it learns nothing more.
         freeze_front: of a network of `xattn convert`: keep the layers before the first one that became dilated.
     """
 
