@@ -122,7 +122,9 @@ def test_triplets_of_unit_vectors_do_not_fall_by_shrinking_all_features() -> Non
     found = unit.loss(zero, points, target)
     torch.testing.assert_close(unit.loss(zero, points * 1e-3, target), found)
     rows = [[v / math.hypot(*row) for v in row] for row in points.double().tolist()]
-    assert float(found) == pytest.approx(naive_triplet(rows, target.tolist(), 0.3), abs=1e-6)
+    exact = naive_triplet(rows, target.tolist(), 0.3)
+    assert float(found) == pytest.approx(exact, abs=1e-6)
+    assert float(unit.loss(zero.double(), points.double(), target)) == pytest.approx(exact, abs=1e-12)
 
 
 def test_prototypes_learn_by_the_loss_of_their_episode() -> None:

@@ -78,7 +78,8 @@ class Reid(Task):
     def loss(self, classes: Tensor, embedding: Tensor, target: Tensor) -> Tensor:
         if not self.triplet:
             return classes
-        points = normalize(embedding.float()) if self.unit else embedding
+        whole = embedding.to(torch.promote_types(embedding.dtype, torch.float32))  # half is too coarse for a length
+        points = normalize(whole) if self.unit else embedding
         return classes + self.triplet * triplet_loss(points, target, self.margin)
 
     def judge(self, features: Tensor, labels: Tensor, groups: Tensor | None) -> dict[str, float]:
