@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.cli.models import cnn
 from xattn.benchmark.config import Config
+from xattn.benchmark.limit import Limit
 from xattn.benchmark.race import Race, Rules
 from xattn.benchmark.select import ON_OBJECT, QUESTIONS, select
 from xattn.benchmark.selection import Selection
@@ -65,9 +68,79 @@ def test_the_model_leaves_as_it_came() -> None:
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
 
 
-def test_a_time_limit_stops_after_the_batch() -> None:
-    result = select(cnn(), DATA, ["gradcam"], images=24, batch=4, minutes=1e-6, device="cpu")
-    assert result.race.images == 4
+class Slow(nn.Module):
+    """A network whose every image takes seconds, on a clock of its own."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.net, self.seconds, self.now, self.longest = cnn(), seconds, 0.0, 0.0
+        self.spec = replace(self.net.spec, feature_layer="net.features", classifier="net.classifier")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.now += self.seconds * len(x)
+        self.longest = max(self.longest, self.seconds * len(x))
+        return self.net(x)
+
+    def select(self, minutes: float, **options: Any) -> Selection:
+        limit = Limit(minutes, clock=lambda: self.now)
+        return select(self, DATA, ["gradcam", "activation", "lrp"], images=24, minutes=limit, device="cpu", **options)
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.3, 2.0, 30.0])
+def test_a_time_limit_holds_whatever_a_pass_takes(seconds: float) -> None:
+    """A batch of eight takes hundreds of passes: it must not have to end before the limit is looked at."""
+    model = Slow(seconds)
+    result = model.select(4)
+    assert result.seconds < 240 + model.longest
+    assert result.race.images == 24 or result.over == 4 or result.race.decided
+    assert result.sentence()
+    assert result.notes()
+    assert result.to_dict()["minutes_over"] == result.over
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_slow_network_has_an_answer_of_few_images() -> None:
+    result = Slow(0.3).select(4)
+    assert 1 <= result.race.images < 24
+    assert len(result.explanations) > 0
+    notes = " ".join(result.notes())
+    assert f"Undecided after {result.race.images} image" in notes
+    assert "when the time (4 minutes) was over: more may tell" in notes
+    assert "Best so far: " in result.sentence()
+    assert "less the best control, per image: " in notes
+    assert "95% sure" in notes
+
+
+def test_a_network_too_slow_for_one_image_says_so() -> None:
+    result = Slow(30.0).select(4)
+    assert result.race.images == 0
+    assert result.sentence() == "No answer: the time (4 minutes) was over before one image was scored by all methods."
+    assert {result.standing(j) for j in result.order()} == {"not scored yet"}
+    assert "More minutes, fewer methods or smaller images" in result.notes()[0]
+
+
+def test_methods_of_many_passes_start_at_once_where_there_are_no_others() -> None:
+    result = select(cnn(), DATA, ["integrated-gradients"], images=8, rules=Rules(first=4), batch=4, device="cpu")
+    assert result.race.counts()[0, 0] == 8
+
+
+def test_images_are_scored_in_batches_that_fit_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    add = Race.add
+    monkeypatch.setattr(Race, "add", lambda race, scores: (sizes.append(len(scores)), add(race, scores))[1])
+    Slow(0.001).select(4)
+    assert sizes[:3] == [1, 7, 8]
+    sizes.clear()
+    Slow(0.3).select(4)
+    assert 1 <= max(sizes) < 8
+
+
+def test_without_a_limit_batches_are_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    add = Race.add
+    monkeypatch.setattr(Race, "add", lambda race, scores: (sizes.append(len(scores)), add(race, scores))[1])
+    select(cnn(), DATA, ["gradcam"], images=8, batch=4, device="cpu")
+    assert sizes == [4, 4]
 
 
 def test_methods_whose_maps_are_not_fine_are_out() -> None:

@@ -94,13 +94,13 @@ def write_costs(store: Store, cells: Sequence[Cell], device: torch.device) -> No
         lacking = {n: method for n, method in cell.methods.items() if n not in kept and not isinstance(method, Rung)}
         if not lacking:
             continue
-        measured = measure_costs(dataclasses.replace(cell, methods=lacking), device)
+        new = measure_costs(dataclasses.replace(cell, methods=lacking), device)
         costs = Costs(
             dataset=cell.data.name,
             model=cell.model.title,
             threads=torch.get_num_threads(),
             device=device_name(device),
-            methods={**kept, **measured},
+            methods={**kept, **new},
         )
         store.write_costs(cell.data.name, cell.model.title, costs)
 
@@ -109,6 +109,7 @@ def measure_costs(cell: Cell, device: torch.device | str, batch: int = 8, repeat
     """What each method costs alone: seconds per image (median), forward and backward passes, peak memory on CUDA.
 
     Seconds of a CPU are those of the processor, of all threads together: what else the machine does is not counted.
+    A method that refuses the images is left out.
 
     Args:
         cell: the first images of its sample are explained.
@@ -119,6 +120,13 @@ def measure_costs(cell: Cell, device: torch.device | str, batch: int = 8, repeat
     Raises:
         DataError: if none of the images can be read.
     """
+    return dict(measured(cell, device, batch, repeats))
+
+
+def measured(
+    cell: Cell, device: torch.device | str, batch: int = 8, repeats: int = 3
+) -> Iterator[tuple[str, MethodCost]]:
+    """The same, one method after the other, for whoever may have to stop amid them."""
     model, spec = cell.load(device)
     images, _ = read_batch(cell, cell.indices[:batch], spec)
     if images is None:
@@ -127,7 +135,6 @@ def measure_costs(cell: Cell, device: torch.device | str, batch: int = 8, repeat
     kind = torch.device(device).type
     cuda = kind == "cuda"
     clock = time.process_time if kind == "cpu" else time.perf_counter
-    costs: dict[str, MethodCost] = {}
     for name, method in cell.methods.items():
         times = []
         trace: Trace | None = None
@@ -145,10 +152,12 @@ def measure_costs(cell: Cell, device: torch.device | str, batch: int = 8, repeat
                 torch.cuda.synchronize()
             times.append(clock() - start)
         if len(times) > 1 and trace is not None:
-            costs[name] = MethodCost(
-                seconds=float(np.median(times[1:])) / len(x),
-                forwards=float(trace.forwards),
-                backwards=float(trace.backwards),
-                peak_mb=torch.cuda.max_memory_allocated() / 2**20 / len(x) if cuda else None,
+            yield (
+                name,
+                MethodCost(
+                    seconds=float(np.median(times[1:])) / len(x),
+                    forwards=float(trace.forwards),
+                    backwards=float(trace.backwards),
+                    peak_mb=torch.cuda.max_memory_allocated() / 2**20 / len(x) if cuda else None,
+                ),
             )
-    return costs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,12 @@ import numpy as np
 from torch import nn
 
 from xattn.benchmark.config import Config, ModelEntry
-from xattn.benchmark.costs import measure_costs
+from xattn.benchmark.costs import measured
+from xattn.benchmark.limit import Limit, TimeOver
 from xattn.benchmark.plan import Cell, build_model, plan, read_batch
 from xattn.benchmark.race import Race, Rules
 from xattn.benchmark.run import Loaded, explain_batch, score_batch
+from xattn.benchmark.schemas import MethodCost
 from xattn.benchmark.selection import Question, Selection
 from xattn.benchmark.store import REFUSED, STATUS, Row
 from xattn.data.opening import open_dataset
@@ -25,6 +26,7 @@ from xattn.device import at_precision, find_device
 from xattn.errors import DataError, ParameterError
 from xattn.explainer import Family
 from xattn.explainers import resolve
+from xattn.explanation import Explanation
 from xattn.functional.statistics import Array
 from xattn.inspection import infer_spec
 from xattn.labels import label_of
@@ -61,6 +63,7 @@ UNSOUND = 0.1  # share of maps that are constant, undefined or do not add up, fr
 _SETTLED = 16  # images after which unsound maps count
 DEAR = 6.0  # forward and backward passes for a map from which a method starts late
 _SHOWN = 4  # images, and methods, in the picture
+_TO_RACE, _TO_SHOW = 0.75, 0.1  # shares of the time that are kept for the race, and for the picture
 
 
 def select(
@@ -71,7 +74,7 @@ def select(
     spec: ModelSpec | None = None,
     entry: Mapping[str, Any] | None = None,
     images: int = 200,
-    minutes: float | None = None,
+    minutes: float | Limit | None = None,
     seed: int = 0,
     split: str | None = None,
     batch: int = 8,
@@ -95,7 +98,7 @@ def select(
         spec: facts about the model; None takes `model.spec` or infers them.
         entry: what the configuration of the full benchmark says of the model; by default its name.
         images: to draw at most; 0 for all.
-        minutes: after which it stops; None sets no limit.
+        minutes: in which it answers, to one pass of the network; None sets no limit. A `Limit` may have begun before.
         seed: of the order of the images and of everything random.
         split: part of the data set, as for `xattn benchmark`.
         batch: images at a time.
@@ -109,7 +112,7 @@ def select(
         ParameterError: if nothing can be compared.
         DataError: if there are no images that can be read.
     """
-    start = time.monotonic()
+    limit = minutes if isinstance(minutes, Limit) else Limit(minutes)
     if isinstance(model, str):
         entry = {"name": model} if entry is None else entry
         model, own = build_model(ModelEntry(name=model), find_device(device, "device"))
@@ -135,19 +138,23 @@ def select(
         cell = _cell(values, (model, spec))
     config = Config.build(values, "select")
     loaded = Loaded(cell, *cell.load(values["run"]["device"]), fast_copy(model, spec) if fast else None)
-    with _counted(loaded) as passes:
+    with _watched(loaded, limit) as passes:
         if rules is None:  # of few images the second question and the methods of many passes have their share, too
             rules = Rules(first=min(Rules.first, len(cell.indices) // 4))
-        runner = _Runner(loaded, config, questions, rules)
-        for group in runner.batches(batch):
-            runner.score(group)
-            race = runner.race
-            if progress is not None:
-                progress(race.images, len(cell.indices), int(race.left.sum()))
-            if race.decided or (minutes is not None and time.monotonic() - start > 60 * minutes):
-                break
+        runner = _Runner(loaded, config, questions, rules, limit)
+        race, over = runner.race, False
+        try:
+            limit.keep(_TO_SHOW)
+            for group in runner.batches(batch):
+                runner.score(group)
+                if progress is not None:
+                    progress(race.images, len(cell.indices), int(race.left.sum()))
+                if race.decided:
+                    break
+        except TimeOver:
+            over = True
         result = Selection(
-            runner.race,
+            race,
             questions,
             cell.model.title,
             cell.data.name,
@@ -156,9 +163,11 @@ def select(
             runner.costs,
             _full(values, cell, questions),
             unreadable=runner.unreadable,
+            over=limit.minutes if over else None,
         )
+        limit.keep(0)
         result.explanations = runner.explain(result)
-    result.passes, result.seconds = passes[0], time.monotonic() - start
+    result.passes, result.seconds = passes[0], limit.spent()
     return result
 
 
@@ -193,11 +202,12 @@ def source_of(data: str | Path) -> str:
 
 
 @contextmanager
-def _counted(loaded: Loaded) -> Iterator[list[int]]:
-    """Count the images that go through the network."""
+def _watched(loaded: Loaded, limit: Limit) -> Iterator[list[int]]:
+    """Count the images that go through the network, and let none in when the time is over."""
     passes = [0]
 
     def count(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        limit.check()
         passes[0] += len(inputs[0])
 
     networks = [loaded.model] if loaded.scoring is None else [loaded.model, loaded.scoring]
@@ -217,10 +227,13 @@ class _Runner:
         config: the race as a benchmark.
         questions: what is asked.
         rules: of the race.
+        limit: of the time.
     """
 
-    def __init__(self, loaded: Loaded, config: Config, questions: Sequence[Question], rules: Rules) -> None:
-        self.loaded, self.config, self.questions = loaded, config, questions
+    def __init__(
+        self, loaded: Loaded, config: Config, questions: Sequence[Question], rules: Rules, limit: Limit
+    ) -> None:
+        self.loaded, self.config, self.questions, self.limit = loaded, config, questions, limit
         cell = loaded.cell
         self.left_out = dict(cell.left_out)
         self.unreadable: list[str] = []
@@ -229,34 +242,50 @@ class _Runner:
         if index is None:
             raise DataError(f"{cell.data.name}: none of the images can be read.")
         device = place_of(loaded.model)[0]
-        self.costs = measure_costs(dataclasses.replace(cell, indices=(index,)), device, repeats=1)
+        self.costs: dict[str, MethodCost] = {}
+        unknown = 1.0  # what refuses the image costs nothing
+        try:
+            limit.keep(_TO_RACE)
+            for label, cost in measured(dataclasses.replace(cell, indices=(index,)), device, repeats=1):
+                self.costs[label] = cost
+        except TimeOver:
+            unknown = float("inf")  # what was not reached starts late
         known = [self.costs.get(label) for label in cell.methods]
-        dear = [1.0 if cost is None else cost.forwards + cost.backwards for cost in known]
+        dear = [unknown if cost is None else cost.forwards + cost.backwards for cost in known]
+        controls = [method.family is Family.CONTROL for method in cell.methods.values()]
+        late = [passes > DEAR and not control for passes, control in zip(dear, controls, strict=True)]
+        if all(waits or control for waits, control in zip(late, controls, strict=True)):
+            late = [False] * len(late)  # nobody to wait for
         self.race = Race(
             [*cell.methods],
-            [method.family is Family.CONTROL for method in cell.methods.values()],
+            controls,
             [question.what for question in questions],
             deciding=[question.deciding for question in questions],
             cost=dear,
-            late=[passes > DEAR for passes in dear],
+            late=late,
             rules=rules,
         )
         self.seen = dict.fromkeys(cell.methods, 0)
         self.unsound = dict.fromkeys(cell.methods, 0)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """The images that can be read, in random order."""
+        """The images that can be read, in random order, as many at a time as the time allows."""
         cell = self.loaded.cell
+        each: float | None = None
         for first in range(0, len(cell.indices), size):
             batch, problems = read_batch(cell, cell.indices[first : first + size], self.loaded.spec)
             self.unreadable += problems.values()
-            if batch is not None:
-                yield batch
+            self.first = self.first or batch
+            while batch is not None and len(batch):
+                count = min(len(batch), self.limit.images(each, size))
+                begun = self.limit.spent()
+                yield batch[:count]
+                each = (self.limit.spent() - begun) / count
+                batch = batch[count:]
 
     def score(self, batch: Batch) -> None:
         """Score a batch by what is asked, for what is still in the race."""
         race = self.race
-        self.first = self.first or batch
         names = [name for name, there in zip(race.names, race.racing, strict=True) if there]
         asked = [question.label for question, there in zip(self.questions, race.asked, strict=True) if there]
         wanted = {(name, metric): len(batch) for name in names for metric in (STATUS, *asked)}
@@ -289,7 +318,7 @@ class _Runner:
             self.left_out[name] = f"its maps are not fine on {share:.0%} of {self.seen[name]} images"
             self.race.drop(j)
 
-    def explain(self, result: Selection) -> list[Any]:
+    def explain(self, result: Selection) -> list[Explanation]:
         """Explanations of some of the first images by the best methods, or by the last to be out where none is left."""
         order = [self.race.names[j] for j in result.order() if not self.race.controls[j]]
         names = [name for name in result.group or order if name not in self.left_out][:_SHOWN]
@@ -297,10 +326,15 @@ class _Runner:
             return []
         batch = self.first[:_SHOWN]
         device = place_of(self.loaded.model)[0]
-        methods = {name: self.loaded.cell.methods[name] for name in names}
+        shown: list[Explanation] = []
         with at_precision(self.config.run.precision, device):
-            _, explanations, _ = explain_batch(self.loaded, batch.to(device), methods, self.config)
-        return [*explanations.values()]
+            for name in names:  # one by one, so that those are there for which the time was enough
+                try:
+                    methods = {name: self.loaded.cell.methods[name]}
+                    shown += explain_batch(self.loaded, batch.to(device), methods, self.config)[1].values()
+                except TimeOver:
+                    break
+        return shown
 
 
 def _full(values: Mapping[str, Any], cell: Cell, questions: Sequence[Question]) -> Config:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from xattn.benchmark.config import Config
 from xattn.benchmark.race import Race
 from xattn.benchmark.schemas import MethodCost
@@ -62,6 +64,7 @@ class Selection:
         costs: of each method, by name.
         config: what would be the full benchmark.
         unreadable: the reason for each image that could not be read.
+        over: minutes that were over before it was decided, or before all images were seen.
         passes: images that went through the network.
         seconds: all of it took.
         explanations: of some images by the methods that are left, the best first.
@@ -76,6 +79,7 @@ class Selection:
     costs: dict[str, MethodCost]
     config: Config
     unreadable: list[str] = field(default_factory=list)
+    over: float | None = None
     passes: int = 0
     seconds: float = 0.0
     explanations: list[Explanation] = field(default_factory=list)
@@ -111,12 +115,15 @@ class Selection:
         """The answer."""
         race, names = self.race, self.race.names
         images = counted(race.images, "image")
+        if not race.images:
+            return f"No answer: the time ({self._time()}) was over before one image was scored by all methods."
         if not self.winners:
             return f"No method is best in both questions after {images}: {self._apart()}."
         if not self.proven:
+            order = listing([names[j] for j in self.winners], _NAMED)
             ahead = self._controls_ahead()
-            then = f"; {listing(ahead)} scored higher on average" if ahead else ""
-            return f"No method is shown to beat every control on {images}{then}: trust none of them yet."
+            then = f"; {listing(ahead)} scored higher" if ahead else ""
+            return f"No method is shown to beat every control on {images}: trust none yet. Best so far: {order}{then}."
         best = self.proven[0]
         equal = [names[i] for i in race.joined(best)]
         others = [name for name in self.group if name not in (names[best], *equal)]
@@ -138,6 +145,29 @@ class Selection:
             if race.controls[c] and any(means[q, c] > means[q, first] for q in self.deciding)
         ]
 
+    def _time(self) -> str:
+        return "no limit" if self.over is None else f"{self.over:g} minute{'' if self.over == 1 else 's'}"
+
+    def _so_far(self) -> str:
+        """How far the best method on average is ahead of the best control, and how sure that is."""
+        race, first = self.race, self.winners[0]
+        means = np.nan_to_num(race.means(), nan=-np.inf)
+        controls = np.flatnonzero(race.controls)
+        parts, doubt = [], False
+        for q in self.deciding:
+            if not len(controls) or not race.counts()[q, first]:
+                continue
+            control = int(controls[means[q, controls].argmax()])
+            # As far behind is a control as the method is ahead.
+            mean, low, high = race.behind(q, control, first)
+            doubt |= low <= 0
+            parts.append(
+                f"{mean:+.3f} against {race.names[control]} {self.questions[q].what} "
+                f"({1 - race.rules.alpha:.0%} sure: {low:+.3f} to {high:+.3f})"
+            )
+        chance = ". Where a range holds 0, it may be chance" if doubt else ""
+        return f"{race.names[first]} less the best control, per image: {', '.join(parts)}{chance}." if parts else ""
+
     def _apart(self) -> str:
         """Which methods are unbeaten in each question, where none is in all."""
         race = self.race
@@ -157,15 +187,20 @@ class Selection:
         """What else is to be said, a line each."""
         race = self.race
         alpha = race.rules.alpha
-        if race.decided or not self.winners:
+        if not race.images:
+            lines = ["More minutes, fewer methods or smaller images bring one; nothing is known so far."]
+        elif race.decided or not self.winners:
             lines = [f"Chance that any of this is wrong: {100 * alpha:.2g} % at most, however long it ran."]
         else:
             more = race.images + len(self.unreadable) < self.available
+            when = "" if self.over is None else f", when the time ({self._time()}) was over"
             lines = [
-                f"Undecided after {counted(race.images, 'image')}, of {self.available:,}: "
+                f"Undecided after {counted(race.images, 'image')}, of {self.available:,}{when}: "
                 f"{'more may tell' if more else 'there are no more'}. Chance that what is said is wrong: "
                 f"{100 * alpha:.2g} % at most."
             ]
+            if not self.proven and (known := self._so_far()):
+                lines.insert(0, known)
         if self.unreadable:
             lines.append(f"{counted(len(self.unreadable), 'image')} could not be read (first: {self.unreadable[0]}).")
         for q, question in enumerate(self.questions):
@@ -188,6 +223,8 @@ class Selection:
         race = self.race
         if race.names[j] in self.left_out:
             return "maps not fine" if self.left_out[race.names[j]].startswith("its maps") else "refused"
+        if race.stopped[j] < 0 and not race.counts()[:, j].any():
+            return "not scored yet"
         end = race.end(j)
         if race.controls[j]:
             return "control" if race.stopped[j] < 0 else "control, beaten"
@@ -252,6 +289,7 @@ class Selection:
             "available": self.available,
             "passes": self.passes,
             "seconds": self.seconds,
+            "minutes_over": self.over,
             "alpha": race.rules.alpha,
             "questions": {question.head: f"{question.label} {question.column}" for question in self.questions},
             "methods": methods,
