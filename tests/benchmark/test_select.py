@@ -124,6 +124,12 @@ def test_methods_of_many_passes_start_at_once_where_there_are_no_others() -> Non
     assert result.race.counts()[0, 0] == 8
 
 
+def test_methods_of_many_steps_start_late_though_the_steps_of_an_image_are_one_pass() -> None:
+    methods = ["gradcam", "integrated-gradients:steps=32"]
+    result = select(cnn(), DATA, methods, images=8, rules=Rules(first=4), batch=4, device="cpu")
+    assert result.race.counts()[0, :2].tolist() == [8, 4]
+
+
 def test_images_are_scored_in_batches_that_fit_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     add = Race.add

@@ -91,3 +91,14 @@ def test_a_file_name_cannot_act(tmp_path: Path) -> None:
     assert b"\x1b" not in result.stderr
     assert b"\\x1b]0;owned\\x07.jpg" in result.stderr
     assert b"caf\\xe9.jpg" in result.stderr
+
+
+def test_threads_of_torch_do_not_spin_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    import xattn.cli
+
+    monkeypatch.setattr(xattn.cli, "app", lambda **options: None)
+    for given, kept in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = dict(given)
+        monkeypatch.setattr("os.environ", environment)
+        xattn.cli.main()
+        assert environment["OMP_WAIT_POLICY"] == kept

@@ -141,7 +141,7 @@ def select(
     with _watched(loaded, limit) as passes:
         if rules is None:  # of few images the second question and the methods of many passes have their share, too
             rules = Rules(first=min(Rules.first, len(cell.indices) // 4))
-        runner = _Runner(loaded, config, questions, rules, limit)
+        runner = _Runner(loaded, config, questions, rules, limit, passes)
         race, over = runner.race, False
         try:
             limit.keep(_TO_SHOW)
@@ -228,10 +228,17 @@ class _Runner:
         questions: what is asked.
         rules: of the race.
         limit: of the time.
+        passes: counts the images that go through the network.
     """
 
     def __init__(
-        self, loaded: Loaded, config: Config, questions: Sequence[Question], rules: Rules, limit: Limit
+        self,
+        loaded: Loaded,
+        config: Config,
+        questions: Sequence[Question],
+        rules: Rules,
+        limit: Limit,
+        passes: Sequence[int],
     ) -> None:
         self.loaded, self.config, self.questions, self.limit = loaded, config, questions, limit
         cell = loaded.cell
@@ -244,14 +251,18 @@ class _Runner:
         device = place_of(loaded.model)[0]
         self.costs: dict[str, MethodCost] = {}
         unknown = 1.0  # what refuses the image costs nothing
+        through: dict[str, float] = {}
         try:
             limit.keep(_TO_RACE)
+            before = passes[0]
             for label, cost in measured(dataclasses.replace(cell, indices=(index,)), device, repeats=1):
                 self.costs[label] = cost
+                # Steps of one image go through the network in one pass where they fit, so that both are looked at.
+                through[label] = max(cost.forwards + cost.backwards, (passes[0] - before) / 2)
+                before = passes[0]
         except TimeOver:
             unknown = float("inf")  # what was not reached starts late
-        known = [self.costs.get(label) for label in cell.methods]
-        dear = [unknown if cost is None else cost.forwards + cost.backwards for cost in known]
+        dear = [through.get(label, unknown) for label in cell.methods]
         controls = [method.family is Family.CONTROL for method in cell.methods.values()]
         late = [passes > DEAR and not control for passes, control in zip(dear, controls, strict=True)]
         if all(waits or control for waits, control in zip(late, controls, strict=True)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
 import traceback
 import warnings
@@ -199,4 +200,7 @@ def root(
 
 def main() -> None:
     """Entry point of the console script."""
+    # Threads of torch that wait for each other spin: on a machine that does something else, too, they take the
+    # processor from the very thread that they wait for, and a command takes several times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="xattn")
