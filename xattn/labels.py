@@ -123,3 +123,12 @@ def counted(number: int, what: str) -> str:
     ('1 image', '1,200 images')
     """
     return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def first_name(name: str) -> str:
+    """The first of the names of a class, for lines and tables that people read.
+
+    >>> first_name("tabby, tabby cat"), first_name("daisy")
+    ('tabby', 'daisy')
+    """
+    return name.partition(",")[0].strip() or name

@@ -42,6 +42,16 @@ def test_methods_without_a_network_in_common_have_one_each(run: Run, photo: Path
     assert used(found) == {"gradcam": "efficientnet_lite0", "bcnn": "tiny-bcnn", "agcam": "tiny-vit"}
 
 
+def test_what_a_network_names_is_said_as_the_picture_says_it(run: Run, photo: Path) -> None:
+    """A copy with finer maps names the same with another probability, which stands in no picture."""
+    result = run("explain", photo, "-m", "gradcam@x2", "-m", "gradcam", *CNN)
+    first = result.stdout.splitlines()[0]
+    assert first.endswith("% (cnn)")
+    assert "x2" not in first
+    both = run("explain", photo, "-m", "gradcam", *CNN, "--model", "tests.cli.models:gelu")
+    assert both.stdout.splitlines()[0].count("%") == 2
+
+
 def test_the_default_is_gradcam_of_a_real_network(run: Run) -> None:
     result = run("explain", *sorted((Path(__file__).parents[2] / "examples").glob("*.jpg")))
     assert "tiger cat" in result.stdout

@@ -19,7 +19,7 @@ from tests.pages.sheets import EVIL, comparison, photograph
 from xattn.explainers import resolve
 from xattn.explaining import explain
 from xattn.explanation import Explanation
-from xattn.pages.compare import Comparison, compare_page
+from xattn.pages.compare import Column, Comparison, compare_page
 from xattn.pages.html import Spool
 from xattn.viz import overlay, rank_overlay
 
@@ -330,3 +330,17 @@ def test_few_images_of_many_methods_become_a_wall(open_page: Open, tmp_path: Pat
             "new Set([...document.querySelectorAll('.cell')].map(c => Math.round(c.getBoundingClientRect().top))).size"
         )
         assert tops > 1
+
+
+def test_a_name_of_two_words_is_not_cut(open_page: Open, tmp_path: Path) -> None:
+    model = models.cnn()
+    found = explain(model, torch.zeros(1, 3, 32, 32), ["gradcam"], spec=model.spec)
+    sheet = Comparison([Column(found[0].method)])
+    guess = {"cnn": {"class": "king penguin of the far south", "probability": 0.5, "right": True}}
+    sheet.add("a.png", photograph(0), [found], predicted=guess, label="king penguin of the far south")
+    with open_page(sheet.write(tmp_path / "page.html")) as tab:
+        tab.until(DRAWN)
+        assert tab.get(
+            "[...document.querySelectorAll('.who p:not(.file)')].every(p => p.scrollHeight <= p.clientHeight)"
+        )
+        assert tab.get("[...document.querySelectorAll('.who b')].every(b => b.scrollWidth <= b.offsetWidth)")

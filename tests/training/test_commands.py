@@ -144,13 +144,39 @@ def test_mistakes_are_one_line_and_status_2(
     assert list(tmp_path.iterdir()) == []
 
 
+def linked(colours: Path, folder: Path, names: dict[str, str]) -> Path:
+    """Some classes of images, by these names."""
+    folder.mkdir()
+    for name, colour in names.items():
+        (folder / name).symlink_to(colours / colour)
+    return folder
+
+
+def test_images_of_some_classes_are_those_that_the_network_names(run: Path, colours: Path, tmp_path: Path) -> None:
+    best = run / "best.safetensors"
+    whole = json.loads(xattn("evaluate", best, "--data", colours, "--json").stdout)
+    some = linked(colours, tmp_path / "some", {"Blue": "blue", "red": "red"})
+    result = xattn("evaluate", best, "--data", some, "--json", "--out", tmp_path / "tables")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    of = {row["name"]: row for row in whole["per_class"]}
+    assert found["per_class"] == [of["blue"], of["red"]]
+    assert (tmp_path / "tables" / "classes.csv").read_text().count("\n") == 3
+    assert "of 2 of the 3 classes that the network knows" in xattn("evaluate", best, "--data", some).stdout
+
+
 def test_classes_that_do_not_fit_are_refused(run: Path, colours: Path, tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    for name in ("blue", "green"):
-        (tmp_path / "data" / name).symlink_to(colours / name)
-    result = xattn("evaluate", run / "best.safetensors", "--data", tmp_path / "data")
+    data = linked(colours, tmp_path / "data", {"blue": "blue", "purple": "green"})
+    result = xattn("evaluate", run / "best.safetensors", "--data", data)
     assert result.exit_code == 2
-    assert "knows 3 classes but the images have 2" in result.output
+    assert "knows 3 classes and the images have 2, but it names none of them 'purple'" in result.output
+
+
+def test_a_network_without_a_head_is_sent_to_explain(colours: Path) -> None:
+    result = xattn("evaluate", "efficientnet_lite0", "--data", colours)
+    assert result.exit_code == 2
+    assert "none of tiny-bcnn, tiny-brnpa, tiny-cnn, tiny-vit" in result.output
+    assert f"`xattn explain {colours} --model efficientnet_lite0`" in result.output
 
 
 def test_a_damaged_test_part_is_an_error_and_not_all_images(run: Path, colours: Path, tmp_path: Path) -> None:

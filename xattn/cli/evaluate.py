@@ -73,7 +73,7 @@ def evaluate(
     from xattn.device import find_device
     from xattn.errors import ParameterError
     from xattn.models.embedded import FOLDER
-    from xattn.models.factory import FactoryError
+    from xattn.models.factory import FactoryError, is_weights_file
     from xattn.schema import Range, check
     from xattn.training.data import open_source
     from xattn.training.evaluation import load_trained
@@ -89,6 +89,13 @@ def evaluate(
         file, factory = shipped if shipped.is_file() else Path(checkpoint), None
     else:
         file, factory = Path(weights), checkpoint
+    if weights is None and not file.exists() and not is_weights_file(checkpoint):
+        own = ", ".join(sorted(path.stem for path in FOLDER.glob("*.safetensors")))
+        raise ParameterError(
+            f"evaluate: '{checkpoint}' is no best.safetensors of a run and none of {own}. How often any network is "
+            "right on labelled folders tells "
+            f"`{shlex.join(['xattn', 'explain', data, '--model', checkpoint])}`."
+        )
     try:
         model, ranks = load_trained(file, factory)
     except FactoryError as error:

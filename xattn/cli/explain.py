@@ -12,7 +12,7 @@ from xattn.cli import EXIT_INTERRUPTED, console, options
 from xattn.cli.index import write_index
 from xattn.cli.names import FolderNames, folder_name
 from xattn.cli.work import Work, facts_of
-from xattn.labels import counted, file_stems, slug
+from xattn.labels import counted, file_stems, first_name, slug
 from xattn.looks import COLORMAP
 
 if TYPE_CHECKING:
@@ -232,24 +232,28 @@ class Pictures:
         """One line for the image, one for each thing to know about its maps."""
         from xattn.viz import percent
 
+        def guess(name: str, row: dict[str, Any]) -> str:
+            what = row["class"] if row["index"] is None else first_name(row["class"])
+            return " ".join(filter(None, (what, "" if (p := row["probability"]) is None else percent(p), f"({name})")))
+
         say, predicted = self.work.say, entry["predicted"]
         classes = {p["class"] for p in predicted.values()}
-        guesses = [
-            f"{p['class']} {'' if p['probability'] is None else percent(p['probability']) + ' '}({network})"
-            for network, p in predicted.items()
-        ]
+        # A copy with finer maps explains what its network names, as the picture says: it speaks only if it differs.
+        own = {name: row for name, row in predicted.items() if not row.get("original")}
+        told = {row["class"] for row in own.values()}
+        own |= {name: row for name, row in predicted.items() if row["class"] not in told}
         judged = [row["right"] for row in predicted.values() if row.get("right") is not None]
         verdict = "" if not judged else ", right" if all(judged) else f", labelled {entry['label']}"
-        say(f"{entry['file']}: {', '.join(guesses[:1] if len(classes) == 1 else guesses)}{verdict}")
+        say(f"{entry['file']}: {', '.join(guess(name, row) for name, row in own.items())}{verdict}")
         for item in entry["maps"]:
             goal = item["target"]
             if goal["class_specific"] and goal["class"] not in classes:
                 classes.add(goal["class"])
                 share = goal["probability"]
                 say(
-                    f"  explained: {goal['class']}"
+                    f"  explained: {first_name(goal['class'])}"
                     if share is None
-                    else f"  explained as {goal['class']}, {percent(share)}"
+                    else f"  explained as {first_name(goal['class'])}, {percent(share)}"
                 )
             if item["parts"]:
                 levels = ", ".join(f"{p['rank']} {p['color']} {percent(p['share'])}" for p in item["parts"])

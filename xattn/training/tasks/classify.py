@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from xattn.data.opening import NoPartError
+from xattn.data.tree import class_of
 from xattn.errors import ParameterError, XattnWarning
-from xattn.labels import counted
+from xattn.labels import counted, first_name
 from xattn.models.heads import Classifier
+from xattn.spec import ModelSpec
 from xattn.training.data import Source, hold_out
 from xattn.training.evaluation import ClassResult, evaluate
 from xattn.training.tasks import tasks
@@ -52,23 +56,13 @@ class Classify(Task):
                 XattnWarning,
                 stacklevel=2,
             )
-        known = len(source.classes)
-        if model.spec.classes and len(model.spec.classes) != known:
-            raise ParameterError(
-                f"evaluate: the network knows {len(model.spec.classes)} classes but the images have {known}; pass the "
-                "data set that it was trained on."
-            )
-        names = model.spec.classes
-        if moved := [c for c, own in zip(source.classes, names, strict=False) if c != own and c in names]:
-            raise ParameterError(
-                f"evaluate: the classes of the images are in another order than those of the network ('{moved[0]}' is "
-                f"class {source.classes.index(moved[0])} of the images and {names.index(moved[0])} of the network); "
-                "pass the data set or the list of classes that it was trained on."
-            )
+        some = _as_the_network_names_them(source, model.spec)
         result = evaluate(model, source, **options)
+        if some:
+            result = dataclasses.replace(result, per_class=tuple(r for r in result.per_class if r.images))
         maps = "of the attention maps" if result.maps == "attention" else "of the class activation map"
         rows = [
-            Row("images", f"{result.images:,}"),
+            Row("images", f"{result.images:,}", some),
             Row("top-1", f"{result.top1:.2%}"),
             *([Row("top-5", f"{result.top5:.2%}")] if result.top5 is not None else []),
         ]
@@ -86,12 +80,46 @@ class Classify(Task):
         return {"split": used, **dataclasses.asdict(result)}, rows
 
 
+def _as_the_network_names_them(source: Source, spec: ModelSpec) -> str:
+    """Give the images of some of the classes, or of all in another order, the numbers that the network has for them.
+
+    Returns:
+        How many classes of the network the images are of; empty where they are of all.
+
+    Raises:
+        ParameterError: for classes that the network does not name, unless there are as many as it has.
+    """
+    names = spec.classes
+    if not names or source.classes == names:
+        return ""
+    numbers = [names.index(own) if own in names else class_of(Path(own), spec) for own in source.classes]
+    found = [number for number in numbers if number is not None]
+    if len(found) < len(numbers) or len(set(found)) < len(found):
+        strange = [own for own, number in zip(source.classes, numbers, strict=True) if number is None]
+        if len(numbers) == len(names) and not any(own in names for own in source.classes):
+            return ""  # the same classes, as far as anybody knows, by names of their own
+        why = f"it names none of them {strange[0]!r}" if strange else "some name the same class of it twice"
+        raise ParameterError(
+            f"evaluate: the network knows {len(names)} classes and the images have {len(numbers)}, but {why}; "
+            "pass images of its classes, by their names."
+        )
+    source.labels = torch.tensor(found)[source.labels]
+    source.classes = names
+    return f"of {len(found)} of the {len(names):,} classes that the network knows" if len(found) < len(names) else ""
+
+
 def class_rows(results: Sequence[ClassResult]) -> list[Row]:
     """Accuracy class by class, the lowest first, and what the others are taken for; of many classes the lowest ones."""
     known = [r for r in results if r.top1 is not None]
     order = sorted(known, key=lambda r: (r.top1, r.name))
+    times = Counter(first_name(r.name) for r in known)
     rows = [
-        Row(f"class {r.name}", f"{r.top1:.2%}", f"of {counted(r.images, 'image')}{_taken(r)}") for r in order[:_SHOWN]
+        Row(
+            f"class {first_name(r.name) if times[first_name(r.name)] == 1 else r.name}",
+            f"{r.top1:.2%}",
+            f"of {counted(r.images, 'image')}{_taken(r)}",
+        )
+        for r in order[:_SHOWN]
     ]
     if len(order) > _SHOWN:
         rows.append(Row("more classes", f"{len(order) - _SHOWN}", "higher; --out writes a table of all"))
@@ -99,6 +127,6 @@ def class_rows(results: Sequence[ClassResult]) -> list[Row]:
 
 
 def _taken(result: ClassResult) -> str:
-    some = [f"{name} {count}" for name, count in list(result.taken_for.items())[:3]]
+    some = [f"{first_name(name)} {count}" for name, count in list(result.taken_for.items())[:3]]
     more = ", …" if len(result.taken_for) > len(some) else ""
     return f"; taken for {', '.join(some)}{more}" if some else ""
