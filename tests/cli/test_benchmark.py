@@ -92,7 +92,7 @@ def test_plan_tells_what_it_takes(run: Run, config: Path, tmp_path: Path) -> Non
     result = benchmark(run, config, "--plan", "--set", 'methods=["gradcam", "bcnn"]')
     assert result.exit_code == 0, result.stderr
     assert "shapes x cnn: 5 of 5 images" in result.stdout
-    assert "left out: bcnn: bcnn: the model has no B-CNN head" in " ".join(result.stdout.split())
+    assert "left out: bcnn: the model has no B-CNN head" in " ".join(result.stdout.split())
     # Three steps and the replaced end, once: five methods on three images; one pass for the maps on five.
     assert f"in all about {(5 * 3 + 1) * 3 + 5:,} images through the models" in " ".join(result.stdout.split())
     assert not (tmp_path / "parts").exists()

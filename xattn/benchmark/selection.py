@@ -212,7 +212,7 @@ class Selection:
                     kind = ", a control" if race.controls[first] else ""
                     lines.append(f"Most {question.what}, of those left: {race.names[first]}{kind}.")
         shown = [name for name in self.left_out if name in race.names]
-        lines += [f"Left out: {name}: {self.left_out[name]}" for name in shown]
+        lines += [f"Left out: {name}: {self.left_out[name].removeprefix(f'{name}: ')}" for name in shown]
         unfit = [name for name in self.left_out if name not in race.names]
         if unfit:
             lines.append(f"Not defined for {self.model}: {listing(unfit, 8)}.")

@@ -193,7 +193,7 @@ def _show_plan(config: Config, cells: Sequence[Cell], world: int) -> None:
         console.table([*rows, (), total], {"header": "metric"}, *numbers, title=title, frame=True)
         console.say(f"{len(cell.methods)} methods: {', '.join(cell.methods)}", limit=4000)
         for name, reason in cell.left_out.items():
-            console.say(f"left out: {name}: {reason}")
+            console.say(f"left out: {name}: {reason.removeprefix(f'{name}: ')}")
     spread = f", {_duration(seconds / world)} with {world} processes" if world > 1 else ""
     console.say(
         f"in all about {passes:,.0f} images through the models and {_duration(seconds)}{spread} (a probe on two images)"
