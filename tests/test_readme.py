@@ -60,6 +60,15 @@ def methods() -> str:
     return rows(header, *lines) + (device(read(result)["environment"]) if result.is_file() else "")
 
 
+def families() -> str:
+    """The methods by kind, by name alone."""
+    kinds: dict[str, list[str]] = {}
+    for name in explainers.names():
+        kinds.setdefault(explainers.get(name).family.value, []).append(f"`{name}`")
+    order = sorted(kinds, key=lambda kind: kind == "control")  # what they are compared with comes last
+    return rows("| kind | methods |", *(f"| {kind} | {', '.join(kinds[kind])} |" for kind in order))
+
+
 def embedded() -> str:
     """The embedded networks, from the file of their evaluation."""
     lines = []
@@ -133,7 +142,10 @@ def perturbation() -> str:
 
 
 # Page, name of the part and what stands in it, between <!-- name --> and <!-- /name -->.
-PARTS = [(README, methods), (README, embedded), (README, cams), (MEASUREMENTS, br_npa), (MEASUREMENTS, perturbation)]
+PARTS = [
+    (README, families), (README, embedded), (README, cams),
+    (MEASUREMENTS, methods), (MEASUREMENTS, br_npa), (MEASUREMENTS, perturbation),
+]  # fmt: skip
 
 
 def place(page: str, name: str) -> tuple[int, int]:
@@ -150,7 +162,7 @@ def test_tables_are_what_the_program_and_the_results_say(path: Path, part: Calla
 
 
 def test_sentences_about_the_grid_are_those_of_the_scores() -> None:
-    text = " ".join(README.read_text(encoding="utf-8").split())
+    text = " ".join(MEASUREMENTS.read_text(encoding="utf-8").split())
     found = json.loads((ROOT / "benchmarks" / "confound" / "confound.json").read_text(encoding="utf-8"))[
         "confound-tiny"
     ]
@@ -197,8 +209,9 @@ def test_sentences_about_one_grid_are_those_of_the_answers() -> None:
 
 
 def test_every_picture_and_link_is_there() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text(encoding="utf-8")):
-        assert (ROOT / target).exists(), target
+    for page in (README, MEASUREMENTS):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), target
 
 
 def test_everything_runs(workshop: Path) -> None:  # noqa: F811
