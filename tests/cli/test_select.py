@@ -50,6 +50,15 @@ def test_photographs_without_labels_give_an_answer_and_files(run: Run, photos: P
     assert sorted(p.name for p in (tmp_path / "answer").iterdir()) == ["benchmark.toml", "select.json", "winners.png"]
 
 
+def test_a_question_that_was_not_asked_yet_is_said_to_be(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xattn.benchmark.limit.SHARE", 1e-9)  # one image at a time
+    monkeypatch.setattr("xattn.benchmark.race.Race.decided", property(lambda race: race.images >= 2))
+    result = run("select", MODEL, "--data", photos, "-m", "gradcam")
+    assert "mean: not asked of the first 5 images." in result.stdout
+
+
 def test_the_full_benchmark_runs_from_the_file(run: Run, photos: Path, tmp_path: Path) -> None:
     assert run("select", MODEL, "--data", photos, "-m", "gradcam", "--images", "8", "--out", "answer").exit_code == 0
     path = tmp_path / "answer" / "benchmark.toml"

@@ -161,12 +161,13 @@ class Selection:
             # As far behind is a control as the method is ahead.
             mean, low, high = race.behind(q, control, first)
             doubt |= low <= 0
+            side = "ahead of" if mean > 0 else "behind"
             parts.append(
-                f"{mean:+.3f} against {race.names[control]} {self.questions[q].what} "
-                f"({1 - race.rules.alpha:.0%} sure: {low:+.3f} to {high:+.3f})"
+                f"{abs(mean):.3f} {side} {race.names[control]} {self.questions[q].what} "
+                f"({100 * (1 - race.rules.alpha):.3g} % sure: between {low:.3f} and {high:.3f})"
             )
-        chance = ". Where a range holds 0, it may be chance" if doubt else ""
-        return f"{race.names[first]} less the best control, per image: {', '.join(parts)}{chance}." if parts else ""
+        chance = " Where 0 lies between, it may be chance." if doubt else ""
+        return f"Beside the best control {race.names[first]} is {', and '.join(parts)}.{chance}" if parts else ""
 
     def _apart(self) -> str:
         """Which methods are unbeaten in each question, where none is in all."""

@@ -197,6 +197,9 @@ def _show(result: Selection) -> None:
     ]
     if len(result.questions) > 2:
         lines[-1] += " object: share of the map on the object, which decides nothing."
+    late = [q.head for i, q in enumerate(result.questions) if q.deciding and race.images and not counts[i].any()]
+    if late:
+        lines.append(f"{late[0]}: not asked of the first {race.rules.first} images.")
     for line in lines:
         console.say(line)
     for line in result.notes():
