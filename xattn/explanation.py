@@ -15,7 +15,7 @@ from torch import Tensor
 from xattn.errors import DataError, MissingExtraError, ShapeError
 from xattn.functional.pixels import denormalize
 from xattn.functional.resize import resize
-from xattn.labels import label_of
+from xattn.labels import first_name, label_of
 from xattn.spec import ModelSpec
 from xattn.statuses import told
 
@@ -204,6 +204,10 @@ class Explanation:
             return self.described[i]
         index = int(self.target[i])
         return self.spec.class_name(index) if self.spec is not None else f"class {index}"
+
+    def short_name(self, i: int = 0) -> str:
+        """The same for pictures: of a class that has several names the first."""
+        return self.class_name(i) if self.described else first_name(self.class_name(i))
 
     def overlay(self, i: int = 0, **options: Any) -> Image:
         """Picture of image `i` with its map over it; the options are those of `xattn.viz.render`.

@@ -200,6 +200,14 @@ def test_a_common_class_stands_below_the_image_alone() -> None:
     assert cells[3] == Cell(note="no linear layer")
 
 
+def test_of_a_class_with_several_names_the_first_stands_in_the_picture() -> None:
+    one = explanation()
+    several = dataclasses.replace(one.spec, classes=("tabby, tabby cat", "lynx, catamount", "fox"))
+    assert row([dataclasses.replace(one, spec=several)], 1)[0].caption == "lynx"
+    told = dataclasses.replace(one, spec=several, described=("tabby, tabby cat - fox",) * 2)
+    assert row([told], 1)[0].caption == "tabby, tabby cat - fox"
+
+
 def test_different_classes_stand_below_each_picture() -> None:
     other = dataclasses.replace(explanation(), target=torch.tensor([2, 2]))
     cells = row([explanation(), other], 0, caption="cat.jpg")

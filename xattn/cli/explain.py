@@ -249,12 +249,10 @@ class Pictures:
             goal = item["target"]
             if goal["class_specific"] and goal["class"] not in classes:
                 classes.add(goal["class"])
-                share = goal["probability"]
-                say(
-                    f"  explained: {first_name(goal['class'])}"
-                    if share is None
-                    else f"  explained as {first_name(goal['class'])}, {percent(share)}"
-                )
+                share, what = goal["probability"], goal["class"]
+                if any(what in column.network.spec.classes for column in self.work.columns):
+                    what = first_name(what)
+                say(f"  explained: {what}" if share is None else f"  explained as {what}, {percent(share)}")
             if item["parts"]:
                 levels = ", ".join(f"{p['rank']} {p['color']} {percent(p['share'])}" for p in item["parts"])
                 say(f"  {item['method']}: parts by rank, with their share of the activation: {levels}")

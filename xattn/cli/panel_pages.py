@@ -151,7 +151,8 @@ class PanelPages:
         texts += [f"predicted {guess.split(',')[0]}" for guess in sorted(guesses)] if labelled else []
         if any(row.get("right") is not True for row in one.predicted.values()) and labelled:
             texts.append(labelled)
-        return {"caption": explained, "detail": ", ".join(texts)}
+        short = next(e.short_name() for _, e in pairs if e.class_name() == explained)
+        return {"caption": short, "detail": ", ".join(texts)}
 
 
 def fold(cells: Sequence[Cell], titles: Sequence[str], columns: int) -> list[list[Cell]]:

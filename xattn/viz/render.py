@@ -385,7 +385,7 @@ def _class_and_probability(explanation: Explanation, index: int) -> tuple[str, s
     text = "" if probability is None else percent(float(probability[index]))
     if original is not None:
         text += f" ({percent(float(original[index]))} by the network itself)"
-    return explanation.class_name(index), text
+    return explanation.short_name(index), text
 
 
 def percent(share: float) -> str:
