@@ -70,6 +70,7 @@ CONVENTIONS = {
     "captum/Deconvolution": "deconvolution:reduce=sum",
     "zennit/DeconvNet": "deconvolution:reduce=sum",
     "captum/GuidedGradCam": "guided-gradcam:reduce=sum",
+    "grad-cam/ShapleyCAM": "shapleycam:utility=score",
 }
 """xattn's method with the conventions of the library."""
 RELU6 = {
@@ -94,6 +95,10 @@ WHY = {
     "grad-cam/EigenCAM": "the mean of the features is subtracted, and the sign of the component is open",
     "grad-cam/EigenGradCAM": "the mean is subtracted, and the sign of the component is open",
     "grad-cam/KPCA_CAM": "the sign of the component is open",
+    "grad-cam/FEM": "features weighted by their share of strong cells; xattn gives strong cells the mean, as the paper",
+    "grad-cam/FullGrad": "each channel is scaled by itself; xattn scales a layer as a whole",
+    "grad-cam/ShapleyCAM": "of the logit; xattn's utility is the paper's, the logit plus the log-probability",
+    "zennit/ExcitationBackprop": "down to the pixels; xattn stops at the last layer that has cells",
     "captum/LRP": "one rule, epsilon, for all layers; xattn's default is a composite",
     "zennit/EpsilonPlusFlat": "another composite: flat at the first layer",
     "zennit/EpsilonGammaBox": "another composite: gamma, and the box rule at the pixels",
@@ -238,6 +243,12 @@ ABOUT = {
 }
 
 
+UNSCORED = {
+    "resnet18": "with random weights the score of a class says nothing of the image: there is no verdict to change."
+}
+"""Why maps were not scored."""
+
+
 _LEGEND = (
     "Correlations are medians over the images, and the lowest one; *by its conventions* is that of xattn's method with "
     "the parameters in `CONVENTIONS` of the script. Deletion (lower is better) and insertion: xattn, library. "
@@ -260,8 +271,12 @@ def page() -> str:
         pairs = [row for row in result["pairs"] if "refused" not in row]
         same = [row for row in pairs if row["lowest correlation"] >= SAME]
         moved = [row for row in pairs if row.get("verdicts that change")]
+        scored = "deletion" in pairs[0]
+        name = result["network"]
         told = (
-            f"of {len(moved)} pairs a verdict changes." if "deletion" in pairs[0] else "the maps were not scored here."
+            f"of {len(moved)} pairs a verdict changes."
+            if scored
+            else UNSCORED.get(name, "the maps were not scored here.")
         )
         about, torch_version = ABOUT[result["network"]], result["versions"]["torch"]
         parts += [
