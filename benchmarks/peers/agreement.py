@@ -1,7 +1,8 @@
 """How far a library's version of a method lies from xattn's, and whether that changes a verdict.
 
     XATTN_DATA=DATA python benchmarks/peers/agreement.py measure tiny-cnn --images 16
-    XATTN_DATA=DATA python benchmarks/peers/agreement.py measure resnet18 efficientnet_lite0 --images 4 --no-scores
+    XATTN_DATA=DATA python benchmarks/peers/agreement.py measure efficientnet_lite0 --images 6
+    XATTN_DATA=DATA python benchmarks/peers/agreement.py measure resnet18 --images 4 --no-scores
     python benchmarks/peers/agreement.py page
 
 `measure` explains the predicted class of the same images by both, each with the defaults of its own library but for

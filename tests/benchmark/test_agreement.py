@@ -34,6 +34,18 @@ def test_the_page_is_that_of_the_results(script: ModuleType) -> None:
         assert [(row["xattn"], row["library"]) for row in result["pairs"]] == [*script.PAIRS]
 
 
+def test_the_page_that_compares_counts_the_verdicts(script: ModuleType) -> None:
+    text = " ".join((FOLDER.parents[1] / "docs" / "compares.md").read_text(encoding="utf-8").split())
+    counts = []
+    for name in ("tiny-cnn", "efficientnet_lite0"):
+        pairs = [row for row in json.loads((FOLDER / f"{name}.json").read_text())["pairs"] if "refused" not in row]
+        moved = [row for row in pairs if row["verdicts that change"]]
+        assert all(row["lowest correlation"] < script.SAME for row in moved)
+        counts.append((len(pairs), len(moved)))
+    (a, b), (c, d) = counts
+    assert f"Of {a} pairs on `tiny-cnn` {b} change a verdict, and {d} of {c} on EfficientNet-Lite0" in text
+
+
 def test_correlation_is_pearsons_over_the_cells_of_the_finer_grid(script: ModuleType) -> None:
     torch.manual_seed(0)
     ours, theirs = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 4, 4)
