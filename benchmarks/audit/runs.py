@@ -95,8 +95,8 @@ def _clean(first: int) -> list[Run]:
     return [run for pair in zip(bare, everywhere, strict=True) for run in pair]
 
 
-RUNS = (*_planted(((0.5, 1.0), (0.5, 0.4), (0.2, 1.0)), 0), *_clean(100))
+RUNS = (*_planted(((0.5, 1.0), (0.5, 0.4), (0.2, 1.0)), 2001), *_clean(2100))
 """Twenty with a mark that tells the class, ten without any, ten with a mark in half of the images of every class."""
 
-DEVELOPMENT = (*_planted(((0.3, 0.7), (0.5, 0.4), (0.2, 1.0)), 1001), *_clean(1100))
+DEVELOPMENT = (*_planted(((0.5, 1.0), (0.5, 0.4), (0.2, 1.0)), 0), *_clean(100))
 """As many others, of other seeds: `xattn audit` was made with these at hand, and with none of `RUNS`."""

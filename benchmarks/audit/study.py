@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from rivals import rivals
 from runs import DEVELOPMENT, RUNS, Run
 
-from xattn.audit import Audit, AuditSettings, Finding, audit
+from xattn.audit import Audit, Finding, audit
 from xattn.data.dataset import Subset
 from xattn.data.planted import Planted
 from xattn.files import whole_file
@@ -39,7 +39,6 @@ from xattn.training.folder import processor_name
 
 HERE = Path(__file__).parent
 CARRY, COVER = 0.75, 0.5
-SETTINGS = AuditSettings(per_group=32)
 PERMUTATIONS = 200
 
 
@@ -134,7 +133,7 @@ def audited(run: Run, path: Path, data: Planted) -> dict[str, Any]:
     """What the audit of one network finds, and what it took."""
     began = time.process_time()
     places = run.audited(data)
-    found = audit(load_model(path), Subset(data, places), classes=[run.label], settings=SETTINGS)
+    found = audit(load_model(path), Subset(data, places), classes=[run.label])
     seconds = time.process_time() - began
     return {"audit": judged(found, run, data, np.array(places)), "processor_seconds": round(seconds, 1)}
 

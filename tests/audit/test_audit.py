@@ -107,7 +107,8 @@ def test_p_values_are_corrected_over_all_groups(found: Audit) -> None:
         largest = max(largest, min(1.0, (tests - k) * p))
         assert adjusted == pytest.approx(largest)
     for f in found:
-        assert f.effect.moves == (f.effect.adjusted < 0.05 and max(f.effect.low, f.effect.gain_low) > 0)
+        e = f.effect
+        assert e.moves == (e.adjusted < 0.05 and max(e.low, e.gain_low, e.draw_low) > 0)
 
 
 def test_right_and_wrong_predictions_are_compared_by_fishers_test(found: Audit, planted: Pictures) -> None:

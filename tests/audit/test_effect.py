@@ -62,6 +62,9 @@ def test_scores_in_place_elsewhere_and_carried_are_those_of_loops(images: Pictur
         assert min(abs(measured.elsewhere[k] - p) for p in pairs) < 1e-4
         put = np.where(m.cells[:, :, None], own, guest)
         assert measured.carried[k] == float(logit(put, 0) > logit(put, 1))
+        assert measured.drawn[k] == pytest.approx(logit(put, 0), rel=1e-4)
+        away = [logit(np.where(t[:, :, None], own, guest), 0) for t in moves if (t & m.cells).sum() == least]
+        assert min(abs(measured.drawn_elsewhere[k] - a) for a in away) < 1e-4
         # given to one of the three images without it, against the same cells of the next but one
         host, donor = (cells_of(images.pixels[(10, 12, 14)[j % 3]]) for j in (k, k + 2))
         assert measured.given[k] == pytest.approx(logit(np.where(m.cells[:, :, None], own, host), 0), rel=1e-4)
@@ -151,7 +154,7 @@ def test_the_p_value_counts_all_signs(values: list[int]) -> None:
 
 def test_the_effect_is_that_of_loops() -> None:
     rng = np.random.default_rng(3)
-    values = [rng.normal(size=12) for _ in range(10)]
+    values = [rng.normal(size=12) for _ in range(12)]
     measured = Measured(*values)
     effect = effect_of(measured)
     falls = [float(measured.score[i] - measured.in_place[i]) for i in range(12)]
@@ -160,18 +163,33 @@ def test_the_effect_is_that_of_loops() -> None:
     assert effect.fall == pytest.approx(sum(falls) / 12)
     assert effect.difference == pytest.approx((sum(falls) - sum(away)) / 12)
     assert effect.gain == pytest.approx(sum(gains) / 12)
-    both = [one_sided(np.array(v)) for v in ([f - a for f, a in zip(falls, away, strict=True)], gains)]
-    assert effect.p == pytest.approx(min(1, 2 * min(both)))
+    draws = [float(measured.drawn[i] - measured.drawn_elsewhere[i]) for i in range(12)]
+    assert effect.draw == pytest.approx(sum(draws) / 12)
+    each = [one_sided(np.array(v)) for v in ([f - a for f, a in zip(falls, away, strict=True)], gains, draws)]
+    assert effect.p == pytest.approx(min(1, 3 * min(each)))
     assert effect.gain_low < effect.gain < effect.gain_high
-    for adjusted, low, gain_low, want in ((0.04, -1, 0.1, True), (0.04, 0.1, -1, True), (0.04, -1, -1, False)):
-        assert moves(replace(effect, adjusted=adjusted, low=low, gain_low=gain_low), 0.05) == want
+    assert effect.draw_low < effect.draw < effect.draw_high
+    for low, gain_low, draw_low, want in ((-1, 0.1, -1, 1), (0.1, -1, -1, 1), (-1, -1, 0.1, 1), (-1, -1, -1, 0)):
+        some = replace(effect, adjusted=0.04, low=low, gain_low=gain_low, draw_low=draw_low)
+        assert moves(some, 0.05) == bool(want)
     assert not moves(replace(effect, adjusted=0.06, low=1.0), 0.05)
     assert not moves(NOTHING, 0.05)
 
 
+def test_without_other_classes_two_directions_are_tested() -> None:
+    rng = np.random.default_rng(4)
+    measured = replace(Measured(*[rng.normal(size=12) for _ in range(12)]), drawn=np.full(12, np.nan))
+    effect = effect_of(measured)
+    both = [measured.elsewhere - measured.in_place, measured.given - measured.given_other]
+    assert effect.p == pytest.approx(min(1, 2 * min(map(one_sided, both))))
+    assert np.isnan([effect.draw, effect.draw_low, effect.draw_high]).all()
+    assert moves(replace(effect, adjusted=0.04, low=0.1), 0.05)
+    assert not moves(replace(effect, adjusted=0.04, low=-1.0, gain_low=-1.0), 0.05)
+
+
 def test_nothing_measured_is_no_effect() -> None:
     empty = np.zeros(0)
-    effect = effect_of(Measured(*[empty] * 10))
+    effect = effect_of(Measured(*[empty] * 12))
     assert effect.n == 0
     assert not effect.moves
     assert np.isnan(effect.difference)

@@ -15,7 +15,7 @@ from xattn.audit.pattern import (
     cells_of_pattern,
     cut,
     edges,
-    find_overlay,
+    find_overlays,
     find_patterns,
     find_tones,
     line,
@@ -152,17 +152,42 @@ def test_a_pattern_is_found_wherever_it_is() -> None:
     best = found[0]
     member = answers(small, best.centre).max(1) - best.offset >= best.least
     assert (member == marked).mean() > 0.95
-    assert [f.gap for f in found] == sorted((f.gap for f in found), reverse=True)
+    assert [f.strength for f in found] == sorted((f.strength for f in found), reverse=True)
     assert find_patterns(small, smooth(10, 7), 5, 0) == []  # too few to tell what others have
 
 
 def test_an_overlay_is_found_at_its_place() -> None:
     small, marked = planted(60, 20, 8, moving=False)
-    (found,) = find_overlay(small, smooth(60, 9), 5)
+    found = find_overlays(small, smooth(60, 9), 5)[0]
     member = edges(small) @ found.centre - found.offset >= found.least
     assert (member == marked).all()
-    assert find_overlay(smooth(60, 10), smooth(60, 11), 5) == []
-    assert find_overlay(small, smooth(5, 9), 5) == []
+    by_chance = find_overlays(smooth(60, 10), smooth(60, 11), 5)
+    assert all(one.strength < found.strength / 2 for one in by_chance)
+    assert find_overlays(small, smooth(5, 9), 5) == []
+
+
+def test_an_overlay_on_few_images_is_found_by_what_makes_them_alike() -> None:
+    small, marked = planted(120, 8, 8, moving=False)
+    theirs = smooth(120, 9)
+    mean = edges(small).mean(0) - edges(theirs).mean(0)
+    error = np.sqrt(edges(small).var(0) / 120 + edges(theirs).var(0) / 120)
+    assert (np.abs(mean) > 4 * error).sum() < 5  # all images together hardly show it
+    found = find_overlays(small, theirs, 5)[0]
+    member = edges(small) @ found.centre - found.offset >= found.least
+    assert (member == marked).all()
+
+
+def test_of_two_gaps_alike_the_one_between_more_images_is_stronger() -> None:
+    rng = np.random.default_rng(5)
+    many = np.concatenate([rng.normal(size=60), 12 + rng.normal(size=60)])
+    few = np.concatenate([rng.normal(size=114), 12 + rng.normal(size=6)])
+    lines = [line(np.ones(1), values, 5) for values in (many, few)]
+    gaps = [cut(values, 5) for values in (many, few)]
+    for one, found, values, count in zip(lines, gaps, (many, few), (60, 6), strict=True):
+        assert one is not None
+        assert found is not None
+        assert (values >= found[0]).sum() == count
+        assert one.strength == pytest.approx(found[3] * count**0.5)
 
 
 def test_a_cast_is_found_by_its_ends() -> None:

@@ -281,7 +281,7 @@ def _findings(tested: Sequence[_Tested], settings: AuditSettings) -> list[Findin
             decided(s, float(by_sign[s.name][i]), settings.alpha) if s.name in by_sign else s for s in t.signs
         )
         harm = harm_of(t.group, signs)
-        candidate = is_candidate(effect, signs)
+        candidate = is_candidate(effect, signs, harm)
         found.append(
             Finding(0, t.group, effect, signs, candidate, harm, len(tested), settings.alpha, t.tested, t.others)
         )

@@ -47,6 +47,8 @@ class Measured:
         carried_elsewhere: likewise with the same area from elsewhere in the same image.
         given: score of an image of the class without the evidence, once it is in it.
         given_other: score of that image with the same cells of another image without the evidence; of a tone, as it is.
+        drawn: score of an image of another class once the evidence is in it; NaN without others.
+        drawn_elsewhere: likewise with the same area from elsewhere in the same image.
     """
 
     score: Array
@@ -59,6 +61,8 @@ class Measured:
     carried_elsewhere: Array
     given: Array
     given_other: Array
+    drawn: Array
+    drawn_elsewhere: Array
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,17 @@ class Effect:
             the same cells of another image without it, mean over images.
         gain_low: end of its 95 % interval, likewise.
         gain_high: the other end.
-        p: that evidence takes no more along than what is elsewhere, and gives no more than what is in other images:
-            twice the smaller of two p values of Wilcoxon's signed-rank test, one-sided.
+        draw: by how much the score of the class is higher in images of other classes once they have it than with as
+            much from elsewhere in the same image, mean over images; NaN without images of other classes.
+        draw_low: end of its 95 % interval, likewise.
+        draw_high: the other end.
+        p: that evidence takes no more along than what is elsewhere, and gives no more than what is in other images or
+            elsewhere: the smallest of three p values of Wilcoxon's signed-rank test, one-sided, times their number.
         adjusted: after Holm's correction over all groups of the audit; NaN until it was made.
         flips: share of the predictions that change without the evidence.
         flips_elsewhere: likewise elsewhere.
         share_of_score: fall over the mean fall without anything.
-        moves: whether the score moves: `adjusted` is below alpha, and `low` or `gain_low` above zero.
+        moves: whether the score moves: `adjusted` is below alpha, and `low`, `gain_low` or `draw_low` above zero.
     """
 
     n: int
@@ -94,6 +102,9 @@ class Effect:
     gain: float
     gain_low: float
     gain_high: float
+    draw: float
+    draw_low: float
+    draw_high: float
     p: float
     adjusted: float
     flips: float
@@ -103,13 +114,13 @@ class Effect:
 
 
 _NAN = float("nan")
-NOTHING = Effect(0, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, False)
+NOTHING = Effect(0, *[_NAN] * 16, moves=False)
 """Of a group of which no image is left to test it on."""
 
 
 def moves(effect: Effect, alpha: float) -> bool:
     """Whether the score goes with the evidence, once `adjusted` is known."""
-    return bool(effect.adjusted < alpha and max(effect.low, effect.gain_low) > 0)
+    return bool(effect.adjusted < alpha and any(low > 0 for low in (effect.low, effect.gain_low, effect.draw_low)))
 
 
 def effect_of(measured: Measured, seed: int = 0) -> Effect:
@@ -118,26 +129,28 @@ def effect_of(measured: Measured, seed: int = 0) -> Effect:
     n = len(fall)
     if n == 0:
         return NOTHING
-    difference = fall - elsewhere
-    spread = intervals(difference, resamples=_RESAMPLES, seed=seed)
-    more = measured.given - measured.given_other
-    gained = intervals(more, resamples=_RESAMPLES, seed=seed)
+    differences = {"difference": fall - elsewhere, "gain": measured.given - measured.given_other}
+    drawn = measured.drawn - measured.drawn_elsewhere
+    if not np.isnan(drawn).any():
+        differences["draw"] = drawn
+    means = {"draw": _NAN, "draw_low": _NAN, "draw_high": _NAN}
+    for name, values in differences.items():
+        spread = intervals(values, resamples=_RESAMPLES, seed=seed)
+        prefix = "" if name == "difference" else f"{name}_"
+        means |= {
+            name: float(values.mean()), f"{prefix}low": float(spread.low[0]), f"{prefix}high": float(spread.high[0]),
+        }  # fmt: skip
     everything = float((measured.score - measured.without).mean())
     return Effect(
         n=n,
         fall=float(fall.mean()),
         elsewhere=float(elsewhere.mean()),
-        difference=float(difference.mean()),
-        low=float(spread.low[0]),
-        high=float(spread.high[0]),
-        gain=float(more.mean()),
-        gain_low=float(gained.low[0]),
-        gain_high=float(gained.high[0]),
-        p=min(1.0, 2 * min(one_sided(difference), one_sided(more))),
-        adjusted=float("nan"),
+        **means,
+        p=min(1.0, len(differences) * min(map(one_sided, differences.values()))),
+        adjusted=_NAN,
         flips=float(measured.flips.mean()),
         flips_elsewhere=float(measured.flips_elsewhere.mean()),
-        share_of_score=float(fall.mean()) / everything if everything > 0 else float("nan"),
+        share_of_score=float(fall.mean()) / everything if everything > 0 else _NAN,
         moves=False,
     )
 
@@ -206,10 +219,11 @@ class Probe:
             answers = {name: self.ask(images, goal) for name, images in variants.items()}
             before = answers["as it is"][1]
             away = [a for name, a in answers.items() if name.startswith("elsewhere")]
-            carried = [
-                (answers[name][1] == goal).astype(np.float64) if name in answers else np.full(len(x), np.nan)
+            none = np.full(len(x), _NAN)
+            drawn, drawn_elsewhere = (
+                (answers[name][0], (answers[name][1] == goal).astype(np.float64)) if name in answers else (none, none)
                 for name in ("carried", "carried elsewhere")
-            ]
+            )
             found.append(
                 Measured(
                     score=answers["as it is"][0],
@@ -218,10 +232,12 @@ class Probe:
                     without=np.full(len(x), nothing),
                     flips=(answers["in place"][1] != before).astype(np.float64),
                     flips_elsewhere=np.mean([a[1] != before for a in away], axis=0),
-                    carried=carried[0],
-                    carried_elsewhere=carried[1],
+                    carried=drawn[1],
+                    carried_elsewhere=drawn_elsewhere[1],
                     given=answers["given"][0],
                     given_other=answers["given other"][0],
+                    drawn=drawn[0],
+                    drawn_elsewhere=drawn_elsewhere[0],
                 )
             )
         return Measured(**{f.name: np.concatenate([getattr(m, f.name) for m in found]) for f in fields(Measured)})

@@ -94,9 +94,10 @@ class Finding:
         share = f"{100 * group.share_of_images:.0f} % of the images taken for {group.class_name.split(',')[0]}"
         if not effect.moves:
             return f"{share} share {what}{where}; that the score goes with it is not shown."
+        drawn = "" if math.isnan(effect.draw) else f", of other classes {effect.draw:.2f}"
         return (
             f"{share} share {what}{where}: without it the score falls by {effect.fall:.2f}, by {effect.elsewhere:.2f} "
-            f"{self.control}; images of the class that are given it gain {effect.gain:.2f}, and "
+            f"{self.control}; images of the class that are given it gain {effect.gain:.2f}{drawn}, and "
             f"{100 * effect.flips:.0f} % of the predictions change without it ({100 * effect.flips_elsewhere:.0f} % "
             "elsewhere)."
         )
@@ -115,9 +116,10 @@ class Finding:
         if e.n == 0:
             return "No image is left to test it on."
         word = "Significant" if e.moves else "Not significant"
+        drawn = "" if math.isnan(e.draw) else f", in other classes {e.draw:.2f} ({e.draw_low:.2f} to {e.draw_high:.2f})"
         return (
             f"{word} with {e.n} images that did not find the group: difference {e.difference:.2f} (95 % interval "
-            f"{e.low:.2f} to {e.high:.2f}), gain {e.gain:.2f} ({e.gain_low:.2f} to {e.gain_high:.2f}), "
+            f"{e.low:.2f} to {e.high:.2f}), gain {e.gain:.2f} ({e.gain_low:.2f} to {e.gain_high:.2f}){drawn}, "
             f"p {_p(e.adjusted)} after Holm's correction over {self.tests} groups."
         )
 
@@ -179,13 +181,14 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
-def is_candidate(effect: Effect, signs: Sequence[Sign]) -> bool:
+def is_candidate(effect: Effect, signs: Sequence[Sign], harm: float) -> bool:
     """Whether a tested group is a shortcut candidate.
 
-    It moves the score, and is set apart from the rest of the class, always at one place, or of one source. Evidence
-    beside the object alone makes none: it is told, but water behind a ship may be how the class is known.
+    It moves the score, some prediction changes with it, and it is set apart from the rest of the class, always at one
+    place, or of one source. Evidence beside the object alone makes none: it is told, but water behind a ship may be how
+    the class is known.
     """
-    return effect.moves and bool({sign.name for sign in signs if sign.speaks} & {APART, PLACE, SOURCES})
+    return effect.moves and harm > 0 and bool({sign.name for sign in signs if sign.speaks} & {APART, PLACE, SOURCES})
 
 
 def harm_of(group: Group, signs: Sequence[Sign]) -> float:

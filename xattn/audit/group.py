@@ -16,7 +16,7 @@ from xattn.audit.pattern import (
     answers,
     cells_of_pattern,
     edges,
-    find_overlay,
+    find_overlays,
     find_patterns,
     find_tones,
     place_of_overlay,
@@ -44,7 +44,7 @@ _REDUCED = 400  # reduced images of a class in which pictures are sought
 _DIMENSIONS = 24  # that part vectors are reduced to before they are clustered
 _KEPT = 0.1  # share of the members that found a group which are not recognized in it
 _BROAD = 4  # broad groups beside the dense ones
-_FIRST = {"pattern": 3, "tone": 2}  # groups of a kind that are kept
+_FIRST = {"pattern": 3, "overlay": 2, "tone": 2}  # groups of a kind that are kept
 _SAME = 0.5  # overlap of two groups (intersection over union of their images) from which they count as one
 
 
@@ -133,7 +133,6 @@ class Prototype:
         least: similarity from which an image belongs to the group.
         offset: of such a direction.
         cells: of an overlay, those under it, bool (h, w).
-        gap: of such a direction.
     """
 
     kind: Kind
@@ -141,7 +140,6 @@ class Prototype:
     least: float
     offset: float = 0.0
     cells: NDArray[np.bool_] | None = None
-    gap: float = 0.0
 
     def similarity(self, evidence: Evidence) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Similarity (N,) of each image to the group, -inf where there is nothing to compare, and by which part (N,).
@@ -208,27 +206,26 @@ def find_prototypes(evidence: Evidence, settings: AuditSettings, others: NDArray
 
 
 def _by_picture(evidence: Evidence, settings: AuditSettings, others: NDArray[np.float32]) -> list[Prototype]:
-    """Patterns, overlays and tones, each kind with those first that tell images apart best."""
+    """Patterns, overlays and tones, the strongest of each kind first."""
     drawn = _drawn(len(evidence), _REDUCED, settings.seed)
     small, least = evidence.small[drawn], settings.smallest
     found = [
-        Prototype("pattern", one.centre, one.least, one.offset, None, one.gap)
+        Prototype("pattern", one.centre, one.least, one.offset)
         for one in find_patterns(small, others, least, settings.seed)
     ]
-    for one in find_overlay(small, others, least):
+    for one in find_overlays(small, others, least):
         member = edges(small).astype(np.float64) @ one.centre - one.offset >= one.least
         place = torch.from_numpy(place_of_overlay(small[member], small[~member])[None])
         cells = leading_cells(place, settings.mass, settings.area)[0].numpy()
-        found.append(Prototype("overlay", one.centre, one.least, one.offset, cells, one.gap))
+        found.append(Prototype("overlay", one.centre, one.least, one.offset, cells))
     tones = find_tones(evidence.tone[drawn], least, settings.seed)
-    return [*found, *(Prototype("tone", one.centre, one.least, one.offset, None, one.gap) for one in tones)]
+    return [*found, *(Prototype("tone", one.centre, one.least, one.offset) for one in tones)]
 
 
 def distinct(prototypes: Sequence[Prototype], evidence: Evidence, settings: AuditSettings) -> list[Prototype]:
     """Those that have enough images and, of two groups of a kind with mostly the same images, the first.
 
-    Of patterns and tones only the first few are kept: those that tell images apart best come first, and each group more
-    is a test more to correct for.
+    Of patterns, overlays and tones only the strongest few are kept: each group more is a test more to correct for.
     """
     kept: list[tuple[Prototype, set[int]]] = []
     for prototype in prototypes:

@@ -7,7 +7,7 @@ lies on one side of a cut belongs to the group. Whether the network cares is for
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ PATCH = 5
 
 _PER_IMAGE = 24  # patches of an image that seed patterns
 _SEEDS = 48  # patterns that are begun, the means of similar patches
-_TRIED = 16  # of which so many are followed: those that are most often in the class and not in others
-_ROUNDS = 2  # in which a pattern becomes the mean of the patches that answer it
-_RARE, _RARER = 0.975, 0.99  # shares of the images of other classes that must not answer
+_STARTS = 4  # images from whose edges an overlay is begun
+_ROUNDS = 2  # in which a pattern becomes the mean of the patches that answer it, an overlay that of its images
+_RARE = 0.99  # share of the images of other classes that must not answer
 _RIDGE = 0.002  # added to the variance of pixels, so that noise is not taken for a pattern
 _EDGE_RIDGE = 0.01  # likewise for edges
 _OTHERS = 256  # images of other classes whose patches are looked at
@@ -48,13 +48,14 @@ class Line:
         centre: what a description is multiplied by.
         offset: what is taken off.
         least: from which an image belongs to the group.
-        gap: from the lowest tenth of the group to the highest tenth of the rest.
+        strength: from the lowest tenth of the group to the highest tenth of the rest, times the root of the number of
+            images in the smaller of the two: in few images a wide gap comes about by chance.
     """
 
     centre: Array
     offset: float
     least: float
-    gap: float
+    strength: float
 
 
 def side_of(height: int, width: int) -> tuple[int, int]:
@@ -116,16 +117,25 @@ def line(centre: Array, values: Array, smallest: int) -> Line | None:
         return None
     least, above, below, gap = found
     scale = above - below
-    return Line(centre / scale, below / scale, (least - below) / scale, gap)
+    return Line(centre / scale, below / scale, (least - below) / scale, gap * fewer(values >= least) ** 0.5)
+
+
+def fewer(member: NDArray[np.bool_]) -> int:
+    """Images in the smaller of a group and the rest."""
+    return min(int(member.sum()), int((~member).sum()))
+
+
+def _strongest(lines: list[Line]) -> list[Line]:
+    return sorted(lines, key=lambda one: -one.strength)
 
 
 def find_patterns(small: Small, others: Small, smallest: int, seed: int) -> list[Line]:
     """Patterns that some images of a class have, wherever, and hardly any image of other classes has.
 
-    Patches that are unusual among those of other classes are grouped, the groups that answer more often in the class
-    are kept, and each becomes the mean of the patches that answer it, as mid-level patches are discovered without
-    labels of their own (Singh, Gupta and Efros 2012, arXiv:1205.3137), with the covariance of patches in place of
-    trained classifiers (Hariharan, Malik and Ramanan 2012, ECCV). Those that tell images apart best come first.
+    Patches that are unusual among those of other classes are grouped, and each group becomes the mean of the patches
+    that answer it more than others do, as mid-level patches are discovered without labels of their own (Singh, Gupta
+    and Efros 2012, arXiv:1205.3137), with the covariance of patches in place of trained classifiers (Hariharan, Malik
+    and Ramanan 2012, ECCV). The strongest come first.
 
     Args:
         small: reduced images of the class (n, C, R, R).
@@ -147,29 +157,28 @@ def find_patterns(small: Small, others: Small, smallest: int, seed: int) -> list
     seeds = _unit(mine[np.arange(len(mine))[:, None], unusual].reshape(-1, mine.shape[2]))
     count = min(_SEEDS, len(np.unique(seeds.round(3), axis=0)))
     starts = _unit(KMeans(count, n_init=1, max_iter=20, random_state=seed).fit(seeds).cluster_centers_)
-    limit = np.quantile(_highest(theirs, starts), _RARE, axis=0)
-    order = np.argsort(-(_highest(mine, starts) > limit).mean(0), kind="stable")[:_TRIED]
     found = []
-    for k in order.tolist():
-        w = starts[k]
+    for w in starts:
         for _ in range(_ROUNDS):
             own = mine @ w
-            here = np.flatnonzero(own.max(1) > np.quantile((theirs @ w).max(1), _RARER))
+            here = np.flatnonzero(own.max(1) > np.quantile((theirs @ w).max(1), _RARE))
             if len(here) < smallest:
                 break
             w = _unit(mine[here, own[here].argmax(1)].mean(0)[None])[0]
         one = line(white.astype(np.float64) @ w.astype(np.float64), (mine @ w).max(1).astype(np.float64), smallest)
         if one is not None:
-            found.append(Line(one.centre, one.offset + float(mean @ one.centre), one.least, one.gap))
-    return sorted(found, key=lambda one: -one.gap)
+            found.append(replace(one, offset=one.offset + float(mean @ one.centre)))
+    return _strongest(found)
 
 
-def find_overlay(small: Small, others: Small, smallest: int) -> list[Line]:
-    """One picture that lies over some images of a class at one place, as a frame, a stamp or a watermark does.
+def find_overlays(small: Small, others: Small, smallest: int) -> list[Line]:
+    """Pictures that lie over some images of a class at one place, as a frame, a stamp or a watermark does.
 
-    What is laid over shows where the mean edges of a class are not those of other classes (as the mean edges of a
-    collection show its watermark; Dekel et al. 2017, "On the effectiveness of visible watermarks", CVPR); an image has
-    it if its own edges are like those, each weighed by how much edges vary there.
+    What is laid over many images shows where the mean edges of a class are not those of other classes (as the mean
+    edges of a collection show its watermark; Dekel et al. 2017, "On the effectiveness of visible watermarks", CVPR);
+    what is laid over few makes the edges of these images alike. So the search begins from all images, and from those
+    most alike to one of them; an image has the picture if its own edges are like what sets these apart, each weighed
+    by how much edges vary there. The strongest come first.
 
     Args:
         small: reduced images of the class (n, C, R, R).
@@ -179,20 +188,38 @@ def find_overlay(small: Small, others: Small, smallest: int) -> list[Line]:
     if len(others) < _FEWEST or len(small) < 2 * smallest:
         return []
     mine, theirs = edges(small).astype(np.float64), edges(others).astype(np.float64)
-    spread, rest, member = theirs.var(0) + _EDGE_RIDGE, theirs, np.ones(len(mine), np.bool_)
+    spread = theirs.var(0) + _EDGE_RIDGE
+    begun = [np.ones(len(mine), np.bool_), *_alike((mine - theirs.mean(0)) / np.sqrt(spread), smallest)]
+    found = (_overlay(mine, theirs, spread, member, smallest) for member in begun)
+    return _strongest([one for one in found if one is not None])
+
+
+def _alike(standard: Array, smallest: int) -> list[NDArray[np.bool_]]:
+    """Images most alike to one of them, by the cosine of their standard edges (n, D): those who stand out the most."""
+    length = np.maximum(np.linalg.norm(standard, axis=1, keepdims=True), 1e-12)
+    cosine = (standard / length) @ (standard / length).T
+    found = []
+    for k, row in enumerate(cosine):
+        split = cut(np.delete(row, k), max(smallest, round(_SHARE * len(row))))
+        if split is not None:
+            member = row >= split[0]
+            found.append((split[3] * fewer(member) ** 0.5, k, member))
+    return [member for _, _, member in sorted(found, key=lambda one: (-one[0], one[1]))[:_STARTS]]
+
+
+def _overlay(mine: Array, theirs: Array, spread: Array, member: NDArray[np.bool_], smallest: int) -> Line | None:
+    """What sets the edges of some images apart, found again from the images that have it; None if nothing does."""
     found: Line | None = None
-    for _ in range(2):  # once more from the images that have it
-        own = mine[member]
+    for _ in range(_ROUNDS + 1):
+        own, rest = mine[member], np.concatenate([theirs, mine[~member]])
         apart = own.mean(0) - rest.mean(0)
         error = np.sqrt(own.var(0) / len(own) + rest.var(0) / len(rest) + 1e-8)
         weights = np.where(np.abs(apart) > _STANDS_OUT * error, apart / spread, 0)
         again = line(weights, mine @ weights, smallest) if weights.any() else None
         if again is None:
             break
-        found = again
-        member = mine @ found.centre - found.offset >= found.least
-        rest = np.concatenate([theirs, mine[~member]])
-    return [] if found is None else [found]
+        found, member = again, mine @ again.centre - again.offset >= again.least
+    return found
 
 
 def find_tones(tones: NDArray[np.float32], smallest: int, seed: int) -> list[Line]:
@@ -225,8 +252,8 @@ def find_tones(tones: NDArray[np.float32], smallest: int, seed: int) -> list[Lin
             direction = inverse @ (mixture.means_[k] - rest)
             one = line(direction / deviation, standard @ direction, smallest)
             if one is not None:
-                found.append(Line(one.centre, one.offset + float(mean @ one.centre), one.least, one.gap))
-    return sorted(found, key=lambda one: -one.gap)
+                found.append(replace(one, offset=one.offset + float(mean @ one.centre)))
+    return _strongest(found)
 
 
 def cells_of_pattern(small: Small, centre: Array, offset: float, least: float, area: float) -> NDArray[np.bool_]:
@@ -264,11 +291,6 @@ def place_of_overlay(members: Small, rest: Small) -> Array:
     rows, columns = level.shape
     level = level.reshape(rows // 2, 2, columns // 2, 2).mean((1, 3))
     return np.asarray(level / level.sum(), np.float64)
-
-
-def _highest(values: Small, directions: Small) -> Small:
-    """The highest answer of each image (N, P, D) to each direction (K, D): (N, K)."""
-    return np.stack([(one @ directions.T).max(0) for one in values])
 
 
 def _unit(rows: Small) -> Small:
