@@ -238,7 +238,7 @@ class Audit:
                 "rank": f.rank, "id": f.id, "class": f.group.class_name, "kind": f.group.kind, "level": f.level,
                 "candidate": f.candidate, "harm": f.harm, "images": len(f.group.members),
                 "share_of_images": f.group.share_of_images, "share_of_score": f.group.share_of_score,
-                "n": f.effect.n, "difference": f.effect.difference, "gain": f.effect.gain,
+                "n": f.effect.n, "difference": f.effect.difference, "gain": f.effect.gain, "draw": f.effect.draw,
                 "low": f.effect.low, "high": f.effect.high, "p": f.effect.adjusted, "flips": f.effect.flips,
                 "flips_elsewhere": f.effect.flips_elsewhere, "where": f.where,
             }  # fmt: skip

@@ -144,6 +144,7 @@ def _card(finding: Finding, dataset: Dataset, spec: ModelSpec) -> dict[str, Any]
              "main": False},
         ],
         "gain": f"{effect.gain:+.2f}",
+        "draw": "" if math.isnan(effect.draw) else f"{effect.draw:+.2f}",
         "flips": _percent(effect.flips),
         "flips_elsewhere": _percent(effect.flips_elsewhere),
         "signs": [{"name": s.name, "text": s.text, "speaks": s.speaks} for s in finding.signs if s.text],
