@@ -95,8 +95,12 @@ def _clean(first: int) -> list[Run]:
     return [run for pair in zip(bare, everywhere, strict=True) for run in pair]
 
 
-RUNS = (*_planted(((0.5, 1.0), (0.5, 0.4), (0.2, 1.0)), 2001), *_clean(2100))
+RUNS = (*_planted(((0.5, 1.0), (0.5, 0.4), (0.2, 1.0)), 3001), *_clean(3100))
 """Twenty with a mark that tells the class, ten without any, ten with a mark in half of the images of every class."""
 
-DEVELOPMENT = (*_planted(((0.5, 1.0), (0.5, 0.4), (0.2, 1.0)), 0), *_clean(100))
-"""As many others, of other seeds: `xattn audit` was made with these at hand, and with none of `RUNS`."""
+DEVELOPMENT = tuple(
+    run
+    for first in (0, 2001)
+    for run in (*_planted(((0.5, 1.0), (0.5, 0.4), (0.2, 1.0)), first), *_clean(first - first % 1000 + 100))
+)
+"""As many others and as many again, of other seeds: `xattn audit` was made with these, and with none of `RUNS`."""

@@ -22,6 +22,7 @@ from xattn.audit.pattern import (
     patches,
     place_of_overlay,
     side_of,
+    usual_gap,
 )  # fmt: skip
 
 ROWS = 12
@@ -187,7 +188,16 @@ def test_of_two_gaps_alike_the_one_between_more_images_is_stronger() -> None:
         assert one is not None
         assert found is not None
         assert (values >= found[0]).sum() == count
-        assert one.strength == pytest.approx(found[3] * count**0.5)
+        assert one.strength == pytest.approx((found[3] - usual_gap(count / 120)) * count**0.5)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.8])
+def test_the_usual_gap_is_that_of_a_normal_sample(share: float) -> None:
+    values = np.sort(np.random.default_rng(6).normal(size=400_000))[::-1]
+    count = round(share * len(values))
+    above, below = values[:count], values[count:]
+    gap = np.quantile(above, 0.1) - np.quantile(below, 0.9)
+    assert usual_gap(share) == pytest.approx(gap / (np.median(above) - np.median(below)), abs=0.01)
 
 
 def test_a_cast_is_found_by_its_ends() -> None:

@@ -12,6 +12,7 @@ from scipy import stats
 from xattn.audit.effect import Array, Measured
 from xattn.audit.evidence import Evidence
 from xattn.audit.group import Prototype, sites_of
+from xattn.audit.pattern import usual_gap
 from xattn.benchmark.statistics import intervals
 
 APART, OFF, PLACE, CARRIES, NEEDED, SOURCES, WRONG = (
@@ -28,7 +29,7 @@ SIGNS = {
 }
 """The signs, and what each says where it speaks."""
 
-_APART = 1 / 3  # of a cosine, or of the way from the middle of the rest to that of the group
+_COSINE, _APART = 1 / 3, 0.1  # of parts; of the way from the middle of the rest to that of a group of pictures
 _OFF = 0.5  # share of the evidence beside the object above which it counts as off it
 _PLACE = 0.22  # overlap more than that of other evidence
 _CARRIES = 0.25  # images of other classes more than the same area from elsewhere takes along
@@ -80,7 +81,8 @@ def set_apart(
 
     What makes a class comes in all degrees, so that images which just belong to a group and images which just do not
     are nearly alike. A mark is there or not. The value is the similarity that nine in ten members have less the one
-    that one in ten other images of the class has; its interval is that of a bootstrap over both.
+    that one in ten other images of the class has, of pictures less what that is in a single normal distribution of
+    which the same share belongs to the group; its interval is that of a bootstrap over both.
 
     Args:
         evidence: of the class.
@@ -94,12 +96,15 @@ def set_apart(
     members, others = (similarity[here & m] for m in (similarity >= prototype.least, similarity < prototype.least))
     if prototype.kind == "place" or len(members) < 2 or len(others) < 2:
         return Sign(APART, np.nan, np.nan, np.nan, np.nan, 0, False, "")
+    parts = prototype.kind == "parts"
+    usual = 0.0 if parts else usual_gap(len(members) / (len(members) + len(others)))
     rng = np.random.default_rng(seed)
     gaps = [_gap(rng.choice(members, len(members)), rng.choice(others, len(others))) for _ in range(resamples)]
-    value, (low, high) = _gap(members, others), np.quantile(gaps, (0.025, 0.975))
+    value, (low, high) = _gap(members, others) - usual, np.quantile(gaps, (0.025, 0.975)) - usual
     ends = np.quantile(members, _TENTH), np.quantile(others, 1 - _TENTH)
     text = f"nine in ten of its images are alike by {ends[0]:.2f} and more, of the others by {ends[1]:.2f} at most"
-    return Sign(APART, value, float(low), float(high), np.nan, len(members), bool(low > _APART), text)
+    speaks = bool(low > (_COSINE if parts else _APART))
+    return Sign(APART, value, float(low), float(high), np.nan, len(members), speaks, text)
 
 
 def _gap(members: Array, others: Array) -> float:
