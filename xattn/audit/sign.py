@@ -29,7 +29,7 @@ SIGNS = {
 }
 """The signs, and what each says where it speaks."""
 
-_COSINE, _APART = 1 / 3, 0.1  # of parts; of the way from the middle of the rest to that of a group of pictures
+_COSINE, _APART = 0.5, 0.1  # of parts; of the way from the middle of the rest to that of a group of pictures
 _OFF = 0.5  # share of the evidence beside the object above which it counts as off it
 _PLACE = 0.22  # overlap more than that of other evidence
 _CARRIES = 0.25  # images of other classes more than the same area from elsewhere takes along
