@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,7 +73,8 @@ def ask_other(
         if goal is None or not members:
             continue
         others = probe.pictures(finding.others)[0]
-        measured = probe.measure(group, members, others, others[:0], goal)
+        foreign = probe.pictures(finding.foreign)[0] if finding.foreign else others[:0]
+        measured = probe.measure(group, members, others, foreign, goal)
         effects.append((finding, effect_of(measured, settings.seed)))
     adjusted = holm([effect.p for _, effect in effects]).tolist()
     found = []
@@ -177,9 +179,14 @@ def asked(result: Audit) -> tuple[Finding, ...]:
 
 def _told(effect: Effect, name: str) -> str:
     what = "relies on it too" if effect.moves else "is not shown to rely on it"
+    drawn = (
+        ""
+        if math.isnan(effect.draw)
+        else f", images of other classes {effect.draw:.2f} ({effect.draw_low:.2f} to {effect.draw_high:.2f})"
+    )
     return (
         f"{name or 'The other network'} {what}: without it its score falls by {effect.fall:.2f}, by "
         f"{effect.elsewhere:.2f} elsewhere (difference {effect.difference:.2f}, 95 % interval {effect.low:.2f} to "
         f"{effect.high:.2f}), and images that are given it gain {effect.gain:.2f} (95 % interval "
-        f"{effect.gain_low:.2f} to {effect.gain_high:.2f}), on {effect.n} images."
+        f"{effect.gain_low:.2f} to {effect.gain_high:.2f}){drawn}, on {effect.n} images."
     )

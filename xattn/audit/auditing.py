@@ -47,6 +47,7 @@ class _Tested:
     signs: tuple[Sign, ...]
     tested: tuple[int, ...]
     others: tuple[int, ...]
+    foreign: tuple[int, ...]
 
 
 def audit(
@@ -224,7 +225,7 @@ def _audit_class(
         effect = effect_of(measured, settings.seed)
         group = dataclasses.replace(group, share_of_score=effect.share_of_score)
         signs = _signs(group, prototype, evidence, finding, measured, settings.seed)
-        yield _Tested(group, effect, signs, tuple(m.index for m in tested), tuple(places))
+        yield _Tested(group, effect, signs, tuple(m.index for m in tested), tuple(places), tuple(foreign[1]))
 
 
 def of_other_classes(probe: Probe, overview: Overview, goal: int, rng: np.random.Generator) -> Pictures:
@@ -283,6 +284,8 @@ def _findings(tested: Sequence[_Tested], settings: AuditSettings) -> list[Findin
         harm = harm_of(t.group, signs)
         candidate = is_candidate(effect, signs, harm)
         found.append(
-            Finding(0, t.group, effect, signs, candidate, harm, len(tested), settings.alpha, t.tested, t.others)
+            Finding(
+                0, t.group, effect, signs, candidate, harm, len(tested), settings.alpha, t.tested, t.others, t.foreign
+            )
         )
     return [dataclasses.replace(f, rank=k) for k, f in enumerate(ranked(found), 1)]

@@ -31,6 +31,7 @@ class Finding:
         alpha: of the tests.
         tested: places in the data set of the images that it was tested on.
         others: places of those without it, whose mean stood in for it.
+        foreign: places of images of other classes, into which it was put.
     """
 
     rank: int
@@ -43,6 +44,7 @@ class Finding:
     alpha: float
     tested: tuple[int, ...]
     others: tuple[int, ...]
+    foreign: tuple[int, ...] = ()
 
     @property
     def id(self) -> str:
