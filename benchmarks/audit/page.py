@@ -33,9 +33,9 @@ A network *uses* its mark if more images of the class are recognized with it tha
 and, for mark and tag, the cells that are replaced cover half of the mark in half of these; for frame and tint the
 images alone decide.
 
-The audit was made with networks of other seeds at hand (`DEVELOPMENT` in `runs.py`, `train.py --development`), which
-carry the same marks: the forty of an earlier study, in which it found 14 of 18 marks. These forty were trained after
-its last change, and each was audited once.
+The audit was made with eighty networks of other seeds at hand, which carry the same marks (`DEVELOPMENT` in `runs.py`,
+`train.py --development`): forty of an earlier study, in which it found 14 of 18 marks, and forty more, in which it then
+missed two. These forty were trained after its last change, and each was audited once.
 """
 COLUMNS = """
 `finding` is the place of the first one that shows the mark, in the order of the audit; a tint and a frame are shown by
@@ -55,12 +55,16 @@ def uses(row: dict[str, Any]) -> bool:
     return lost + gained > 0 and binomtest(lost, lost + gained, alternative="greater").pvalue < LEVEL
 
 
+def differs(row: dict[str, Any]) -> bool:
+    """Whether a mark that is everywhere makes a difference to the network nevertheless."""
+    lost, gained = row["use"]["lost"], row["use"]["gained"]
+    everywhere = 0 < row["share"] <= row["elsewhere"]
+    return everywhere and lost + gained > 0 and binomtest(lost, lost + gained).pvalue < LEVEL
+
+
 def clean(row: dict[str, Any]) -> bool:
     """Whether a network has no shortcut: none was planted, and what is everywhere makes no difference to it."""
-    lost, gained = row["use"]["lost"], row["use"]["gained"]
-    return row["share"] <= row["elsewhere"] and (
-        not row["share"] or lost + gained == 0 or binomtest(lost, lost + gained).pvalue >= LEVEL
-    )
+    return row["share"] <= row["elsewhere"] and not differs(row)
 
 
 def share(hits: int, n: int) -> str:
@@ -103,7 +107,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
             share(sum(r["audit"]["candidates"] > 0 for r in told), len(told)),
         ),
         (
-            "findings that are candidates, both",
+            "a shortcut candidate, a mark that tells nothing and makes a difference",
+            share(sum(r["audit"]["candidates"] > 0 for r in rows if differs(r)), sum(map(differs, rows))),
+        ),
+        (
+            "findings that are candidates, where nothing makes a difference",
             share(sum(r["audit"]["candidates"] for r in without), sum(r["audit"]["findings"] for r in without)),
         ),
     ]
@@ -191,9 +199,9 @@ def clean_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         signs = "; ".join(", ".join(f["signs"]) for f in audit["all"] if f["candidate"])
         name = f"{r['kind']}{', moving' * r['moving']}, everywhere" if r["share"] else "none"
         use = r["use"]
-        differs = "-" if not r["share"] else "no" if clean(r) else "yes"
+        different = "-" if not r["share"] else "yes" if differs(r) else "no"
         lines.append(
-            f"| {name} | {use['right_with']:.2f} / {use['right_without']:.2f} | {differs} "
+            f"| {name} | {use['right_with']:.2f} / {use['right_without']:.2f} | {different} "
             f"| {audit['findings']} | {audit['moving']} | {audit['candidates']} | {signs or '-'} |"
         )
     return lines
