@@ -114,7 +114,7 @@ class Effect:
 
 
 _NAN = float("nan")
-NOTHING = Effect(0, *[_NAN] * 16, moves=False)
+NOTHING = Effect(n=0, moves=False, **{f.name: _NAN for f in fields(Effect) if f.name not in ("n", "moves")})
 """Of a group of which no image is left to test it on."""
 
 
