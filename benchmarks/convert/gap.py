@@ -6,8 +6,8 @@ For each network and resolution: how many of the test images it has right, as pu
 count as much as they cover, those that count the same, and the latter with batch norm's statistics taken anew (finer
 grids only), with the classifier fitted by `xattn.models.fitting`, and distilled by `xattn convert --distil`, all from
 the network itself on other images without labels. Nothing of the test images is used for any of these. Of each network
-and set of images one pass is made, in bfloat16 where the processor has it, and what the classifier reads is kept in the
-work folder, so that a run that was stopped goes on there. Results go to `gap.json`, the table to `docs/convert.md`;
+and set of images one pass is made, and what the classifier reads is kept in the work folder, so that a run that was
+stopped goes on there. Results go to `gap.json`, the table to `docs/convert.md`;
 rows of what was not asked for stay as they are.
 
 DATA has `imagenet` (40 photographs), `cub-20` (600 train and 585 test photographs) and `tiny-imagenet`, whose images
@@ -205,9 +205,7 @@ def read(made: Any, factor: int, images: Callable[[], Images], path: Path) -> di
     for start in range(0, len(waiting), BATCH):
         batch = waiting[start : start + BATCH]
         x = torch.stack([preprocess(image, made.spec) for image, _ in batch])
-        with torch.autocast("cpu", torch.bfloat16):
-            features = made.backbone(x.contiguous(memory_format=torch.channels_last))
-        features = features.float()
+        features = made.backbone(x.contiguous(memory_format=torch.channels_last))
         new = {
             "old": old[2](old[1](features)), "new": made.head(features), "coverage": covering(features),
             "parts": made.head.embed(features), "mean": features[:, :, ::factor, ::factor].mean((2, 3)),
@@ -230,7 +228,7 @@ def changed(case: Case, made: Any, folder: Path) -> dict[str, Any]:
     if case.resolution != "low":
         renewed = copy.deepcopy(made)
         chosen = itertools.islice(images(), FEW)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
             recalibrated(renewed, (x for (x,) in batches_of(chosen, made.spec)))
         found["recalibrated"] = renewed
     if case.learn:
