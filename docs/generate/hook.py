@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # MkDocs runs this
 from docs.generate import code, formulas, methods, metrics, notebooks, reports, results
 
 _MAKERS = (methods, metrics, notebooks, reports, code)
+_BESIDE: list[ProcessPoolExecutor] = []
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add every generated page and picture, and fill in the entries `folder/*` of the navigation."""
+    _BESIDE.append(reports.begin())
     for maker in _MAKERS:
         pages, pictures = maker.make()
         for path, text in pages.items():
@@ -58,4 +61,6 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def on_post_build(config: Any) -> None:
     """Reports of benchmarks are pages of their own, beside those of MkDocs."""
+    while _BESIDE:
+        _BESIDE.pop().shutdown()
     reports.copy(Path(config.site_dir))

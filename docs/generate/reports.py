@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from docs.generate import results
@@ -29,6 +31,14 @@ def make() -> tuple[dict[str, str], dict[str, Path]]:
 def published() -> list[Path]:
     """Folders of the runs that are published, with their scores or with tables alone."""
     return [path.parent for path in sorted(results.RUNS.glob("*/report.md"))]
+
+
+def begin() -> ProcessPoolExecutor:
+    """Make the reports in a process beside this one, which has all other pages to make."""
+    beside = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    for home in filter(_with_scores, published()):
+        beside.submit(rendered, home)
+    return beside
 
 
 def copy(site: Path) -> None:
