@@ -2,7 +2,7 @@
 
     python benchmarks/audit/real.py [--only tiles animals] [--pages FOLDER]
 
-EfficientNet-Lite0 with its trained features. On magnetic tiles a linear classifier is trained here on the training part,
+EfficientNet-Lite0 with its trained features. On magnetic tiles a linear classifier is trained on the training part,
 and the test part is audited; on animals it is the network of ImageNet, asked about three classes of Tiny-ImageNet's
 training part, enlarged, which became of photographs that the network may have seen at full size. A class of which
 fewer than twenty images are taken for it is left out.
