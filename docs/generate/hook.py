@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # MkDocs runs this
 from docs.generate import code, formulas, methods, metrics, notebooks, reports, results
 
 _MAKERS = (methods, metrics, notebooks, reports, code)
-_BESIDE: list[ProcessPoolExecutor] = []
+_BESIDE: list[subprocess.Popen[bytes]] = []
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -62,5 +62,5 @@ def on_page_content(html: str, **_: Any) -> str:
 def on_post_build(config: Any) -> None:
     """Reports of benchmarks are pages of their own, beside those of MkDocs."""
     while _BESIDE:
-        _BESIDE.pop().shutdown()
+        _BESIDE.pop().wait()
     reports.copy(Path(config.site_dir))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import subprocess
+import sys
 from pathlib import Path
 
 from docs.generate import results
@@ -33,12 +33,9 @@ def published() -> list[Path]:
     return [path.parent for path in sorted(results.RUNS.glob("*/report.md"))]
 
 
-def begin() -> ProcessPoolExecutor:
+def begin() -> subprocess.Popen[bytes]:
     """Make the reports in a process beside this one, which has all other pages to make."""
-    beside = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-    for home in filter(_with_scores, published()):
-        beside.submit(rendered, home)
-    return beside
+    return subprocess.Popen([sys.executable, "-m", "docs.generate.reports"], cwd=ROOT)
 
 
 def copy(site: Path) -> None:
@@ -81,3 +78,8 @@ def _entry(home: Path) -> list[str]:
         f"## {home.name}", "", *(line for name, said in answers for line in (f"{name}: {said}", "")),
         button, "", made, "{ .facts }", "",
     ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    for one in filter(_with_scores, published()):
+        rendered(one)
