@@ -255,9 +255,10 @@ def test_parameter_randomization_oracle() -> None:
         again = trace_for([method], trace.x, network, target=trace.target)
         maps = method.explanation(again).maps
         rows.append([stats.spearmanr(a.ravel(), b.ravel()).statistic for a, b in zip(base.maps, maps, strict=True)])
-    np.testing.assert_allclose(got["spearman"], np.mean(rows, 0), atol=1e-6)
-    np.testing.assert_allclose(got["spearman_first"], rows[0], atol=1e-6)
-    np.testing.assert_allclose(got["spearman_last"], rows[-1], atol=1e-6)
+    rounding = 2e-3  # two cells alike but for rounding may change places, which differs from processor to processor
+    np.testing.assert_allclose(got["spearman"], np.mean(rows, 0), atol=rounding)
+    np.testing.assert_allclose(got["spearman_first"], rows[0], atol=rounding)
+    np.testing.assert_allclose(got["spearman_last"], rows[-1], atol=rounding)
 
 
 def test_what_depends_on_weights_and_classes_moves_and_what_does_not_stays() -> None:

@@ -126,10 +126,10 @@ def line(centre: Array, values: Array, smallest: int) -> Line | None:
 def usual_gap(share: float) -> float:
     """The gap of a single normal distribution that is cut so that a share of it lies above.
 
-    It is larger for small groups: 0.19 for a half, 0.31 for one in twenty.
+    It is larger for small groups: 0.19 for a half, 0.32 for one in twenty.
 
     >>> round(usual_gap(0.5), 2), round(usual_gap(0.05), 2)
-    (0.19, 0.31)
+    (0.19, 0.32)
     """
     places = [1 - share * (1 - _TENTH), (1 - share) * (1 - _TENTH), 1 - share / 2, (1 - share) / 2]
     end, start, above, below = norm.ppf(places).tolist()
