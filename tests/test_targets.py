@@ -290,7 +290,7 @@ def test_a_photograph_as_reference_is_read_as_the_image_is() -> None:
     model = xattn.create_model("tiny-cnn")
     photograph = np.random.default_rng(0).integers(0, 255, (70, 80, 3), dtype=np.uint8)
     # An image is as similar to itself as can be: the gradient is rounding, of which a ReLU may leave nothing.
-    found = xattn.explain(model, photograph, "hirescam", xattn.Similarity([photograph]))
+    found = xattn.explain(model, photograph, "gradcam:relu=false", xattn.Similarity([photograph]))
     score = xattn.record(model, found.inputs, xattn.Similarity(found.inputs), spec=model.spec)
     assert float(score.score(found.inputs, score.target)) == pytest.approx(1, abs=1e-5)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 
 from tests import images_zoo as zoo
 from tests.cli import models
-from tests.cli.conftest import Run, interrupt_after_one
+from tests.cli.conftest import Run, interrupt_after_one, processor_seconds
 from xattn.cli.choosing import chosen_methods
 from xattn.cli.panel_pages import fold
 from xattn.data.preprocessing import preprocess, view_of
@@ -350,35 +349,34 @@ def test_gpu_agrees_with_cpu(run: Run, photo: Path) -> None:
         torch.testing.assert_close(maps["cuda"][method], expected, rtol=1e-2, atol=1e-3)
 
 
+_LITE0 = (
+    "import timm, torch, torchvision; model = timm.create_model('tf_efficientnet_lite0').eval(); "
+    "model(torch.zeros(1, 3, 224, 224)).sum().backward()"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "seconds"), [("tiny-cnn", 5), ("efficientnet_lite0", 12)])  # timm takes two
-def test_from_cold_start_to_picture_in_some_seconds(photo: Path, tmp_path: Path, network: str, seconds: int) -> None:
-    resource = pytest.importorskip("resource")
+@pytest.mark.parametrize(
+    ("network", "seconds", "bare"),
+    [("tiny-cnn", 5, "import torch, torchvision"), ("efficientnet_lite0", 7, _LITE0)],  # timm takes two
+)
+def test_from_cold_start_to_picture_in_some_seconds(
+    photo: Path, tmp_path: Path, network: str, seconds: int, bare: str
+) -> None:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "",
         "PYTHONPYCACHEPREFIX": str(tmp_path),
     }
-    times = []
-    for _ in range(2):  # the first run compiles the modules
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [
-            sys.executable,
-            "-m",
-            "xattn",
-            "explain",
-            str(photo),
-            "-o",
-            str(tmp_path / "out"),
-            "--model",
-            network,
-        ]
-        subprocess.run(command, capture_output=True, check=True, env=environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    explain = [sys.executable, "-m", "xattn", "explain", str(photo), "-o", str(tmp_path / "out"), "--model", network]
+    least, libraries = (
+        min(processor_seconds(one, environment) for _ in range(2))  # the first run compiles the modules
+        for one in (explain, [sys.executable, "-c", bare])
+    )
     assert (tmp_path / "out" / "cat.gradcam.png").is_file()
-    assert min(times) < seconds  # of one processor, whatever else the machine is doing
+    # Of one processor, whatever else the machine is doing; where it takes long for the network alone, so does this.
+    assert least < max(seconds, 1.3 * libraries)
 
 
 def test_an_interrupt_says_what_is_there(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
