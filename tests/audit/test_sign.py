@@ -1,7 +1,8 @@
-"""How far a group is set apart, by plain sorting."""
+"""How far a group is set apart, by plain sorting, and what makes a candidate."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from xattn.audit.sign import set_apart
+from xattn.audit.effect import NOTHING
+from xattn.audit.finding import is_candidate
+from xattn.audit.sign import APART, CARRIES, OFF, PLACE, SOURCES, Sign, set_apart
 
 
 def group(kind: str, values: Any, least: float) -> Any:
@@ -51,3 +54,12 @@ def test_a_place_is_not_set_apart() -> None:
     sign = set_apart(None, group("place", np.arange(10.0), 5), np.arange(10) % 2 == 0, 0)  # type: ignore[arg-type]
     assert not sign.speaks
     assert np.isnan(sign.value)
+
+
+@pytest.mark.parametrize(("name", "wanted"), [(APART, 1), (PLACE, 1), (SOURCES, 1), (OFF, 0), (CARRIES, 0)])
+def test_a_candidate_moves_the_score_changes_a_prediction_and_has_a_sign(name: str, wanted: int) -> None:
+    moving, spoken = replace(NOTHING, moves=True), Sign(name, 1, 1, 1, np.nan, 9, speaks=True, text="")
+    assert is_candidate(moving, [spoken], 0.01) == bool(wanted)
+    assert not is_candidate(moving, [spoken], 0.0)
+    assert not is_candidate(NOTHING, [spoken], 0.01)
+    assert not is_candidate(moving, [replace(spoken, speaks=False)], 0.01)

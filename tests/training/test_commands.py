@@ -169,7 +169,7 @@ def test_classes_that_do_not_fit_are_refused(run: Path, colours: Path, tmp_path:
     data = linked(colours, tmp_path / "data", {"blue": "blue", "purple": "green"})
     result = xattn("evaluate", run / "best.safetensors", "--data", data)
     assert result.exit_code == 2
-    assert "knows 3 classes and the images have 2, but it names none of them 'purple'" in result.output
+    assert "knows 3 classes and the images have 2, but none of its classes is called 'purple'" in result.output
 
 
 def test_a_network_without_a_head_is_sent_to_explain(colours: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from xattn.audit.effect import Effect
 from xattn.audit.group import Group
 from xattn.audit.sign import APART, CARRIES, NEEDED, OFF, PLACE, SIGNS, SOURCES, Sign
+from xattn.labels import first_name
 
 _PLACES = (("top left", "top", "top right"), ("left", "centre", "right"), ("bottom left", "bottom", "bottom right"))
 
@@ -93,7 +94,7 @@ class Finding:
             "tone": "a cast of colour or contrast",
         }[group.kind]
         where = f" ({self.where})" if self.where else ""
-        share = f"{100 * group.share_of_images:.0f} % of the images taken for {group.class_name.split(',')[0]}"
+        share = f"{100 * group.share_of_images:.0f} % of the images taken for {first_name(group.class_name)}"
         if not effect.moves:
             return f"{share} share {what}{where}; that the score goes with it is not shown."
         drawn = "" if math.isnan(effect.draw) else f", of other classes {effect.draw:.2f}"

@@ -118,9 +118,8 @@ def line(centre: Array, values: Array, smallest: int) -> Line | None:
     if found is None or found[3] < _LEAST_GAP:
         return None
     least, above, below, gap = found
-    scale, member = above - below, values >= least
-    strength = (gap - usual_gap(float(member.mean()))) * fewer(member) ** 0.5
-    return Line(centre / scale, below / scale, (least - below) / scale, strength)
+    scale = above - below
+    return Line(centre / scale, below / scale, (least - below) / scale, _strength(gap, values >= least))
 
 
 def usual_gap(share: float) -> float:
@@ -136,9 +135,10 @@ def usual_gap(share: float) -> float:
     return float((end - start) / (above - below))
 
 
-def fewer(member: NDArray[np.bool_]) -> int:
-    """Images in the smaller of a group and the rest."""
-    return min(int(member.sum()), int((~member).sum()))
+def _strength(gap: float, member: NDArray[np.bool_]) -> float:
+    """That of a `Line`, for a gap between the images of a group and the rest."""
+    fewer = min(int(member.sum()), int((~member).sum()))
+    return (gap - usual_gap(float(member.mean()))) * fewer**0.5
 
 
 def _strongest(lines: list[Line]) -> list[Line]:
@@ -219,8 +219,8 @@ def _alike(standard: Array, smallest: int) -> list[NDArray[np.bool_]]:
         split = cut(np.delete(row, k), max(smallest, round(_SHARE * len(row))))
         if split is not None:
             member = row >= split[0]
-            found.append(((split[3] - usual_gap(float(member.mean()))) * fewer(member) ** 0.5, k, member))
-    return [member for _, _, member in sorted(found, key=lambda one: (-one[0], one[1]))[:_STARTS]]
+            found.append((_strength(split[3], member), member))
+    return [member for _, member in sorted(found, key=lambda one: -one[0])[:_STARTS]]
 
 
 def _overlay(mine: Array, theirs: Array, spread: Array, member: NDArray[np.bool_], smallest: int) -> Line | None:

@@ -198,7 +198,7 @@ class Pictures:
         stem = f"{name}.{self._stems[j]}"
         if self.work.settings.topk > 1 and column.method.class_specific:
             index, named = int(explanation.target[0]), column.network.spec.classes or explanation.described
-            stem += f".{index}" * (index >= 0) + f"-{slug(explanation.class_name().split(',')[0])}" * bool(named)
+            stem += f".{index}" * (index >= 0) + f"-{slug(first_name(explanation.class_name()))}" * bool(named)
         stem = self._files.new(Path(name).parent, Path(stem).name)
         picture, maps = self.out / f"{stem}.png", self.out / f"{stem}.npz" if self.save_maps else None
         picture.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from xattn.cli.loading import picture_file
 from xattn.cli.work import described
+from xattn.labels import first_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -148,7 +149,7 @@ class PanelPages:
         texts = [f"{share} ({network})" if several else share for network, share in shares]
         explained = specific[0][1]["class"]
         guesses = {row["class"] for row in one.predicted.values() if row["class"] != explained}
-        texts += [f"predicted {guess.split(',')[0]}" for guess in sorted(guesses)] if labelled else []
+        texts += [f"predicted {first_name(guess)}" for guess in sorted(guesses)] if labelled else []
         if any(row.get("right") is not True for row in one.predicted.values()) and labelled:
             texts.append(labelled)
         short = next(e.short_name() for _, e in pairs if e.class_name() == explained)

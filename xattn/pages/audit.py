@@ -18,6 +18,7 @@ from xattn.audit.group import KINDS, Member
 from xattn.data.dataset import Dataset
 from xattn.data.preprocessing import view_of
 from xattn.errors import DataError, printable
+from xattn.labels import first_name
 from xattn.pages.html import picture_uri, write
 from xattn.schema import finite
 from xattn.spec import ModelSpec
@@ -127,7 +128,7 @@ def _card(finding: Finding, dataset: Dataset, spec: ModelSpec) -> dict[str, Any]
         "level": finding.level,
         "tone": _LEVELS[finding.level],
         "class": group.class_name,
-        "short": group.class_name.split(",")[0],
+        "short": first_name(group.class_name),
         "kind": group.kind,
         "sentence": finding.sentence,
         "why": finding.why,
@@ -217,7 +218,7 @@ def _row(finding: Finding) -> dict[str, Any]:
     """A finding that is told in a line."""
     group, effect = finding.group, finding.effect
     return {
-        "id": finding.id, "class": group.class_name.split(",")[0], "kind": group.kind, "members": len(group.members),
+        "id": finding.id, "class": first_name(group.class_name), "kind": group.kind, "members": len(group.members),
         "n": effect.n, "difference": _number(effect.difference), "low": _number(effect.low),
         "high": _number(effect.high), "p": _number(effect.adjusted, 3), "level": finding.level,
     }  # fmt: skip

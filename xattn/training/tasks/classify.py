@@ -98,7 +98,7 @@ def _as_the_network_names_them(source: Source, spec: ModelSpec) -> str:
         strange = [own for own, number in zip(source.classes, numbers, strict=True) if number is None]
         if len(numbers) == len(names) and not any(own in names for own in source.classes):
             return ""  # the same classes, as far as anybody knows, by names of their own
-        why = f"it names none of them {strange[0]!r}" if strange else "some name the same class of it twice"
+        why = f"none of its classes is called {strange[0]!r}" if strange else "two of these are one of its classes"
         raise ParameterError(
             f"evaluate: the network knows {len(names)} classes and the images have {len(numbers)}, but {why}; "
             "pass images of its classes, by their names."
