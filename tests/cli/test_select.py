@@ -71,6 +71,29 @@ def test_the_full_benchmark_runs_from_the_file(run: Run, photos: Path, tmp_path:
     assert run("benchmark", path, "--plan").exit_code == 2  # a file names no code
 
 
+def test_a_picture_of_before_stays_until_there_is_another_answer(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("select", MODEL, "--data", photos, "-m", "gradcam", "--images", "6", "--out", "answer")
+    assert run(*command).exit_code == 0
+    picture = tmp_path / "answer" / "winners.png"
+    before = picture.read_bytes()
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.Image.Image.save", full)
+        result = run(*command)
+    assert result.exit_code == 2
+    assert "winners.png: cannot be written (No space left on device)." in result.stderr
+    assert picture.read_bytes() == before
+    with monkeypatch.context() as patch:
+        patch.setattr("xattn.benchmark.select._Runner.explain", lambda *args: [])
+        assert run(*command).exit_code == 0
+    assert not picture.exists()
+
+
 def test_json_alone_on_stdout(run: Run, photos: Path) -> None:
     result = run("select", MODEL, "--data", photos, "-m", "gradcam", "--images", "6", "--json")
     answer = json.loads(result.stdout)

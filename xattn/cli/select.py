@@ -150,7 +150,6 @@ def _write(result: Selection, out: Path) -> list[Path]:
         "benchmark.toml": result.config.to_toml(),
     }
     files = []
-    (out / "winners.png").unlink(missing_ok=True)  # one of another time would stand beside another answer
     if result.explanations:
         files.append(out / "winners.png")
         with picture_file(files[-1]) as temporary:
@@ -159,6 +158,8 @@ def _write(result: Selection, out: Path) -> list[Path]:
         files.append(out / name)
         with picture_file(files[-1]) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    if not result.explanations:
+        (out / "winners.png").unlink(missing_ok=True)  # one of another time would stand beside another answer
     return files
 
 
