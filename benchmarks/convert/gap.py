@@ -46,6 +46,7 @@ from xattn.files import whole_file
 from xattn.models import create_model
 from xattn.models.agreement import relative_cost
 from xattn.models.converting import CoverageAttention, convert, everywhere, recalibrated
+from xattn.models.dilated_layers import old_cells
 from xattn.models.fitting import RIDGE, correction
 
 RESULTS = Path(__file__).parent / "gap.json"
@@ -170,11 +171,11 @@ def cases(root: Path) -> list[Case]:
     for resolution in ("low", "x4"):
         found.append(Case("efficientnet_lite0", lite, resolution, general, tests))
         found.append(Case("efficientnet_lite0, 20 birds", lite, resolution, general, tests, birds=True))
-    # Images of the same kind as those of the test; a pass at x4 costs 7, so that there are fewer.
+    # Images of the same kind as those of the test.
     for name, build, resolution, train, test, learn in (
         ("squeezenet1_0", squeezenet, "low", 1000, 1000, 0),
         ("efficientnet_lite0", lite, "low", 1000, 1000, 300),
-        ("efficientnet_lite0", lite, "x4", 200, 300, 0),
+        ("efficientnet_lite0", lite, "x4", 2000, 1000, 0),
     ):
         fit = {"Tiny-ImageNet, train": partial(enlarged, root, "train", train)}
         found.append(Case(name, build, resolution, fit, {ENLARGED: partial(enlarged, root, "val", test)}, learn=learn))
@@ -185,7 +186,7 @@ def cases(root: Path) -> list[Case]:
 
 
 @torch.no_grad()
-def read(made: Any, factor: int, images: Callable[[], Images], path: Path) -> dict[str, Tensor]:
+def read(made: Any, images: Callable[[], Images], path: Path) -> dict[str, Tensor]:
     """What the classifiers read of a set of images, from one pass of the converted network: kept in a file.
 
     Returns:
@@ -199,7 +200,7 @@ def read(made: Any, factor: int, images: Callable[[], Images], path: Path) -> di
     columns: dict[str, list[Tensor]] = {}
     waiting = list(images())
     made = made.to(memory_format=torch.channels_last)
-    old = everywhere(made, factor)
+    before, old = everywhere(made), old_cells(made.backbone)
     covering = copy.copy(made.head)
     covering._modules = {**made.head._modules, "attention": CoverageAttention(PARTS)}
     for start in range(0, len(waiting), BATCH):
@@ -207,8 +208,8 @@ def read(made: Any, factor: int, images: Callable[[], Images], path: Path) -> di
         x = torch.stack([preprocess(image, made.spec) for image, _ in batch])
         features = made.backbone(x.contiguous(memory_format=torch.channels_last))
         new = {
-            "old": old[2](old[1](features)), "new": made.head(features), "coverage": covering(features),
-            "parts": made.head.embed(features), "mean": features[:, :, ::factor, ::factor].mean((2, 3)),
+            "old": before[2](before[1](features)), "new": made.head(features), "coverage": covering(features),
+            "parts": made.head.embed(features), "mean": features[:, :, old, old].mean((2, 3)),
             "whole": features.mean((2, 3)),
             "label": torch.tensor([label for _, label in batch]),
         }  # fmt: skip
@@ -249,10 +250,9 @@ def measure(case: Case, work: Path, own: list[int]) -> list[dict[str, Any]]:
     """Rows of one network and resolution: one for each set of test images, two where they have only some classes."""
     model: Any = case.build().eval()
     made = convert(model, parts=PARTS, resolution=case.resolution, weighting="equal")
-    factor = {"low": 1, "x2": 2, "x4": 4}[case.resolution]
     folder = work / f"{case.name.partition(',')[0]}-{case.resolution}"
     sets = {**case.fit, **case.test}
-    seen = {name: read(made, factor, images, folder / f"{name}.pt") for name, images in sets.items()}
+    seen = {name: read(made, images, folder / f"{name}.pt") for name, images in sets.items()}
     side = model.spec.input_size[0]
     row = {
         "network": case.name, "resolution": case.resolution, "parts": PARTS, "grid": grid(made, side),
@@ -278,7 +278,7 @@ def measure(case: Case, work: Path, own: list[int]) -> list[dict[str, Any]]:
         answers = {"coverage": test["coverage"], "as converted": test["new"]}
         answers |= {f"fitted, ridge {r:g}": test["new"] + test["parts"] @ d.T for r, d in matrices.items()}
         for stage, network in later.items():
-            answers[stage] = read(network, factor, images, folder / f"{name}, {stage}.pt")["new"]
+            answers[stage] = read(network, images, folder / f"{name}, {stage}.pt")["new"]
         found.append(row | judged(name, test["old"], answers, labels))
         if name == ENLARGED:
             some = torch.tensor(sorted(own))

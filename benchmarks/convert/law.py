@@ -33,6 +33,7 @@ import xattn
 from xattn.errors import XattnError
 from xattn.files import whole_file
 from xattn.models import timm_models, torchvision_models
+from xattn.models.dilated_layers import old_cells
 from xattn.outputs import take
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -40,28 +41,28 @@ import catalogue
 from processes import alone, as_lines, short
 
 RESULTS = Path(__file__).parent / "law.json"
-FACTORS = {"low": 1, "x2": 2, "x4": 4}
+RESOLUTIONS = ("low", "x2", "x4")
 SINGLE, DOUBLE = 1e-5, 1e-10  # largest differences that are rounding, as shares of the spread of the logits
 
 
 class Everywhere(nn.Module):
     """The mean over the old cells in place of attention: maps (N, 1, h, w) that are one share at each of them."""
 
-    def __init__(self, factor: int) -> None:
+    def __init__(self, cells: slice) -> None:
         super().__init__()
-        self.factor = factor
+        self.cells = cells
 
     def forward(self, features: Tensor) -> Tensor:
         maps = torch.zeros_like(features[:, :1])
-        old = maps[:, :, :: self.factor, :: self.factor]
+        old = maps[:, :, self.cells, self.cells]
         old += 1 / old.shape[2:].numel()
         return maps
 
 
 @torch.no_grad()
-def difference(model: nn.Module, converted: nn.Module, factor: int, x: Tensor) -> float:
+def difference(model: nn.Module, converted: nn.Module, x: Tensor) -> float:
     """Largest difference between the logits of a network and of its converted copy, as a share of their spread."""
-    converted.head.attention = Everywhere(factor)
+    converted.head.attention = Everywhere(old_cells(converted.backbone))
     wanted, made = take(model(x), model.spec.output or None), converted(x)
     return float((made - wanted).abs().max() / (wanted.max() - wanted.min()).clamp(min=1e-30))
 
@@ -92,7 +93,7 @@ def row_at(architecture: catalogue.Architecture, sides: tuple[int, ...]) -> dict
         model.spec = xattn.infer_spec(model, x)
     except XattnError as error:
         return row | {"refused": short(error)}
-    for resolution, factor in FACTORS.items():
+    for resolution in RESOLUTIONS:
         try:
             made = xattn.convert(model, parts=1, resolution=resolution, x=x)
         except XattnError as error:
@@ -100,12 +101,12 @@ def row_at(architecture: catalogue.Architecture, sides: tuple[int, ...]) -> dict
             if resolution == "low":
                 break
             continue
-        error = difference(model, made, factor, x)
+        error = difference(model, made, x)
         row[resolution] = {"single": float(f"{error:.2g}")}
         if not error <= SINGLE:
             exact = copy.deepcopy(model).double()
             double = xattn.convert(exact, parts=1, resolution=resolution, x=x.double())
-            row[resolution]["double"] = float(f"{difference(exact, double, factor, x.double()):.2g}")
+            row[resolution]["double"] = float(f"{difference(exact, double, x.double()):.2g}")
     return row
 
 
@@ -191,7 +192,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| resolution | holds | broken | refused | largest difference (float32, float64) |", "| --- " * 5 + "|"]
     refusals: collections.Counter[tuple[str, str]] = collections.Counter()
     broken = [f"`{row['name']}` ({row['failed']})" for row in built if "failed" in row]
-    for resolution in FACTORS:
+    for resolution in RESOLUTIONS:
         cells = {row["name"]: row[resolution] for row in built if resolution in row}
         found = {name: outcome(cell) for name, cell in cells.items()}
         for name, cell in cells.items():

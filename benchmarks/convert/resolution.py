@@ -1,9 +1,9 @@
 """Are finer maps better ones? Maps by dilation beside enlarged coarse ones and beside those of earlier layers.
 
-    python benchmarks/convert/resolution.py DATA [--only NETWORK] [--images 40] [--work FOLDER]
+    python benchmarks/convert/resolution.py DATA [--only NETWORK] [--images 200] [--work FOLDER]
 
 For each network and image the class that the network names is explained by Grad-CAM and BR-NPA on the grid of the last
-layer, on the same from copies that are dilated (x2, x4), by LayerCAM of earlier layers with the same grids, and by
+layer, on the same from copies that are dilated (x2, x4), by coarse maps that are moved to where their cells look, by LayerCAM of earlier layers with the same grids, and by
 LayerCAM of all of these layers fused as in its paper (Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eq. 8: each
 map as tanh(2 m / max m), the largest of all at each pixel). A map is enlarged bilinearly, then: the share of its energy
 in the object's box, whether its highest point lies there, and insertion and deletion of the network itself on the
@@ -36,6 +36,7 @@ from gap import opened, probe, rows
 from pages import DOCS, put
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 import xattn
 from xattn.data.preprocessing import preprocess
@@ -45,6 +46,7 @@ from xattn.functional.statistics import bootstrap_means
 from xattn.metrics.deletion import Deletion, Insertion
 from xattn.models import create_model
 from xattn.models.agreement import relative_cost
+from xattn.models.dilated_layers import old_cells
 from xattn.models.dilation import dilated
 from xattn.trace import record
 
@@ -126,6 +128,7 @@ def images(path: Path, count: int) -> Iterator[tuple[Image.Image, Image.Image, i
     table = table.select(["image", place, "label"]).to_pylist()
     if place == "mask":
         table = [row for row in table if object_in(row[place], (0, 0)).getbbox()]
+    count = min(count, len(table))
     for i in range(count):
         row = table[i * len(table) // count]
         image = opened(row["image"])
@@ -157,6 +160,22 @@ def fused(maps: list[Explanation]) -> Explanation:
     return dataclasses.replace(maps[0], maps=torch.stack(scaled).amax(0))
 
 
+def moved(explanation: Explanation, copy: Any, factor: int) -> Explanation:
+    """A coarse map drawn where its cells stand among those of a dilated copy, and not in equal shares of the image.
+
+    So that a finer map is not called better for standing where it looks: the cells of a network that pads one side
+    alone, or not at all, look beside their share of the image.
+    """
+    cells, (height, width) = old_cells(copy), explanation.input_size
+    places = []
+    for side, count in ((height, explanation.maps.shape[2]), (width, explanation.maps.shape[3])):
+        pixels = (torch.arange(side) + 0.5) / side * factor * count - 0.5  # in cells of the finer map
+        places.append(2 * ((pixels - cells.start) / factor) / (count - 1) - 1)
+    grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], dim=-1)[None]
+    drawn = F.grid_sample(explanation.maps, grid, align_corners=True, padding_mode="border")
+    return dataclasses.replace(explanation, maps=drawn)
+
+
 def explained(
     model: Any, copies: dict[str, Any], layers: tuple[str, str], x: Tensor, target: Tensor | None
 ) -> dict[str, Explanation]:
@@ -169,6 +188,8 @@ def explained(
     for resolution, copy in copies.items():
         finer = xattn.explain(copy, x, ["gradcam", "brnpa"], target=target, spec=copy.spec)
         made |= {f"{m.method.name} {resolution}": m for m in finer}
+    for name in ("gradcam", "brnpa"):
+        made[f"{name}, moved"] = moved(made[name], copies["x4"], 4)
     made["layercam, fused"] = fused([made["layercam"], made["layercam, x2 grid"], made["layercam, x4 grid"]])
     return made
 
@@ -282,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with cub-20, funnybirds-mini, magnetic-tile, tiny-imagenet")
     parser.add_argument("--only", default="", help="text that the name of the network must contain")
-    parser.add_argument("--images", type=int, default=40, help="of each network")
+    parser.add_argument("--images", type=int, default=200, help="of each network, at most")
     parser.add_argument("--work", type=Path, default=Path("runs/convert-resolution"), help="what is kept by image")
     options = parser.parse_args()
     torch.set_num_threads(1)

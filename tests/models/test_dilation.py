@@ -11,7 +11,7 @@ from torch import nn
 
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.models import create_model
-from xattn.models.dilated_layers import native, pair, spread
+from xattn.models.dilated_layers import displacement, native, old_cells, pair, spread
 from xattn.models.dilation import dilate, dilated, factor_of
 
 
@@ -55,35 +55,40 @@ LAYERS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("size", [(8, 6), (9, 7)])
 @pytest.mark.parametrize("rate", [1, 2, 4])
 @pytest.mark.parametrize("name", LAYERS)
-def test_each_layer_keeps_the_old_cells(name, rate, size):
+def test_each_layer_keeps_the_old_cells(name, rate, size, first):
     torch.manual_seed(0)
     layer = LAYERS[name]().double()
     stride = pair(getattr(layer, "stride", 1))[0]
-    if rate * stride == 1:
+    if rate * stride == 1 or first >= stride:
         pytest.skip("nothing to change")
     x = torch.randn(2, 4, rate * size[0], rate * size[1], dtype=torch.float64)
     old = layer(x[:, :, ::rate, ::rate])
     changed = copy.deepcopy(layer)
-    spread(changed, rate, stride, name)
+    spread(changed, rate, stride, name, first=first)
     new, step = changed(x), rate * stride
     assert new.shape[2:] == (step * old.shape[2], step * old.shape[3])
-    torch.testing.assert_close(new[:, :, ::step, ::step], old, rtol=0, atol=1e-12)
+    cells = slice(rate * first, None, step)
+    torch.testing.assert_close(new[:, :, cells, cells], old, rtol=0, atol=1e-12)
+    assert old_cells(changed) == (cells if stride > 1 else slice(0, None, 1))
     assert isinstance(changed, type(layer))
     assert [*changed.state_dict()] == [*layer.state_dict()]
 
 
+@pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("name", ["conv", "strided conv", "depthwise, dilated", "TensorFlow"])
-def test_new_cells_are_those_of_a_dilated_convolution(name):
+def test_new_cells_are_those_of_a_dilated_convolution(name, first):
     torch.manual_seed(0)
     layer, rate = LAYERS[name]().double().requires_grad_(False), 2
     s, d, k = layer.stride[0], layer.dilation[0], layer.kernel_size[0]
     x = torch.randn(1, 4, 12, 12, dtype=torch.float64)
     before = 0 if name == "TensorFlow" else layer.padding[0]  # with 6 cells and stride 2 TensorFlow pads the end alone
+    before += first if s > 1 else 0
     changed = copy.deepcopy(layer)
-    spread(changed, rate, s, name)
+    spread(changed, rate, s, name, first=first)
     y = changed(x)
     per = layer.in_channels // layer.groups
     for o in range(layer.out_channels):
@@ -106,6 +111,9 @@ def test_pools_run_on_interleaved_and_shifted_grids():
     spread(changed, 2, 2, "pool")
     # Means of cells i and i + 2; behind the border the last cells of each grid are repeated.
     assert changed(x)[0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6, 6, 7]
+    changed = copy.deepcopy(layer)
+    spread(changed, 2, 2, "pool", first=1)  # of cells i - 2 and i
+    assert changed(x)[0, 0, 0].tolist() == [0, 1, 1, 2, 3, 4, 5, 6]
 
 
 class Net(nn.Module):
@@ -132,15 +140,74 @@ def test_a_network_keeps_the_old_cells(factor, size):
     before = {name: id(type(m)) for name, m in model.named_modules()}
     finer = dilated(model, factor, feature_layer="last", input_size=size, x=x)
     assert {name: id(type(m)) for name, m in model.named_modules()} == before
-    torch.testing.assert_close(finer(x)[:, :, ::factor, ::factor], model(x), rtol=0, atol=1e-12)
+    cells = old_cells(finer)
+    assert cells == slice(0, None, factor)
+    torch.testing.assert_close(finer(x)[:, :, cells, cells], model(x), rtol=0, atol=1e-12)
     assert [*finer.state_dict()] == [*model.state_dict()]
     larger = torch.randn(1, 3, 64, 96, dtype=torch.float64)  # of another size than the check
-    torch.testing.assert_close(finer(larger)[:, :, ::factor, ::factor], model(larger), rtol=0, atol=1e-12)
+    torch.testing.assert_close(finer(larger)[:, :, cells, cells], model(larger), rtol=0, atol=1e-12)
     again = copy.deepcopy(finer)
     assert torch.equal(again(x), finer(x))
     finer.zero_grad()
     finer(x).sum().backward()
     assert all(p.grad is not None for p in finer.parameters())
+
+
+def padded_at_the_end() -> nn.Module:
+    layers = pytest.importorskip("timm.layers")
+    return nn.Sequential(*(layers.Conv2dSame(1, 1, kernel, 2, bias=False) for kernel in (3, 3, 5)))
+
+
+def unpadded() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 1, 3, 2, 1), nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(3, 2))
+
+
+def padded() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 5, 2, 2), nn.MaxPool2d(3, 2, 1))
+
+
+def patches() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 1, 2, 2), nn.Conv2d(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("network", "first"), [(padded_at_the_end, 3), (unpadded, 3), (padded, 0), (patches, 1)], ids=lambda v: str(v)[:20]
+)
+def test_new_cells_look_at_where_they_stand(network, first):
+    torch.manual_seed(0)
+    model = network().eval().double()
+    for p in model.parameters():
+        p.data.fill_(1.0)  # each cell sums up what it sees
+    x = torch.zeros(1, 1, 64, 64, dtype=torch.float64)
+    finer = dilated(model, 4, feature_layer=str(len(model) - 1), input_size=(64, 64), x=torch.rand_like(x))
+    cells = old_cells(finer)
+    assert cells == slice(first, None, 4)
+    picture = torch.rand_like(x)
+    torch.testing.assert_close(finer(picture)[:, :, cells, cells], model(picture))
+    # What a cell reads, by the gradient of its row; the sum over all rows sees each end of the image as often.
+    picture.requires_grad_()
+    made = finer(picture)
+    side = made.shape[2]
+    middles = []
+    for row in range(side):
+        (seen,) = torch.autograd.grad(made[0, 0, row].sum(), picture, retain_graph=True)
+        rows = seen[0, 0].abs().sum(1).nonzero()[:, 0]
+        middles.append(float(rows.min() + rows.max()) / 2)
+    stands = [(row + 0.5) * 64 / side for row in range(side)]
+    inner = range(side // 3, side - side // 3)
+    # A cell of the map is 8 pixels; how far its middle is off is settled by the strides that stay.
+    assert all(abs(middles[row] - stands[row]) <= 8 for row in inner)
+
+
+def test_displacement_is_by_padding():
+    def same(kernel: int) -> nn.Module:
+        return same_padded(4, kernel, 2)
+
+    assert [displacement(same(kernel), 14) for kernel in (3, 5)] == [1, 1]
+    assert [displacement(same(kernel), 15) for kernel in (3, 5)] == [0, 0]
+    layers = nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 3, 2, 2, dilation=2), nn.MaxPool2d(3, 2), nn.AvgPool2d(2)
+    assert [displacement(layer, 14) for layer in layers] == [0, 0, 1, 0.5]
+    assert displacement(nn.PixelUnshuffle(2), 14) is None
 
 
 def test_a_wrong_rate_is_noticed(monkeypatch):

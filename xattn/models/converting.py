@@ -14,6 +14,7 @@ from xattn.errors import NotApplicableError, ParameterError
 from xattn.functional.attention import attention_pool
 from xattn.functional.br_npa import coverage_maps
 from xattn.inspection import infer_spec
+from xattn.models.dilated_layers import old_cells
 from xattn.models.dilation import dilate, factor_of
 from xattn.models.header import Architecture, Weighting
 from xattn.models.heads import BCNNAttention, BRNPAAttention, Classifier, Head, heads
@@ -266,7 +267,7 @@ def convert(
         spec = infer_spec(model, x)
     x = noise(model, spec.input_size) if x is None else x
     made = _built(model, spec, head, parts, factor, weighting, x)
-    _prove(model, spec, made, x, factor)
+    _prove(model, spec, made, x)
     made.spec = dataclasses.replace(made.spec, name=f"{spec.name} converted" if spec.name else "converted")
     if given := getattr(model, "architecture", None):
         made.architecture = Architecture(
@@ -315,11 +316,11 @@ def _built(
 
 
 @torch.no_grad()
-def _prove(model: nn.Module, spec: ModelSpec, made: Classifier, x: Tensor, factor: int) -> None:
+def _prove(model: nn.Module, spec: ModelSpec, made: Classifier, x: Tensor) -> None:
     """Check that the logits are those of the model where attention is everywhere on the old cells."""
     with evaluating(model):
         wanted = take(model(x), spec.output or None)
-    logits = everywhere(made, factor)(x)
+    logits = everywhere(made)(x)
     same = logits.shape == wanted.shape
     spread = wanted.max() - wanted.min() if wanted.numel() > 1 else wanted.abs().max()  # one logit has none
     error = float((logits - wanted).abs().max() / spread.clamp(min=1e-12)) if same else torch.inf
@@ -337,17 +338,16 @@ def with_room(made: Classifier, state: Mapping[str, Tensor]) -> Classifier:
     return made
 
 
-def everywhere(converted: Classifier, factor: int = 1) -> nn.Module:
+def everywhere(converted: Classifier) -> nn.Module:
     """A converted network whose parts all cover everything, read at the old cells: it is the one of before again.
 
     Args:
         converted: by `convert`; its layers are shared.
-        factor: how many times finer its map is.
     """
     head = copy.copy(converted.head)
     attention = _Everywhere(int(head.parts), summed=not isinstance(head, SharedBCNNHead))  # type: ignore[arg-type]
     head._modules = {**converted.head._modules, "attention": attention}
-    return nn.Sequential(converted.backbone, _EveryNth(factor), head).eval()
+    return nn.Sequential(converted.backbone, _Cells(old_cells(converted.backbone)), head).eval()
 
 
 @torch.no_grad()
@@ -413,12 +413,12 @@ def before_dilation(model: Classifier) -> list[nn.Parameter]:
     return [p for p in model.backbone.parameters() if id(p) not in behind]
 
 
-class _EveryNth(nn.Module):
-    """Every so many-th cell of a map."""
+class _Cells(nn.Module):
+    """Some cells of a map, the same in height and width."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, cells: slice) -> None:
         super().__init__()
-        self.step = step
+        self.cells = cells
 
     def forward(self, features: Tensor) -> Tensor:
-        return features[:, :, :: self.step, :: self.step]
+        return features[:, :, self.cells, self.cells]

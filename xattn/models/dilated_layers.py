@@ -34,8 +34,16 @@ def _pads_itself(conv: nn.Conv2d) -> bool:
     return type(conv).__name__ == "Conv2dSame"
 
 
-def spread(module: nn.Module, rate: int, stride: int, what: str) -> None:
-    """Let a layer skip cells in place: it reads a map of that rate, and its stride is removed."""
+def spread(module: nn.Module, rate: int, stride: int, what: str, *, first: int = 0) -> None:
+    """Let a layer skip cells in place: it reads a map of that rate, and its stride is removed.
+
+    Args:
+        module: the layer.
+        rate: how many times finer the map is that it reads.
+        stride: its stride, which makes its output so many times finer still.
+        what: how messages call it.
+        first: how many of the new cells come before its first old one, counted at the rate; below the stride.
+    """
     made: Any = module
     strides = pair(getattr(module, "stride", stride) or stride)
     if native(module) and strides[0] != strides[1]:
@@ -51,7 +59,7 @@ def spread(module: nn.Module, rate: int, stride: int, what: str) -> None:
     if native(module):
         base = _SpreadConv if isinstance(module, nn.Conv2d) else _SpreadMaxPool
     module.__class__ = _class_of(base, type(module))
-    made.rate, made.removed = rate, stride
+    made.rate, made.removed, made.first = rate, stride, first
     if isinstance(module, nn.Conv2d) and base is _SpreadConv:
         module.stride = (1, 1)
 
@@ -72,14 +80,56 @@ class _Spread:
     Attributes:
         rate: how many times finer the map is that it reads.
         removed: its stride before; its output is so many times finer still.
+        first: cells at that rate before the first old one.
     """
 
     rate: int
     removed: int
+    first: int
+
+
+def old_cells(model: nn.Module) -> slice:
+    """Where the cells of before are among those of a finer map, in height and width.
+
+    Args:
+        model: with layers that skip cells; without any these are all cells.
+    """
+    levels = {m.rate: m for m in model.modules() if isinstance(m, _Spread) and m.removed > 1}
+    step = max((m.rate * m.removed for m in levels.values()), default=1)
+    return slice(sum(m.rate * m.first for m in levels.values()), None, step)
+
+
+def displacement(module: nn.Module, cells: int) -> float | None:
+    """How far the middle of what the first output cell of a convolution or pool reads lies behind the first input cell.
+
+    Args:
+        module: a layer with a stride.
+        cells: of its input, in height.
+
+    Returns:
+        Input cells: 0 where the layer pads both sides alike, 1 for a kernel of 3 that pads the end alone, as
+        TensorFlow's; None for a layer of another kind.
+    """
+    if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+        return None
+    extent = pair(getattr(module, "dilation", 1))[0] * (pair(module.kernel_size)[0] - 1) + 1
+    if isinstance(module, nn.Conv2d) and _pads_itself(module):
+        before = _before(cells, extent, pair(module.stride)[0])
+    else:
+        before = 0 if isinstance(module.padding, str) else pair(module.padding)[0]
+    return (extent - 1) / 2 - before
+
+
+def _before(cells: int, extent: int, stride: int) -> int:
+    """Zeros before a map by TensorFlow's rule, which puts an odd one behind it."""
+    return max((-(-cells // stride) - 1) * stride + extent - cells, 0) // 2
 
 
 def _pads(cells: int, rate: int, stride: int, dilation: int, kernel: int, before: int, made: int) -> tuple[int, int]:
-    """Cells to add before and after a finer map, for an output of `rate * stride * made` cells."""
+    """Cells to add before and after a finer map, for an output of `rate * stride * made` cells.
+
+    More of them before it let the old cells come later.
+    """
     read = rate * stride * made + rate * dilation * (kernel - 1)
     return rate * before, read - rate * before - cells
 
@@ -96,11 +146,11 @@ class _SpreadConv(_Spread, nn.Conv2d):
             extent = d * (k - 1) + 1
             if _pads_itself_before(self):
                 made = -(-n // self.removed)
-                before = max((made - 1) * self.removed + extent - n, 0) // 2
+                before = _before(n, extent, self.removed)
             else:
                 before = 0 if isinstance(self.padding, str) else pair(self.padding)[side - 2]
                 made = (n + 2 * before - extent) // self.removed + 1
-            pads += _pads(x.shape[side], self.rate, self.removed, d, k, before, made)
+            pads += _pads(x.shape[side], self.rate, self.removed, d, k, before + self.first, made)
         dilation = tuple(self.rate * d for d in pair(self.dilation))
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, 1, 0, dilation, self.groups)
 
@@ -123,7 +173,7 @@ class _SpreadMaxPool(_Spread, nn.MaxPool2d):
             made = (-(-over // own) if self.ceil_mode else over // own) + 1
             if self.ceil_mode and (made - 1) * own >= n + p:
                 made -= 1
-            pads += _pads(x.shape[side], self.rate, self.removed, d, k, p, made)
+            pads += _pads(x.shape[side], self.rate, self.removed, d, k, p + self.first, made)
         dilation = tuple(self.rate * d for d in pair(self.dilation))
         return F.max_pool2d(F.pad(x, pads, value=-torch.inf), self.kernel_size, 1, 0, dilation)
 
@@ -142,7 +192,7 @@ class _SpreadGrids(_Spread, nn.Module):
                 return value
             if value.ndim != 4 or value.shape[2:].numel() == 1:
                 return value.repeat_interleave(copies, 0)
-            return _apart(value, self.rate, self.removed)
+            return _apart(value, self.rate, self.removed, self.first)
 
         def together(value: Any) -> Any:
             several = isinstance(value, Tensor) and value.ndim == 4 and len(value) == copies * len(first)
@@ -151,16 +201,19 @@ class _SpreadGrids(_Spread, nn.Module):
         return tree_map(together, inner(*tree_map(apart, args), **tree_map(apart, kwargs)))
 
 
-def _apart(x: Tensor, rate: int, shifts: int) -> Tensor:
-    """The interleaved grids of a map (N, C, rate h, rate w), each shifted by 0 to `shifts` - 1 cells, as a batch."""
+def _apart(x: Tensor, rate: int, shifts: int, first: int) -> Tensor:
+    """The interleaved grids of a map (N, C, rate h, rate w), as a batch.
+
+    Each as often as there are shifts: by -first and so on, a cell more each time.
+    """
     grids = x.unflatten(3, (-1, rate)).unflatten(2, (-1, rate)).permute(0, 3, 5, 1, 2, 4)  # (N, r, r, C, h, w)
     if shifts == 1:
         return grids.flatten(0, 2)
     h, w = grids.shape[-2:]
-    rows = torch.arange(h, device=x.device)[:, None] + torch.arange(shifts, device=x.device)  # (h, s)
-    columns = torch.arange(w, device=x.device)[:, None] + torch.arange(shifts, device=x.device)
+    moves = torch.arange(shifts, device=x.device) - first
+    rows, columns = (torch.arange(side, device=x.device)[:, None] + moves for side in (h, w))  # (h, s), (w, s)
     # The border is repeated where a shifted grid goes beyond it.
-    moved = grids[..., rows.clamp(max=h - 1), :][..., columns.clamp(max=w - 1)]  # (N, r, r, C, h, s, w, s)
+    moved = grids[..., rows.clamp(0, h - 1), :][..., columns.clamp(0, w - 1)]  # (N, r, r, C, h, s, w, s)
     return moved.permute(0, 1, 2, 5, 7, 3, 4, 6).flatten(0, 4)
 
 

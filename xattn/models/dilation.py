@@ -1,15 +1,20 @@
 """Strides become dilation: finer feature maps from the same weights, whose old cells keep their values.
 
 Behind a stride that is removed every layer works at a rate r: its input has r times the cells of before in each
-direction, and the cells (r i, r j) are those of before. A layer that looks at several cells must skip r - 1 of r of
-them. Convolutions and max pools do so by their dilation; all other layers, also those that look at all cells at once
-such as squeeze-excite, run as they are on each of the r x r interleaved grids (Shelhamer et al. 2017, arXiv:1605.06211,
-sec. 3.2), so that each of them sees what it was trained on.
+direction, and the cells (r i + o, r j + o) are those of before. Where the first one stands, o, is chosen so that the
+new cells look at where they stand: a layer that pads both sides alike reads around the first cell (o = 0), one that
+pads the end alone, as TensorFlow does, or not at all reads around a later one, and with o = 0 the last cells would look
+past the image and all maps be drawn too far up and left.
+
+A layer that looks at several cells must skip r - 1 of r of them. Convolutions and max pools do so by their dilation;
+all other layers, also those that look at all cells at once such as squeeze-excite, run as they are on each of the r x r
+interleaved grids (Shelhamer et al. 2017, arXiv:1605.06211, sec. 3.2), so that each of them sees what it was trained on.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +23,7 @@ from torch import Tensor, nn
 
 from xattn.calls import Call, Calls, Kind
 from xattn.errors import NotApplicableError, ParameterError
-from xattn.models.dilated_layers import native, pair, spread
+from xattn.models.dilated_layers import displacement, native, old_cells, pair, spread
 from xattn.models.trunk import noise
 from xattn.running import evaluating, in_this_thread
 
@@ -86,8 +91,9 @@ def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "",
     for name, unit in units.items():
         rate = rates(unit.before)
         stride = unit.stride if unit.before in rates.removed else 1
+        first = rates.first[unit.before] if stride > 1 else 0
         if rate * stride > 1:
-            spread(model.get_submodule(name), rate, stride, f"{kind}: layer '{name}'")
+            spread(model.get_submodule(name), rate, stride, f"{kind}: layer '{name}'", first=first)
     try:
         after = _features(model, feature_layer, x)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:  # whatever foreign code raises
@@ -95,10 +101,10 @@ def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "",
             f"{kind} does not run with its last strides as dilation ({str(error).splitlines()[0][:200]}); use "
             "resolution low."
         ) from None
-    _prove(before, after, factor, kind)
+    _prove(before, after, factor, old_cells(model).start, kind)
 
 
-def _prove(old: Tensor, new: Tensor, factor: int, kind: str) -> None:
+def _prove(old: Tensor, new: Tensor, factor: int, first: int, kind: str) -> None:
     """Check that the features (N, C, h, w) are among those of the dilated copy (N, C, factor * h, factor * w)."""
     if new.shape[2:] != tuple(factor * side for side in old.shape[2:]):
         raise NotApplicableError(
@@ -106,7 +112,8 @@ def _prove(old: Tensor, new: Tensor, factor: int, kind: str) -> None:
             f"{factor * old.shape[-2]}x{factor * old.shape[-1]}; it lowers the resolution in a way that no stride "
             "shows. Use resolution low."
         )
-    error = float((new[:, :, ::factor, ::factor] - old).abs().max()) / max(float(old.max() - old.min()), 1e-12)
+    kept = new[:, :, first::factor, first::factor]
+    error = float((kept - old).abs().max()) / max(float(old.max() - old.min()), 1e-12)
     if not error <= _SAME:
         raise NotApplicableError(
             f"{kind}: with dilation its old cells differ by {error:.1e} of the spread of its features, so it would be "
@@ -119,10 +126,17 @@ def _prove(old: Tensor, new: Tensor, factor: int, kind: str) -> None:
 
 @dataclass
 class _Unit:
-    """A layer that looks at more than one cell at a time: the height of its input in cells, and its stride."""
+    """A layer that looks at more than one cell at a time.
+
+    Args:
+        before: height of its input in cells.
+        stride: how many of them make a cell of its output.
+        displacement: of what it reads, as `displacement` says.
+    """
 
     before: int
     stride: int
+    displacement: float | None
 
 
 @dataclass
@@ -270,7 +284,7 @@ def _choose(model: nn.Module, seen: _Seen, feature_layer: str, kind: str) -> dic
         if name in chosen and after is not None and not any(_holds(other, name) for other in chosen):
             module = model.get_submodule(name)
             own = pair(module.stride)[0] if native(module) else seen.strides.get(name, 1)
-            units[name] = _Unit(before[0], own)
+            units[name] = _Unit(before[0], own, displacement(module, before[0]))
     return units
 
 
@@ -286,9 +300,15 @@ def _maps_to_map(grid: tuple[tuple[int, int], tuple[int, int] | None] | None) ->
 
 @dataclass
 class _Rates:
-    """The rate at which a layer works, by the cells that its input had before."""
+    """The rate at which a layer works, by the cells that its input had before.
+
+    Args:
+        removed: strides by the cells of the inputs of their layers.
+        first: new cells before the first old one by the same, at the rate of these layers.
+    """
 
     removed: dict[int, int]
+    first: dict[int, int]
 
     def __call__(self, cells: int) -> int:
         """The product of the removed strides that lie before it."""
@@ -317,7 +337,15 @@ def _rates(units: dict[str, _Unit], factor: int, kind: str) -> _Rates:
             f"{kind}: its strides (from the last one back: {strides}) do not make a map that is {factor} times finer; "
             "choose another resolution."
         )
-    return _Rates(removed)
+    return _Rates(removed, {before: _first(units, before, stride) for before, stride in removed.items()})
+
+
+def _first(units: dict[str, _Unit], before: int, stride: int) -> int:
+    """How many new cells come before the first old one, for the layers that lower the same resolution together."""
+    found = [u.displacement for u in units.values() if u.before == before and u.stride > 1]
+    known = [d for d in found if d is not None]
+    middle = sum(known) / len(known) if known else 0.0
+    return min(max(math.ceil(middle - 0.5), 0), stride - 1)
 
 
 @torch.no_grad()
