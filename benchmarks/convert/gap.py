@@ -157,6 +157,7 @@ class Case:
 def cases(root: Path) -> list[Case]:
     """What is measured."""
     general = {"birds, train": partial(birds, root, "train", 600), "mosaics": partial(mosaics, root, 300)}
+    own_birds = {"birds, train": general["birds, train"]}
     tests = {"photographs": partial(photographs, root), "birds": partial(birds, root, "test", 585)}
     own = {"Tiny-ImageNet, train": partial(small, root, "train", 2000)}
     held = {"Tiny-ImageNet": partial(small, root, "val", 1500)}
@@ -170,7 +171,7 @@ def cases(root: Path) -> list[Case]:
     ]
     for resolution in ("low", "x4"):
         found.append(Case("efficientnet_lite0", lite, resolution, general, tests))
-        found.append(Case("efficientnet_lite0, 20 birds", lite, resolution, general, tests, birds=True))
+        found.append(Case("efficientnet_lite0, 20 birds", lite, resolution, own_birds, tests, birds=True))
     # Images of the same kind as those of the test.
     for name, build, resolution, train, test, learn in (
         ("squeezenet1_0", squeezenet, "low", 1000, 1000, 0),

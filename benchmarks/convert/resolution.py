@@ -3,13 +3,13 @@
     python benchmarks/convert/resolution.py DATA [--only NETWORK] [--images 200] [--work FOLDER]
 
 For each network and image the class that the network names is explained by Grad-CAM and BR-NPA on the grid of the last
-layer, on the same from copies that are dilated (x2, x4), by coarse maps that are moved to where their cells look, by LayerCAM of earlier layers with the same grids, and by
-LayerCAM of all of these layers fused as in its paper (Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eq. 8: each
-map as tanh(2 m / max m), the largest of all at each pixel). A map is enlarged bilinearly, then: the share of its energy
-in the object's box, whether its highest point lies there, and insertion and deletion of the network itself on the
-common grid, where the number of cells is the same for all (of `tiny-cnn`). Values are kept by image in the work folder;
-results go to `resolution.json`, the table to `docs/resolution.md`: means, and differences to Grad-CAM of the last layer
-with intervals of 95 % of the bootstrap over images.
+layer, on the same moved to where its cells look, on those of copies that are dilated (x2, x4), by LayerCAM of earlier
+layers with the same grids, and by LayerCAM of all of these layers fused as in its paper (Jiang et al. 2021,
+doi:10.1109/TIP.2021.3089943, eq. 8: each map as tanh(2 m / max m), the largest of all at each pixel). A map is enlarged
+bilinearly, then: the share of its energy in the object's box, whether its highest point lies there, and insertion and
+deletion of the network itself on the common grid, where the number of cells is the same for all (of `tiny-cnn`). Values
+are kept by image in the work folder; results go to `resolution.json`, the table to `docs/resolution.md`: means, and
+differences to Grad-CAM of the last layer with intervals of 95 % of the bootstrap over images.
 
 DATA has `cub-20` (boxes of birds; EfficientNet-Lite0 and SqueezeNet were trained on ImageNet, not on these images),
 `magnetic-tile` (masks of defects) and `funnybirds-mini` (masks of rendered birds), each with EfficientNet-Lite0 and a

@@ -94,13 +94,13 @@ def test_parts_one_by_one_and_together(open_page: Open, path: Path) -> None:
         green = pixels(tab, brnpa)
         assert green[:, :, [0, 2]].max() == 0
         assert green[:, :, 1].max() > 50
-        assert tab.get(f'document.querySelector("{brnpa}").classList.contains("nearest")')
+        assert tab.get(f'document.querySelector("{brnpa}").dataset.drawn === "parts"')
         tab.page.keyboard.press("p")
         tab.frame()
         assert pixels(tab, brnpa)[:, :, :2].max() == 0
         tab.page.click(".bar button[value='map'] >> nth=1")
         tab.frame()
-        assert not tab.get(f'document.querySelector("{brnpa}").classList.contains("nearest")')
+        assert tab.get(f'document.querySelector("{brnpa}").dataset.drawn === "map"')
         levels = tab.get(
             "[...document.querySelectorAll('.block .levels:first-of-type')[0].children].map(i => +i.style.flexGrow)"
         )

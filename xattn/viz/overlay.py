@@ -148,7 +148,7 @@ def rank_overlay(
     parts: MapLike,
     *,
     alpha: float = 0.8,
-    upsample: str = "nearest",
+    upsample: str = "bilinear",
     status: str = "ok",
     size: tuple[int, int] | None = None,
     only: int | None = None,
@@ -163,7 +163,7 @@ def rank_overlay(
         image: Pillow image, or uint8 (H, W, 3) or (H, W).
         parts: (P, h, w) by rank, already multiplied by the feature norm.
         alpha: share of the colour, from 0 to 1; the rest is the grey image.
-        upsample: `"nearest"`, `"bilinear"` or `"bicubic"`.
+        upsample: `"bilinear"`, `"nearest"`, which shows the cells as in the paper's figure, or `"bicubic"`.
         status: of the map; any other than `"ok"` is written on the picture.
         size: height and width of the picture; those of the image by default.
         only: rank, from 0, of the one part to show, on the scale of all.

@@ -100,7 +100,7 @@ def render(
     image: ImageLike | None = None,
     colormap: str = COLORMAP,
     alpha: float | None = None,
-    upsample: str | None = None,
+    upsample: str = "bilinear",
     signed: str = "auto",
     size: int | tuple[int, int] | None = None,
     legend: bool = False,
@@ -116,7 +116,7 @@ def render(
         image: drawn instead of the image that the explanation holds, such as the same view with more pixels.
         colormap: of single maps.
         alpha: opacity of the map; by default 0.8 for rank colours and 0.5 else.
-        upsample: by default `"nearest"` for rank colours and `"bilinear"` else.
+        upsample: `"bilinear"` by default; `"nearest"` shows the cells.
         signed: whether maps are shown around zero: `"auto"` as the method says, `"yes"`, `"no"`.
         size: longer side, or height and width, in pixels; by default that of the image, but at least 448.
         legend: put the method above the picture, below it the class, its probability and what the colours mean.
@@ -140,7 +140,7 @@ def render(
             base,
             explanation.parts[index],
             alpha=0.8 if alpha is None else alpha,
-            upsample=upsample or "nearest",
+            upsample=upsample,
             status=status,
             size=shape,
         )
@@ -150,7 +150,7 @@ def render(
             explanation.maps[index, 0],
             colormap=colormap,
             alpha=0.5 if alpha is None else alpha,
-            upsample=upsample or "bilinear",
+            upsample=upsample,
             signed=_signed(explanation, signed),
             status=status,
             size=shape,
@@ -329,7 +329,7 @@ def part_strip(
     *,
     image: ImageLike | None = None,
     alpha: float = 0.8,
-    upsample: str = "nearest",
+    upsample: str = "bilinear",
 ) -> Image.Image:
     """The image, all parts together, then each part by itself in the colour of its rank, on one scale.
 

@@ -135,9 +135,9 @@
   }
 
   // A picture of one cell: a photograph with a canvas over it. `side` is the longer side of the canvas in pixels.
+  const sized = (canvas, side) => canvas.shape.map((s) => Math.max(1, Math.round((side * s) / Math.max(...canvas.shape))));
   function drawMap(canvas, map, side) {
-    canvas.classList.remove("nearest");
-    const [w, h] = canvas.shape.map((s) => Math.max(1, Math.round((side * s) / Math.max(...canvas.shape))));
+    const [w, h] = sized(canvas, side);
     const paint = () => {
       const { codes, gaps } = canvas.values;
       const look = map.signed ? looks.signed : looks.plain;
@@ -164,15 +164,16 @@
     return null;
   }
 
-  function drawParts(canvas, parts, only) {
+  function drawParts(canvas, parts, only, side) {
     parts.codes ??= parts.maps.map(bytes);
-    canvas.classList.add("nearest");
     canvas.wanted = canvas.values = null;
-    const pixels = new ImageData(parts.w, parts.h);
-    for (let i = 0; i < parts.w * parts.h; i++) {
+    const [w, h] = sized(canvas, side);
+    const at = parts.codes.map((codes) => enlarged({ codes, w: parts.w, h: parts.h }, w, h).codes);
+    const pixels = new ImageData(w, h);
+    for (let i = 0; i < w * h; i++) {
       let [r, g, b] = [0, 0, 0];
-      if (only !== null || parts.codes.length <= 3) {
-        parts.codes.forEach((codes, rank) => {
+      if (only !== null || at.length <= 3) {
+        at.forEach((codes, rank) => {
           if (only !== null && rank !== only) return;
           const color = ranks[rank % ranks.length];
           r += (codes[i] * color[0]) / 255;
@@ -181,13 +182,13 @@
         });
       } else {
         let best = 0;
-        parts.codes.forEach((codes, rank) => { if (codes[i] > parts.codes[best][i]) best = rank; });
-        [r, g, b] = ranks[best % ranks.length].map((c) => (c * parts.codes[best][i]) / 255);
+        at.forEach((codes, rank) => { if (codes[i] > at[best][i]) best = rank; });
+        [r, g, b] = ranks[best % ranks.length].map((c) => (c * at[best][i]) / 255);
       }
       pixels.data.set([r, g, b, looks.ranks], 4 * i);
     }
-    canvas.width = parts.w;
-    canvas.height = parts.h;
+    canvas.width = w;
+    canvas.height = h;
     canvas.getContext("2d").putImageData(pixels, 0, 0);
     canvas.dataset.drawn = "parts";
   }
@@ -199,7 +200,7 @@
     const stack = canvas.parentElement;
     stack.classList.toggle("ranks", Boolean(inParts));
     stack.classList.toggle("signed", Boolean(!inParts && cell.map && cell.map.signed));
-    if (inParts) drawParts(canvas, cell.parts, only);
+    if (inParts) drawParts(canvas, cell.parts, only, side);
     else if (cell.map) drawMap(canvas, cell.map, side);
   }
 
