@@ -264,7 +264,7 @@ class _Runner:
             unknown = float("inf")  # what was not reached starts late
         dear = [through.get(label, unknown) for label in cell.methods]
         controls = [method.family is Family.CONTROL for method in cell.methods.values()]
-        late = [passes > DEAR and not control for passes, control in zip(dear, controls, strict=True)]
+        late = [cost > DEAR and not control for cost, control in zip(dear, controls, strict=True)]
         if all(waits or control for waits, control in zip(late, controls, strict=True)):
             late = [False] * len(late)  # nobody to wait for
         self.race = Race(

@@ -2,9 +2,9 @@
 
 Behind a stride that is removed every layer works at a rate r: its input has r times the cells of before in each
 direction, and the cells (r i + o, r j + o) are those of before. Where the first one stands, o, is chosen so that the
-new cells look at where they stand: a layer that pads both sides alike reads around the first cell (o = 0), one that
-pads the end alone, as TensorFlow does, or not at all reads around a later one, and with o = 0 the last cells would look
-past the image and all maps be drawn too far up and left.
+new cells look at where they stand, to half a cell: a layer that pads both sides alike reads around the first cell
+(o = 0), one that pads the end alone, as TensorFlow does, or not at all reads around a later one, and with o = 0 the
+last cells would look past the image and all maps be drawn too far up and left.
 
 A layer that looks at several cells must skip r - 1 of r of them. Convolutions and max pools do so by their dilation;
 all other layers, also those that look at all cells at once such as squeeze-excite, run as they are on each of the r x r
@@ -337,15 +337,24 @@ def _rates(units: dict[str, _Unit], factor: int, kind: str) -> _Rates:
             f"{kind}: its strides (from the last one back: {strides}) do not make a map that is {factor} times finer; "
             "choose another resolution."
         )
-    return _Rates(removed, {before: _first(units, before, stride) for before, stride in removed.items()})
+    return _Rates(removed, _first(units, removed))
 
 
-def _first(units: dict[str, _Unit], before: int, stride: int) -> int:
-    """How many new cells come before the first old one, for the layers that lower the same resolution together."""
-    found = [u.displacement for u in units.values() if u.before == before and u.stride > 1]
-    known = [d for d in found if d is not None]
-    middle = sum(known) / len(known) if known else 0.0
-    return min(max(math.ceil(middle - 0.5), 0), stride - 1)
+def _first(units: dict[str, _Unit], removed: dict[int, int]) -> dict[int, int]:
+    """How many new cells come before the first old one at each removed stride: together as many as the layers look on.
+
+    What several layers do with the same map, such as a block and its shortcut, counts by its mean.
+    """
+    rates: dict[int, int] = {}
+    rate, middle = 1, 0.0
+    for before, stride in sorted(removed.items(), reverse=True):
+        found = [u.displacement for u in units.values() if u.before == before and u.stride > 1]
+        known = [d for d in found if d is not None]
+        middle += rate * sum(known) / max(len(known), 1)
+        rates[before] = rate
+        rate *= stride
+    cells = min(max(math.floor(middle + 0.5), 0), rate - 1)
+    return {before: cells // rates[before] % stride for before, stride in removed.items()}
 
 
 @torch.no_grad()
