@@ -133,7 +133,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shutil.copytree(ROOT / "benchmarks" / "configs", tmp_path / "benchmarks" / "configs")
     shutil.copy(ROOT / "examples" / "chelsea.jpg", tmp_path / "photo.jpg")
-    write_images(tmp_path / "photos", 5, 32, seed=0)
+    write_images(tmp_path / "photos", 3, 32, seed=0)
     write_individuals(tmp_path / "people")
     write_few_shot(tmp_path / "data" / "cifar-fs")
     write_hugging_face(tmp_path / "my-vit")
