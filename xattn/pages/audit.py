@@ -76,7 +76,7 @@ def audit_page(
             f"{facts['images']:,} images", f"{len(facts['classes'])} classes", f"{facts['groups']} groups tested",
             f"labels {'compared ' if facts['labels'].startswith('by') else ''}{facts['labels'].split(':')[0]}",
         ],
-        verdict=_verdict(count, len(told), facts["groups"]),
+        verdict=_verdict(count, sum(f.effect.moves for f in result.findings), facts["groups"]),
         cards=cards,
         rest=[_row(f) for f in rest],
         levels=[level for level in _LEVELS if any(c["level"] == level for c in cards)],
@@ -89,14 +89,19 @@ def audit_page(
     )  # fmt: skip
 
 
-def _verdict(candidates: int, told: int, groups: int) -> str:
-    """What somebody who has to decide reads first."""
+def _verdict(candidates: int, moving: int, groups: int) -> str:
+    """What somebody who has to decide reads first.
+
+    >>> _verdict(0, 1, 12).partition("not found. ")[2]
+    'One group moves the score; look at it once.'
+    """
     if candidates:
         what = "1 shortcut candidate" if candidates == 1 else f"{candidates} shortcut candidates"
         return f"{what}: look at {'it' if candidates == 1 else 'them'} before the network is used."
+    after = {0: "No group moves the score.", 1: "One group moves the score; look at it once."}
     return (
         f"No shortcut candidate among {groups} groups of evidence. That does not prove there is none: what few images "
-        f"show is not found. {told} groups move the score; look through them once."
+        f"show is not found. {after.get(moving, f'{moving} groups move the score; look through them once.')}"
     )
 
 
