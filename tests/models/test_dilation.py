@@ -243,6 +243,32 @@ def test_a_block_that_pools_in_its_own_forward_is_a_layer():
     torch.testing.assert_close(finer(x)[:, :, ::2, ::2], model(x), rtol=0, atol=1e-12)
 
 
+class Pointed(nn.Module):
+    """Adds to all cells what the brightest one has, as attention that is sure of itself does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        weight = (1000 * x.mean(1, keepdim=True)).flatten(2).softmax(2)
+        return x + self.gain * (x.flatten(2) * weight).sum(2)[:, :, None, None]
+
+
+@pytest.mark.parametrize("brightest", [(0, 0), (1, 1), (1, 2), (2, 3)])
+def test_a_layer_that_looks_at_one_cell_is_found_wherever_that_is(brightest):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1, 2), Pointed(), nn.Conv2d(4, 4, 3, 1, 1)).eval().double()
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    bright = torch.linalg.pinv(model[0].weight.detach()[:, :, 0, 0]) @ torch.full((4,), 50.0, dtype=torch.float64)
+    x[0, :, 2 * brightest[0], 2 * brightest[1]] = bright
+    finer = dilated(model, 2, feature_layer="2", input_size=(8, 8), x=x)
+    cells = old_cells(finer)
+    torch.testing.assert_close(finer(x)[:, :, cells, cells], model(x))
+    other = torch.rand(16, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(finer(other)[:, :, cells, cells], model(other))
+
+
 def test_what_cannot_be_made_finer_says_why():
     with pytest.raises(NotApplicableError, match="its own forward calls max_pool2d between its layers"):
         dilate(Functional().eval(), 2, torch.randn(1, 3, 16, 16))
