@@ -243,6 +243,26 @@ def test_a_block_that_pools_in_its_own_forward_is_a_layer():
     torch.testing.assert_close(finer(x)[:, :, ::2, ::2], model(x), rtol=0, atol=1e-12)
 
 
+class Amplifying(nn.Module):
+    """Makes large what differs by rounding, as deep networks do."""
+
+    def forward(self, x):
+        return torch.sin(1e6 * x)
+
+
+def test_rounding_is_not_taken_for_another_network():
+    torch.manual_seed(0)
+    first, second = (nn.Conv2d(channels, 64, 3, 2, 1) for channels in (3, 64))
+    across = [nn.Conv2d(64, 64, 5, 1, 2, groups=64) for _ in range(2)]
+    layers = first, across[0], second, across[1], nn.Conv2d(64, 96, 1), Amplifying(), nn.Conv2d(96, 8, 1)
+    model, x = nn.Sequential(*layers).eval().requires_grad_(False), torch.randn(4, 3, 64, 64)
+    finer = dilated(model, 4, feature_layer="6", input_size=(64, 64), x=x)
+    cells = old_cells(finer)
+    assert finer(x).dtype == torch.float32
+    exact = [copy.deepcopy(m).double() for m in (finer, model)]
+    torch.testing.assert_close(exact[0](x.double())[:, :, cells, cells], exact[1](x.double()), rtol=0, atol=1e-8)
+
+
 class Pointed(nn.Module):
     """Adds to all cells what the brightest one has, as attention that is sure of itself does."""
 
