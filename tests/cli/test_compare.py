@@ -47,6 +47,16 @@ def summary(run: Run, *arguments: object) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
+def test_one_method_on_finer_maps(run: Run, photo: Path) -> None:
+    result = run("compare", photo, "-m", "gradcam@x2", "-m", "gradcam", "--steps", 2, *CNN)
+    assert result.exit_code == 0, result.stderr
+    names = [(c["title"], c["network"]) for c in columns("comparison.html")]
+    assert names[:2] == [("Grad-CAM", "cnn x2"), ("Grad-CAM", "cnn")]
+    assert {network for _, network in names[2:]} == {"cnn"}, "controls are of the network itself"
+    first, second = (cell["map"] for cell in rows("comparison.html")[0]["lines"][0]["cells"][:2])
+    assert (first["w"], first["h"]) == (2 * second["w"], 2 * second["h"])
+
+
 def test_one_page_and_nothing_else(run: Run, photo: Path, good: dict[str, Path], tmp_path: Path) -> None:
     result = run("compare", photo, good["alpha.png"], "-m", "gradcam", "-m", "brnpa", "--steps", 3, *CNN)
     assert result.exit_code == 0

@@ -238,9 +238,9 @@ def facts(work: Work) -> list[str]:
 
 def with_controls(texts: Sequence[str]) -> list[str]:
     """Methods of the command line and the controls that are not among them."""
-    from xattn.explainers import resolve
+    from xattn.cli.choosing import chosen_with_resolution
 
-    methods = resolve(list(texts))
+    methods = [method for method, _ in chosen_with_resolution(texts, None)]
     given = {method.name for method in methods}
     controls = (*_CONTROLS, _WITH_GRADIENT) if any(method.grad for method in methods) else _CONTROLS
     return [*texts, *(name for name in controls if name not in given)]
