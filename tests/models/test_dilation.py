@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.models import create_model
 from xattn.models.dilated_layers import displacement, native, old_cells, pair, spread
-from xattn.models.dilation import dilate, dilated, factor_of
+from xattn.models.dilation import but_for_rounding, dilate, dilated, factor_of
 
 
 def same_padded(channels: int, kernel: int, stride: int) -> nn.Module:
@@ -246,21 +247,43 @@ def test_a_block_that_pools_in_its_own_forward_is_a_layer():
 class Amplifying(nn.Module):
     """Makes large what differs by rounding, as deep networks do."""
 
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+
     def forward(self, x):
-        return torch.sin(1e6 * x)
+        return torch.sin(self.gain * x)
 
 
-def test_rounding_is_not_taken_for_another_network():
+def deep(gain: float) -> nn.Module:
     torch.manual_seed(0)
     first, second = (nn.Conv2d(channels, 64, 3, 2, 1) for channels in (3, 64))
     across = [nn.Conv2d(64, 64, 5, 1, 2, groups=64) for _ in range(2)]
-    layers = first, across[0], second, across[1], nn.Conv2d(64, 96, 1), Amplifying(), nn.Conv2d(96, 8, 1)
-    model, x = nn.Sequential(*layers).eval().requires_grad_(False), torch.randn(4, 3, 64, 64)
+    layers = first, across[0], second, across[1], nn.Conv2d(64, 96, 1), Amplifying(gain), nn.Conv2d(96, 8, 1)
+    return nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+def test_rounding_is_not_taken_for_another_network():
+    model, x = deep(1e6), torch.randn(4, 3, 64, 64)
     finer = dilated(model, 4, feature_layer="6", input_size=(64, 64), x=x)
     cells = old_cells(finer)
     assert finer(x).dtype == torch.float32
     exact = [copy.deepcopy(m).double() for m in (finer, model)]
     torch.testing.assert_close(exact[0](x.double())[:, :, cells, cells], exact[1](x.double()), rtol=0, atol=1e-8)
+
+
+def test_what_is_nothing_but_rounding_stays_refused():
+    asked = []
+
+    def measure(*things):
+        asked.append([t.dtype for t in things])
+        return 0.0
+
+    x = torch.ones(1)
+    assert [but_for_rounding(found, measure, x) for found in (1e-4, 5e-3, 0.5)] == [1e-4, 0.0, 0.5]
+    assert asked == [[torch.float64]]
+    assert but_for_rounding(math.inf, measure, x) == math.inf
+    assert math.isnan(but_for_rounding(math.nan, measure, x))
 
 
 class Pointed(nn.Module):

@@ -15,7 +15,7 @@ from xattn.functional.attention import attention_pool
 from xattn.functional.br_npa import coverage_maps
 from xattn.inspection import infer_spec
 from xattn.models.dilated_layers import old_cells
-from xattn.models.dilation import dilate, exactly, factor_of
+from xattn.models.dilation import SAME, but_for_rounding, dilate, factor_of
 from xattn.models.header import Architecture, Weighting
 from xattn.models.heads import BCNNAttention, BRNPAAttention, Classifier, Head, heads
 from xattn.models.split import Split, split
@@ -25,7 +25,6 @@ from xattn.running import evaluating, unwrap
 from xattn.spec import ModelSpec
 
 _WIDEST = 128  # channels inside the attention block of a B-CNN
-_SAME = 1e-3  # largest difference of the logits, relative to their spread, with one part that covers everything
 
 
 class CoverageAttention(BRNPAAttention):
@@ -330,10 +329,8 @@ def _prove(model: nn.Module, spec: ModelSpec, made: Classifier, x: Tensor) -> No
             else torch.inf
         )
 
-    error = difference(model, made, x)
-    if not error <= _SAME:
-        error = min(error, exactly(difference, model, made, x))
-    if not error <= _SAME:
+    error = but_for_rounding(difference(model, made, x), difference, model, made, x)
+    if not error <= SAME:
         raise NotApplicableError(
             f"{type(model).__name__} cannot be converted: with parts that cover everything its logits differ by "
             f"{error:.1e} of their spread."

@@ -31,7 +31,10 @@ from xattn.running import evaluating, in_this_thread
 FACTORS: dict[str, int] = {"low": 1, "x2": 2, "x4": 4, "x8": 8, "high": 4}
 """How many times finer a map is in each direction; `high` is two strides less, as in BR-NPA."""
 
-_SAME = 1e-3  # largest difference between old cells, relative to the spread of the features
+SAME = 1e-3
+"""Largest difference of what should be the same, as a share of its spread."""
+
+_ROUNDED = 0.1  # largest one in single precision that is looked at again in double precision
 _BY_POSITION = {
     Kind.LINEAR, Kind.BATCH_NORM, Kind.SUM, Kind.PRODUCT, Kind.QUOTIENT, Kind.NEGATION, Kind.RECTIFIER, Kind.CLIP,
     Kind.ACTIVATION, Kind.CURVE, Kind.GATE, Kind.OTHER,
@@ -112,10 +115,8 @@ def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "",
     def difference(old: nn.Module, new: nn.Module, x: Tensor) -> float:
         return _difference(_features(old, feature_layer, x), _features(new, feature_layer, x), factor, old_cells(new))
 
-    apart = _difference(before, after, factor, old_cells(model))
-    if not apart <= _SAME:
-        apart = min(apart, exactly(difference, original, model, x))
-    if not apart <= _SAME:
+    apart = but_for_rounding(_difference(before, after, factor, old_cells(model)), difference, original, model, x)
+    if not apart <= SAME:
         raise NotApplicableError(
             f"{kind}: with dilation its old cells differ by {apart:.1e} of the spread of its features, so it would be "
             "another network. Use resolution low."
@@ -128,20 +129,20 @@ def _difference(old: Tensor, new: Tensor, factor: int, cells: slice) -> float:
     return float((kept - old).abs().max()) / max(float(old.max() - old.min()), 1e-12)
 
 
-def exactly(measure: Callable[..., float], *things: Any) -> float:
-    """A difference in double precision, in which the rounding of a deep network does not show.
+def but_for_rounding(found: float, measure: Callable[..., float], *things: Any) -> float:
+    """A difference that a deep network may make of rounding: if it is too large, that in double precision instead.
 
     Args:
+        found: the difference, as a share of a spread; where it is above a tenth the numbers mean nothing, and it stays.
         measure: gives the difference.
         things: what it takes, networks and tensors, of which copies are used.
-
-    Returns:
-        It, infinite where a network does not run in that precision.
     """
+    if found <= SAME or not found <= _ROUNDED:
+        return found
     try:
-        return measure(*(copy.deepcopy(thing).double() for thing in things))
-    except (RuntimeError, TypeError, ValueError):
-        return math.inf
+        return min(found, measure(*(copy.deepcopy(thing).double() for thing in things)))
+    except (RuntimeError, TypeError, ValueError):  # a network that does not run in that precision
+        return found
 
 
 # -------------------------------------------------------------------------------------------------- what a pass shows
