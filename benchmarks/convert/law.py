@@ -177,7 +177,8 @@ _REASONS = {
     "its strides do not make that resolution": r"do not make a map",
     "the layer of its features gives no map to make finer, or looks at cells between its layers": r"between its layers|"
     r"does not give one feature map|no stride shows|does not run with",
-    "with dilation its old cells differ by more than a thousandth in float32": r"would be another network",
+    "with dilation it differs from itself by more than rounding, or rounding is large": r"would be another network|"
+    r"cover everything",
     "its features cannot be told": r"feature layer|layer",
 }
 
