@@ -142,9 +142,8 @@ def test_a_network_keeps_the_old_cells(factor, size):
     finer = dilated(model, factor, feature_layer="last", input_size=size, x=x)
     assert {name: id(type(m)) for name, m in model.named_modules()} == before
     cells = old_cells(finer)
-    assert cells == slice(
-        factor // 8, None, factor
-    )  # a mean over the convolution and the pool, which stand half a cell apart
+    # A mean over the convolution and the pool, which stand half a cell apart.
+    assert cells == slice(factor // 8, None, factor)
     torch.testing.assert_close(finer(x)[:, :, cells, cells], model(x), rtol=0, atol=1e-12)
     assert [*finer.state_dict()] == [*model.state_dict()]
     larger = torch.randn(1, 3, 64, 96, dtype=torch.float64)  # of another size than the check

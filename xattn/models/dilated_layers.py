@@ -113,16 +113,14 @@ def displacement(module: nn.Module, cells: int) -> float | None:
     if not isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
         return None
     extent = pair(getattr(module, "dilation", 1))[0] * (pair(module.kernel_size)[0] - 1) + 1
-    if isinstance(module, nn.Conv2d) and _pads_itself(module):
-        before = _before(cells, extent, pair(module.stride)[0])
-    else:
-        before = 0 if isinstance(module.padding, str) else pair(module.padding)[0]
-    return (extent - 1) / 2 - before
+    return (extent - 1) / 2 - _before(module, 0, cells, extent, pair(module.stride)[0])
 
 
-def _before(cells: int, extent: int, stride: int) -> int:
-    """Zeros before a map by TensorFlow's rule, which puts an odd one behind it."""
-    return max((-(-cells // stride) - 1) * stride + extent - cells, 0) // 2
+def _before(module: Any, axis: int, cells: int, extent: int, stride: int) -> int:
+    """Cells that a convolution or pool adds before a map, in height (axis 0) or width (1)."""
+    if _pads_itself_before(module):  # an odd one goes behind the map
+        return max((-(-cells // stride) - 1) * stride + extent - cells, 0) // 2
+    return 0 if isinstance(module.padding, str) else pair(module.padding)[axis]
 
 
 def _pads(cells: int, rate: int, stride: int, dilation: int, kernel: int, before: int, made: int) -> tuple[int, int]:
@@ -144,18 +142,15 @@ class _SpreadConv(_Spread, nn.Conv2d):
             k, d = self.kernel_size[side - 2], pair(self.dilation)[side - 2]
             n = x.shape[side] // self.rate
             extent = d * (k - 1) + 1
-            if _pads_itself_before(self):
-                made = -(-n // self.removed)
-                before = _before(n, extent, self.removed)
-            else:
-                before = 0 if isinstance(self.padding, str) else pair(self.padding)[side - 2]
-                made = (n + 2 * before - extent) // self.removed + 1
+            before = _before(self, side - 2, n, extent, self.removed)
+            same = _pads_itself_before(self)
+            made = -(-n // self.removed) if same else (n + 2 * before - extent) // self.removed + 1
             pads += _pads(x.shape[side], self.rate, self.removed, d, k, before + self.first, made)
         dilation = tuple(self.rate * d for d in pair(self.dilation))
         return F.conv2d(F.pad(x, pads), self.weight, self.bias, 1, 0, dilation, self.groups)
 
 
-def _pads_itself_before(conv: nn.Conv2d) -> bool:
+def _pads_itself_before(conv: nn.Module) -> bool:
     return any(kind.__name__ == "Conv2dSame" for kind in type(conv).__mro__)
 
 
