@@ -311,6 +311,48 @@ def test_a_layer_that_looks_at_one_cell_is_found_wherever_that_is(brightest):
     torch.testing.assert_close(finer(other)[:, :, cells, cells], model(other))
 
 
+class ResponseNorm(nn.Module):
+    """Channels by their length over all cells, of maps (N, h, w, C) as in ConvNeXt V2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(channels))
+
+    def forward(self, x):
+        length = x.norm(dim=(1, 2), keepdim=True)
+        return x + self.weight * x * length / length.mean(-1, keepdim=True)
+
+
+class ChannelsLast(nn.Module):
+    """A block that turns its map around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(4, 8), ResponseNorm(8), nn.Linear(8, 4))
+
+    def forward(self, x):
+        return x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 24)])
+def test_a_layer_that_has_its_channels_last_is_run_with_the_block_around_it(size):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), ChannelsLast(), nn.Conv2d(4, 4, 3, 1, 1)).eval().double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    finer = dilated(model, 2, feature_layer="2", input_size=size, x=x)
+    torch.testing.assert_close(finer(x)[:, :, ::2, ::2], model(x))
+
+
+def test_a_layer_is_not_told_by_a_map_that_is_the_same_all_over():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.GroupNorm(1, 4), nn.Conv2d(4, 4, 3, 1, 1)).eval().double()
+    even = torch.ones(1, 3, 16, 16, dtype=torch.float64)
+    finer = dilated(model, 2, feature_layer="2", input_size=(16, 16), x=even)
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    cells = old_cells(finer)
+    torch.testing.assert_close(finer(x)[:, :, cells, cells], model(x))
+
+
 def test_what_cannot_be_made_finer_says_why():
     with pytest.raises(NotApplicableError, match="its own forward calls max_pool2d between its layers"):
         dilate(Functional().eval(), 2, torch.randn(1, 3, 16, 16))

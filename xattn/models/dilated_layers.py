@@ -55,7 +55,7 @@ def spread(module: nn.Module, rate: int, stride: int, what: str, *, first: int =
         module.dilation = tuple(rate * d for d in pair(module.dilation))
         made.rate = rate
         return
-    base: type[_Spread] = _SpreadGrids
+    base: type[Spread] = _SpreadGrids
     if native(module):
         base = _SpreadConv if isinstance(module, nn.Conv2d) else _SpreadMaxPool
     module.__class__ = _class_of(base, type(module))
@@ -67,15 +67,15 @@ def spread(module: nn.Module, rate: int, stride: int, what: str, *, first: int =
 _CLASSES: dict[tuple[type, type], type[nn.Module]] = {}
 
 
-def _class_of(base: type[_Spread], kind: type[nn.Module]) -> type[nn.Module]:
+def _class_of(base: type[Spread], kind: type[nn.Module]) -> type[nn.Module]:
     """A layer of a kind that skips cells: of the same names, weights and hooks."""
     if (base, kind) not in _CLASSES:
         _CLASSES[base, kind] = type(f"Dilated{kind.__name__}", (base, kind), {"__module__": __name__})
     return _CLASSES[base, kind]
 
 
-class _Spread:
-    """What layers have that skip cells.
+class Spread:
+    """What layers have that make a map finer, by skipping cells or by shifts.
 
     Attributes:
         rate: how many times finer the map is that it reads.
@@ -94,7 +94,7 @@ def old_cells(model: nn.Module) -> slice:
     Args:
         model: with layers that skip cells; without any these are all cells.
     """
-    levels = {m.rate: m for m in model.modules() if isinstance(m, _Spread) and m.removed > 1}
+    levels = {m.rate: m for m in model.modules() if isinstance(m, Spread) and m.removed > 1}
     step = max((m.rate * m.removed for m in levels.values()), default=1)
     return slice(sum(m.rate * m.first for m in levels.values()), None, step)
 
@@ -132,7 +132,7 @@ def _pads(cells: int, rate: int, stride: int, dilation: int, kernel: int, before
     return rate * before, read - rate * before - cells
 
 
-class _SpreadConv(_Spread, nn.Conv2d):
+class _SpreadConv(Spread, nn.Conv2d):
     """A convolution whose stride became dilation of all that follows; zeros around the map as before."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _pads_itself_before(conv: nn.Module) -> bool:
     return any(kind.__name__ == "Conv2dSame" for kind in type(conv).__mro__)
 
 
-class _SpreadMaxPool(_Spread, nn.MaxPool2d):
+class _SpreadMaxPool(Spread, nn.MaxPool2d):
     """A max pool that skips cells."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class _SpreadMaxPool(_Spread, nn.MaxPool2d):
         return F.max_pool2d(F.pad(x, pads, value=-torch.inf), self.kernel_size, 1, 0, dilation)
 
 
-class _SpreadGrids(_Spread, nn.Module):
+class _SpreadGrids(Spread, nn.Module):
     """Any layer, run as it is on each of the interleaved grids, and on shifted ones where it had a stride."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -189,11 +189,11 @@ class _SpreadGrids(_Spread, nn.Module):
                 return value.repeat_interleave(copies, 0)
             return _apart(value, self.rate, self.removed, self.first)
 
-        def together(value: Any) -> Any:
+        def joined(value: Any) -> Any:
             several = isinstance(value, Tensor) and value.ndim == 4 and len(value) == copies * len(first)
-            return _together(value, self.rate, self.removed) if several else value
+            return together(value, self.rate, self.removed) if several else value
 
-        return tree_map(together, inner(*tree_map(apart, args), **tree_map(apart, kwargs)))
+        return tree_map(joined, inner(*tree_map(apart, args), **tree_map(apart, kwargs)))
 
 
 def _apart(x: Tensor, rate: int, shifts: int, first: int) -> Tensor:
@@ -212,7 +212,7 @@ def _apart(x: Tensor, rate: int, shifts: int, first: int) -> Tensor:
     return moved.permute(0, 1, 2, 5, 7, 3, 4, 6).flatten(0, 4)
 
 
-def _together(x: Tensor, rate: int, shifts: int) -> Tensor:
+def together(x: Tensor, rate: int, shifts: int) -> Tensor:
     """The inverse for the outputs (N r r s s, C, h, w): a map (N, C, r s h, r s w)."""
     parts = x.unflatten(0, (-1, rate, rate, shifts, shifts))  # (N, ay, ax, ty, tx, C, h, w)
     return parts.permute(0, 5, 6, 3, 1, 7, 4, 2).flatten(5, 7).flatten(2, 4)

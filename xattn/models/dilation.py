@@ -172,12 +172,14 @@ class _Seen:
         direct: the first function they call themselves that may look at several cells.
         commutes: those that do not after all.
         strides: of those whose output has other cells than their input.
+        last: those that have their channels last.
     """
 
     grids: dict[str, tuple[tuple[int, int], tuple[int, int] | None]] = field(default_factory=dict)
     direct: dict[str, str] = field(default_factory=dict)
     commutes: set[str] = field(default_factory=set)
     strides: dict[str, int] = field(default_factory=dict)
+    last: set[str] = field(default_factory=set)
 
 
 class _Watch(Calls):
@@ -232,12 +234,16 @@ def _units(model: nn.Module, feature_layer: str, x: Tensor, kind: str) -> dict[s
                 return
             made = output[0] if isinstance(output, (tuple, list)) and output else output
             grid = _grid(first), _grid(made) if isinstance(made, Tensor) and made.ndim == 4 else None
-            seen.grids.setdefault(name, grid)
             watch.active = False
+            asked = name in seen.direct or any(_holds(name, inner) for inner in seen.last)
+            if grid[1] is not None and asked and not native(module) and _channels_last(module, first):
+                seen.last.add(name)
+                grid = grid[0], None  # what is run on interleaved grids is a layer around it then
+            seen.grids.setdefault(name, grid)
             if grid[1] is not None and not native(module):
                 if grid[0] != grid[1]:
-                    seen.strides[name] = _stride(module, first, grid[1][0])
-                elif name in seen.direct and _commutes(module, first, made):
+                    seen.strides[name] = stride_of(module, first, grid[1][0])
+                elif name in seen.direct and _commutes(module, first):
                     seen.commutes.add(name)
             watch.active = name != feature_layer
 
@@ -273,23 +279,37 @@ def _alone(module: nn.Module, x: Tensor) -> Tensor | None:
     return made if isinstance(made, Tensor) and made.ndim == 4 else None
 
 
-def _commutes(module: nn.Module, x: Tensor, output: Tensor) -> bool:
+def _channels_last(module: nn.Module, x: Tensor) -> bool:
+    """Whether a layer reads (N, h, w, C): it takes a map of more cells that way alone."""
+    if _alone(module, x.repeat(1, 1, 2, 2)) is not None:
+        return False
+    larger = _alone(module, x.repeat(1, 2, 2, 1))
+    return larger is not None and larger.shape[1] > x.shape[1]
+
+
+def _commutes(module: nn.Module, x: Tensor) -> bool:
     """Whether a layer gives the same on every second cell alone: then it works position by position.
 
     On those from the first and on those from the second one, as a layer that looks at a single cell would not show
-    where that is among them.
+    where that is among them; and on a map whose cells have weights of their own, as one that is about the same all
+    over would hide what a layer takes from the other cells.
     """
-    if min(x.shape[2:]) < 2:
+    h, w = x.shape[2:]
+    if min(h, w) < 2:
         return False
+    weights = torch.rand(h, w, generator=torch.Generator().manual_seed(0))
+    varied = x * (0.5 + weights).to(x.device, x.dtype)
+    output = _alone(module, varied.clone())
     for first in (0, 1):
-        fewer = _alone(module, x[:, :, first::2, first::2].contiguous())
-        wanted = output[:, :, first::2, first::2]
-        if fewer is None or fewer.shape != wanted.shape or not torch.allclose(fewer, wanted, rtol=1e-4, atol=1e-5):
+        fewer = _alone(module, varied[:, :, first::2, first::2].contiguous())
+        if fewer is None or output is None or fewer.shape != (wanted := output[:, :, first::2, first::2]).shape:
+            return False
+        if not torch.allclose(fewer, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())):
             return False
     return True
 
 
-def _stride(module: nn.Module, x: Tensor, made: int) -> int:
+def stride_of(module: nn.Module, x: Tensor, made: int) -> int:
     """The stride of a layer: how many more cells of a larger map give one cell more."""
     larger = _alone(module, x.repeat(1, 1, 2, 2))
     more = 0 if larger is None else larger.shape[2] - made
@@ -374,20 +394,51 @@ def _rates(units: dict[str, _Unit], factor: int, kind: str) -> _Rates:
 
 
 def _first(units: dict[str, _Unit], removed: dict[int, int]) -> dict[int, int]:
-    """How many new cells come before the first old one at each removed stride: together as many as the layers look on.
+    """How many new cells come before the first old one at each removed stride: together, how far the layers look on."""
+    factor = math.prod(removed.values())
+    cells = min(max(math.floor(_middle(units, removed) + 0.5), 0), factor - 1)
+    first, rate = {}, 1
+    for before, stride in sorted(removed.items(), reverse=True):
+        first[before] = cells // rate % stride
+        rate *= stride
+    return first
+
+
+def _middle(units: dict[str, _Unit], strides: dict[int, int], unknown: float = 0.0) -> float:
+    """How far the layers of some strides look on, in cells of the first of them.
 
     What several layers do with the same map, such as a block and its shortcut, counts by its mean.
+
+    Args:
+        units: the layers.
+        strides: by the cells before them.
+        unknown: what counts where no layer tells, as a share of the other cells under the stride.
     """
-    rates: dict[int, int] = {}
     rate, middle = 1, 0.0
-    for before, stride in sorted(removed.items(), reverse=True):
+    for before, stride in sorted(strides.items(), reverse=True):
         found = [u.displacement for u in units.values() if u.before == before and u.stride > 1]
         known = [d for d in found if d is not None]
-        middle += rate * sum(known) / max(len(known), 1)
-        rates[before] = rate
+        middle += rate * (sum(known) / len(known) if known else unknown * (stride - 1))
         rate *= stride
-    cells = min(max(math.floor(middle + 0.5), 0), rate - 1)
-    return {before: cells // rates[before] % stride for before, stride in removed.items()}
+    return middle
+
+
+def looks_at(model: nn.Module, x: Tensor, kind: str) -> float | None:
+    """How far the middle of what the first cell of a network's map reads lies behind the first pixel, in pixels.
+
+    Args:
+        model: the part of a network that makes its features.
+        x: images (N, C, H, W).
+        kind: how messages call the network.
+
+    Returns:
+        By kernel and padding of the layers with strides; None where the layers cannot be told.
+    """
+    try:
+        units = _units(model, "", x, kind)
+    except NotApplicableError:
+        return None
+    return _middle(units, {u.before: u.stride for u in units.values() if u.stride > 1}, 0.5)
 
 
 @torch.no_grad()
