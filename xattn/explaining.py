@@ -27,7 +27,9 @@ from xattn.functional.pixels import drawn_bands
 from xattn.inputs import Inputs, Name, Volume, split_inputs
 from xattn.inspection import facts_about
 from xattn.inspection.processors import Preprocessing, apply_transform, prepared_by, transformed
-from xattn.models.dilation import dilated, factor_of
+from xattn.models.converting import finer
+from xattn.models.dilation import factor_of
+from xattn.models.heads import Classifier
 from xattn.outputs import Which
 from xattn.running import unwrap
 from xattn.score import ScoreFn
@@ -197,8 +199,8 @@ def explain(
         transform: makes an input (C, H, W) of a Pillow image in place of all these, as those of torchvision,
             albumentations and image processors of Hugging Face do.
         resolution: `"x2"`, `"x4"` (or `"high"`) and `"x8"` explain a copy of the model whose last strides are dilation,
-            so that its maps are finer. `Explanation.original` is then what the model itself gives the target, and the
-            class that is explained by default is the model's own.
+            or that runs on shifted copies of the image, so that its maps are finer. `Explanation.original` is then what
+            the model itself gives the target, and the class that is explained by default is the model's own.
 
     Returns:
         One `Explanation` for one method, a list for a sequence and for `"all"`.
@@ -272,7 +274,7 @@ def explain(
     whole: Trace | None = None
     if resolution != "low":
         whole = record_for(model, x, (), target, spec=spec, score=score, output=output, inputs=others, grad=False)
-        model, spec = _finer(model, spec, whole, resolution)
+        model, spec, output = _finer(model, spec, whole, resolution, chosen, output)
         target = whole.target if predicted else target
     trace = record_for(model, x, chosen, target, spec=spec, score=score, seeds=seeds, output=output, inputs=others)
     drawn = tuple(drawn_bands(trace.x.shape[1], bands)) if bands else ()
@@ -381,16 +383,24 @@ def probability_by(whole: Trace, trace: Trace) -> Tensor | None:
     return trace.goal.probability(whole.logits, trace.target, whole.spec.values)
 
 
-def _finer(model: nn.Module, spec: ModelSpec, whole: Trace, resolution: str) -> tuple[nn.Module, ModelSpec]:
-    """A copy of the model with finer maps, and what is known of it."""
+def _finer(
+    model: nn.Module, spec: ModelSpec, whole: Trace, resolution: str, methods: Sequence[Explainer], output: Which
+) -> tuple[nn.Module, ModelSpec, Which]:
+    """A copy of the model with finer maps, what is known of it, and which of its outputs is explained."""
     if not spec.feature_layer:
         raise NotApplicableError(
             f"resolution {resolution}: {type(model).__name__} has no feature map that could be made finer."
         )
-    copy = dilated(
-        model, factor_of(resolution), feature_layer=spec.feature_layer, input_size=spec.input_size, x=whole.x[:1]
-    )
-    return copy, replace(spec, ran={})
+    copy, known = finer(model, factor_of(resolution), spec=spec, x=whole.x[:1])
+    if isinstance(copy, Classifier) and not isinstance(model, Classifier):  # by shifts, with its logits alone
+        output = None
+        for method in methods:
+            if layer := getattr(method, "layer", None):
+                raise NotApplicableError(
+                    f"{method.name}: at resolution {resolution} {type(model).__name__} runs on shifted copies of the "
+                    f"image, so that '{layer}' has no one map; leave the layer out, or the resolution."
+                )
+    return copy, known, output
 
 
 def _is_input(x: Any) -> bool:

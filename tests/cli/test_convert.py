@@ -102,6 +102,22 @@ def test_statistics_are_not_taken_anew_where_nothing_changes(run: Run, folder: P
     assert not Path("net.safetensors").exists()
 
 
+def test_a_network_whose_layers_cannot_skip_cells_is_converted_and_read_again(run: Run, folder: Path) -> None:
+    name = "tests.models.test_shifting:Ladder"
+    made = run(
+        "convert", name, "--size", 32, "--resolution", "x2", "--data", folder, "--out", "net.safetensors", "--json"
+    )
+    assert made.exit_code == 0, made.stderr
+    assert "so it runs on shifted copies of each image" in " ".join(made.stderr.split())
+    found = json.loads(made.stdout)
+    assert (found["shifts"], found["grid"], found["weighting"]) == (True, [16, 16], "coverage")
+    shown = run("explain", folder, "--model", name, "--weights", "net.safetensors", "-m", "brnpa", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    finer = run("explain", folder, "--model", name, "--size", 32, "--resolution", "x2", "-m", "gradcam", "--json")
+    assert finer.exit_code == 0, finer.stderr
+    assert all("original" in v for i in json.loads(finer.stdout)["images"] for v in i["predicted"].values())
+
+
 def test_another_network_learns_in_a_folder_of_its_own(run: Run, folder: Path) -> None:
     def learn(*arguments: object) -> int:
         more = ("--distil", folder, "--epochs", 1, "--batch-size", 2, "--out", "net.safetensors")
@@ -145,8 +161,9 @@ def test_the_file_must_be_called_safetensors(run: Run) -> None:
 
 def test_a_fitted_classifier_is_nearer_to_the_network(run: Run, folder: Path) -> None:
     result = run(
-        "convert", CNN, "--data", folder, "--fit", folder, "--ridge", 0.01, "--out", "net.safetensors", "--json"
-    )
+        "convert", CNN, "--weighting", "equal", "--data", folder, "--fit", folder, "--ridge", 0.01,
+        "--out", "net.safetensors", "--json",
+    )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["fitted_on"] == 5
@@ -165,6 +182,13 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(run: Run, folder:
         assert why in result.stderr
         assert not result.stdout
         assert not Path("net.safetensors").exists()
+
+
+def test_a_fit_that_would_not_help_is_left_out(run: Run, folder: Path) -> None:
+    result = run("convert", CNN, "--fit", folder, "--out", "net.safetensors", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "the classifier stays as it is: no fit to 5 images brings it nearer to cnn" in result.stderr
+    assert json.loads(result.stdout)["ridge"] is None
 
 
 def test_a_network_that_reads_each_cell_is_fitted_and_neither_trained_nor_evaluated(run: Run, folder: Path) -> None:

@@ -15,8 +15,9 @@ from xattn.errors import NotApplicableError, ParameterError, UnknownNameError
 from xattn.functional.br_npa import br_npa_maps
 from xattn.inspection import infer_spec
 from xattn.models import create_model, load_model, save_weights
-from xattn.models.converting import SharedCellHead, SharedHead, convert, everywhere, recalibrated, weighting_of
+from xattn.models.converting import convert, everywhere, recalibrated, weighting_of
 from xattn.models.dilated_layers import old_cells
+from xattn.models.shared_heads import SharedCellHead, SharedHead
 
 # Small members of the families that the law is tested on here; benchmarks/convert/law.py has all.
 NETWORKS = {
@@ -101,7 +102,7 @@ def test_the_classifier_is_shared_by_the_parts():
     torch.manual_seed(0)
     model = Plain().eval().double()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    made = convert(model, parts=3, x=x)
+    made = convert(model, parts=3, weighting="equal", x=x)
     with torch.no_grad():
         features, logits = model.features(x), made(x)
         for i in range(2):
@@ -151,18 +152,17 @@ def _bias(made, x):
     return 0.0 if isinstance(made.head, SharedCellHead) else made.head.classifier.bias[made(x).argmax(1)]
 
 
-def test_parts_are_weighted_by_what_they_cover_where_the_classifier_reads_cells(tmp_path):
+def test_parts_are_weighted_by_what_they_cover_unless_asked_otherwise(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64)
-    for name, wanted in (("squeezenet1_1", "coverage"), ("tiny-cnn", "equal")):
-        made = convert(create_model(name, num_classes=4))
-        assert weighting_of(made) == wanted
+    for name in ("squeezenet1_1", "tiny-cnn"):
+        assert weighting_of(convert(create_model(name, num_classes=4))) == "coverage"
         for weighting in ("equal", "coverage"):
             made = convert(create_model(name, num_classes=4), weighting=weighting)
             back = load_model(save_weights(made, tmp_path / "net.safetensors"))
             assert (weighting_of(back), back.architecture) == (weighting, made.architecture)
             assert torch.equal(back(x), made(x))
-    with pytest.raises(ParameterError, match="weighting must be one of auto, equal, coverage but is 'area'"):
+    with pytest.raises(ParameterError, match="weighting must be one of coverage, equal but is 'area'"):
         convert(create_model("tiny-cnn"), weighting="area")
 
 
@@ -310,6 +310,51 @@ def test_a_classifier_of_several_cells_is_refused():
         convert(Wide().eval(), x=x, spec=spec)
 
 
+class TwoHeads(Plain):
+    """The mean of two classifiers behind norms of their own, as in RepViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5)) for _ in range(2))
+        self.shared = nn.Identity()
+
+    def forward(self, x):
+        pooled = self.shared(self.features(x).mean((2, 3)))
+        first, second = (head(pooled) for head in self.heads)
+        return (first + second) / 2
+
+
+class Voting(TwoHeads):
+    """The same, but for a layer that is not linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Hardswish()
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_several_heads_that_are_linear_together_are_one_classifier(factor):
+    torch.manual_seed(0)
+    model = TwoHeads()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    model.double().train()(x)  # norms that are no identity
+    model.eval().requires_grad_(False)
+    spec = infer_spec(model, x)
+    assert spec.classifier is None
+    made = convert(model, resolution="low" if factor == 1 else "x2", spec=spec, x=x)
+    assert isinstance(made.head, SharedHead)
+    torch.testing.assert_close(everywhere(made)(x), model(x))
+    if factor == 1:  # parts that count as much as they cover
+        torch.testing.assert_close(made(x), model(x))
+    found = xattn.explain(made, x, ["part-cam", "brnpa"])
+    assert all(set(one.status) == {"ok"} for one in found)
+    half = convert(model.bfloat16(), spec=spec, x=x.bfloat16()).head.classifier.weight
+    torch.testing.assert_close(half, made.head.classifier.weight.bfloat16(), rtol=1e-2, atol=1e-3)
+    other = Voting().double().eval()
+    with pytest.raises(NotApplicableError, match=r"^Voting cannot be converted: no linear layer gives the"):
+        convert(other, spec=infer_spec(other, x), x=x)
+
+
 def test_one_logit_can_be_converted():
     torch.manual_seed(0)
     model = Plain().eval().double()
@@ -318,6 +363,8 @@ def test_one_logit_can_be_converted():
     spec = xattn.ModelSpec(feature_layer="features", classifier="fc", input_size=(32, 32))
     made = convert(model, x=x, spec=spec)
     torch.testing.assert_close(everywhere(made)(x), model(x))
+    alike = x.float().repeat(2, 1, 1, 1)  # rounding is no difference where two images have the same logit
+    convert(model.float(), x=alike, spec=spec, resolution="x2")
 
 
 def test_statistics_are_refused_where_no_layer_is_dilated():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -9,8 +11,9 @@ from torch import nn
 import xattn
 from xattn.errors import DataError, ParameterError
 from xattn.models import create_model, load_model, save_weights
-from xattn.models.converting import SharedCellHead, convert
-from xattn.models.fitting import correction, fit
+from xattn.models.converting import convert
+from xattn.models.fitting import RIDGES, best_ridge, correction, divergence, fit
+from xattn.models.shared_heads import SharedCellHead
 
 
 def by_elimination(rows, wanted, penalty):
@@ -61,7 +64,7 @@ def test_what_is_fitted_is_nearer_to_the_network(name, resolution):
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     with torch.no_grad():
         far = (made(x) - model(x)).square().mean()
-        assert fit(model, made, x.split(10), spec=model.spec, ridge=1e-3) == 24
+        assert fit(model, made, x.split(10), spec=model.spec, ridge=1e-3).images == 24
         near = (made(x) - model(x)).square().mean()
     assert near < 0.1 * far
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
@@ -69,10 +72,56 @@ def test_what_is_fitted_is_nearer_to_the_network(name, resolution):
 
 def test_a_hard_ridge_changes_nothing():
     model, x = trained("tiny-cnn")
-    made, same = convert(model), convert(model)
+    made, same = (convert(model, weighting="equal") for _ in range(2))
     with torch.no_grad():
         fit(model, made, [x[:6]], spec=model.spec, ridge=1e12)
         torch.testing.assert_close(made(x), same(x))
+
+
+def kl(wanted, given):
+    """Kullback-Leibler divergence of two lists of logits, term by term."""
+    p, q = ([math.exp(z) / sum(map(math.exp, row)) for z in row] for row in (wanted, given))
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def test_the_ridge_is_the_one_that_suits_images_held_out():
+    generator = torch.Generator().manual_seed(0)
+    read, noise = (torch.randn(40, n, generator=generator, dtype=torch.float64) for n in (12, 3))
+    given = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    matrix = torch.randn(3, 12, generator=generator, dtype=torch.float64)
+    chosen = {}
+    for strength in (0.0, 0.05, 1.0):
+        wanted = given + strength * read @ matrix.T + 0.5 * noise
+        found = {None: sum(map(kl, wanted.tolist(), given.tolist())) / 40}
+        for ridge in RIDGES:
+            total = 0.0
+            for k in range(5):
+                kept = [i for i in range(40) if i % 5 != k]
+                d = correction(read[kept], (wanted - given)[kept], ridge)
+                for i in range(k, 40, 5):
+                    total += kl(wanted[i].tolist(), (given[i] + d @ read[i]).tolist())
+            found[ridge] = total / 40
+        best = min(found, key=found.get)
+        best = best if found[best] <= 0.95 * found[None] else None
+        chosen[strength], after = best_ridge(read, wanted, given)
+        assert (chosen[strength], after) == (best, pytest.approx(found[best]))
+    assert chosen[0.0] is None  # there is nothing to learn from noise
+    assert chosen[1.0] in RIDGES
+
+
+def test_where_no_fit_is_nearer_the_classifier_stays():
+    model, x = trained("tiny-cnn")
+    made, same = convert(model), convert(model)  # parts that count as much as they cover: there is nothing to mend
+    with torch.no_grad():
+        found = fit(model, made, [x], spec=model.spec)
+    assert (found.images, found.ridge) == (24, None)
+    assert found.before == found.after < 1e-6
+    assert torch.equal(made.head.classifier.weight, same.head.classifier.weight)
+
+
+def test_of_a_single_logit_the_squared_difference_counts():
+    wanted, given = torch.tensor([[1.0], [4.0]]), torch.tensor([[3.0], [4.0]])
+    assert divergence(wanted, given).tolist() == [4.0, 0.0]
 
 
 def test_a_fitted_network_is_kept_in_a_file(tmp_path):
@@ -80,7 +129,7 @@ def test_a_fitted_network_is_kept_in_a_file(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(8, 3, 64, 64)
     made = convert(model, weighting="equal")
-    fit(model, made, [x], spec=model.spec)
+    fit(model, made, [x], spec=model.spec, ridge=0.1)
     assert isinstance(made.head, SharedCellHead)
     assert made.head.rest is not None
     assert bool(made.head.rest.weight.any())
@@ -96,6 +145,8 @@ def test_errors():
         fit(model, made, [x], spec=model.spec, ridge=0)
     with pytest.raises(DataError, match="no image to fit on"):
         fit(model, made, [], spec=model.spec)
+    with pytest.raises(DataError, match="one image is too few to hold some out; pass more of them, or a ridge"):
+        fit(model, made, [x[:1]], spec=model.spec)
     made.head = nn.Flatten()
     with pytest.raises(ParameterError, match="the head is Flatten; it is for what convert made"):
         fit(model, made, [x], spec=model.spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from xattn.file_loop import Network
     from xattn.models import Classifier
+    from xattn.models.fitting import Fit
     from xattn.spec import ModelSpec
 
 EPILOG = "\n\n".join(
@@ -50,12 +52,15 @@ def convert(
     parts: Annotated[int, typer.Option(metavar="N", help="Parts that the attention has.")] = 3,
     resolution: Annotated[
         str,
-        typer.Option(metavar="low|x2|x4|x8|high", help="How much finer its maps are, by dilation; high is x4."),
+        typer.Option(metavar="low|x2|x4|x8|high", help="How much finer its maps are; high is x4."),
     ] = "low",
     weighting: Annotated[
-        str,
-        typer.Option(metavar="auto|equal|coverage", help="Parts count the same, or as much as they cover."),
-    ] = "auto",
+        str | None,
+        typer.Option(
+            metavar="coverage|equal",
+            help="Parts count as much as they cover (the default), or the same, as in the paper.",
+        ),
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH|NAME:DIR", help="Images to measure on: files, folders, patterns, data sets."),
@@ -72,7 +77,12 @@ def convert(
         list[str] | None,
         typer.Option(metavar="PATH|NAME:DIR", help="Other images, on which its classifier is fitted to MODEL at once."),
     ] = None,
-    ridge: Annotated[float, typer.Option(metavar="R", help="Of --fit: more stays nearer to the old classifier.")] = 0.1,
+    ridge: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R", help="Of --fit: more stays nearer to the old classifier; else what suits images held out."
+        ),
+    ] = None,
     distil: Annotated[
         str | None,
         typer.Option(metavar="DIR|NAME:DIR", help="Other images, without labels, on which it learns from MODEL."),
@@ -93,7 +103,7 @@ def convert(
     """Turn a trained classifier into one whose attention can be read, without training, and measure the change.
 
     The mean over the cells becomes the part maps of BR-NPA, the trained classifier is shared by the parts, and for
-    finer maps the last strides become dilation.
+    finer maps the last strides become dilation. The parts take shares of the logits of MODEL, to which they add up.
     """
     from xattn.cli.loading import advise, load
     from xattn.device import find_device
@@ -103,12 +113,13 @@ def convert(
     from xattn.models.converting import norms_behind, recalibrated, weighting_of
     from xattn.models.fitting import fit as fitted
     from xattn.models.heads import pooling_head
+    from xattn.models.shifting import Shifts
 
     options.check_numbers({"--parts": parts, "--batch-size": batch_size})
     if out.suffix != ".safetensors":
         raise ParameterError(f"--out {out}: must end in .safetensors.")
     options.check_folder(out.parent, out)
-    if fit and not ridge > 0:
+    if fit and ridge is not None and not ridge > 0:
         raise ParameterError(f"--ridge must be positive but is {ridge}.")
     if head == "bcnn" and distil is None:
         raise ParameterError("--head bcnn has attention of its own, which must be trained: pass --distil DIR.")
@@ -130,11 +141,13 @@ def convert(
     cells = _grid(made)
     say(f"{network.name}: {parts} parts on a grid of {cells[0]}x{cells[1]}, checked against the network itself")
     if weighting_of(made) == "coverage":
-        say(
-            "each part counts as much as it covers, the last one for what the others leave: the pooling changes nothing"
-        )
+        say("each part counts as much as it covers, the last one for what the others leave")
+    shifted = any(isinstance(module, Shifts) for module in made.modules())
+    if shifted:
+        say("its strides cannot become dilation, so it runs on shifted copies of each image, unchanged")
     result: dict[str, Any] = {
-        "model": network.name, "parts": parts, "resolution": resolution, "weighting": weighting_of(made), "grid": cells,
+        "model": network.name, "parts": parts, "resolution": resolution, "shifts": shifted,
+        "weighting": weighting_of(made), "grid": cells,
     }  # fmt: skip
     cost = relative_cost(network.model, made, _one(made) if x is None else x[:1])
     result["cost"] = round(cost, 3)
@@ -151,9 +164,9 @@ def convert(
             result["recalibrated"] = _measure(network, made, data, known, batch_size, say, warn, "recalibrated")
     if fit:
         images = (x for x, _ in batches(fit, network.spec, batch_size, warn=warn))
-        count = fitted(network.model, made, (x.to(_place(made)) for x in images), spec=network.spec, ridge=ridge)
-        say(f"the classifier was fitted to what {network.name} says of {count} images")
-        result["fitted_on"] = count
+        found = fitted(network.model, made, (x.to(_place(made)) for x in images), spec=network.spec, ridge=ridge)
+        result |= {"fitted_on": found.images, "ridge": found.ridge}
+        say(_told(found, network.name))
         if data:
             result["fitted"] = _measure(network, made, data, known, batch_size, say, warn, "fitted")
     if distil is not None:
@@ -236,6 +249,16 @@ def _measure(
         n = found.labelled
         say(f"right on {found.right_before / n:.1%} before and {found.right_after / n:.1%} now, of {n} labelled images")
     return found.to_dict()
+
+
+def _told(found: Fit, name: str) -> str:
+    """What came of fitting the classifier."""
+    if found.ridge is None:
+        return f"the classifier stays as it is: no fit to {found.images} images brings it nearer to {name} on others"
+    text = f"the classifier was fitted to what {name} says of {found.images} images"
+    if math.isnan(found.after):
+        return text
+    return f"{text}; on those held out it diverges by {found.after:.2g} in place of {found.before:.2g}"
 
 
 def _place(model: nn.Module) -> Any:

@@ -126,16 +126,15 @@ def _changed(network: Network, head: str | None, parts: int, resolution: str) ->
     import dataclasses
 
     from xattn.models import convert
-    from xattn.models.dilation import dilated, factor_of
+    from xattn.models.converting import finer
+    from xattn.models.dilation import factor_of
 
     spec = network.spec
     name = " ".join([network.name, *([head] if head else []), *([resolution] if resolution != "low" else [])])
     if head is not None:
         made: Any = convert(network.model, head=head, parts=parts, resolution=resolution, spec=spec)
         return dataclasses.replace(network, model=made, spec=made.spec, name=name, original=network)
-    factor = factor_of(resolution)
-    copy = dilated(network.model, factor, feature_layer=spec.feature_layer, input_size=spec.input_size)
-    spec = dataclasses.replace(spec, ran={})
+    copy, spec = finer(network.model, factor_of(resolution), spec=spec)
     return dataclasses.replace(network, model=copy, spec=spec, name=name, original=network)
 
 

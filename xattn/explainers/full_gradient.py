@@ -129,6 +129,11 @@ class FullGrad(Explainer):
 
         def add(term: Tensor) -> None:
             if term.ndim == 4:
+                if len(term) != len(maps):
+                    raise NotApplicableError(
+                        f"fullgrad: layers of {type(trace.model).__name__} run on {len(term)} images for {len(maps)} "
+                        "that are explained, as those of a finer copy by shifts do; use input-x-gradient."
+                    )
                 maps.add_(
                     resize(normalize(term.abs(), nan=torch.nan).sum(1, keepdim=True), trace.input_size, "bilinear")
                 )

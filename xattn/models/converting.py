@@ -8,202 +8,28 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from xattn.errors import NotApplicableError, ParameterError
-from xattn.functional.attention import attention_pool
-from xattn.functional.br_npa import coverage_maps
 from xattn.inspection import infer_spec
 from xattn.models.dilated_layers import old_cells
-from xattn.models.dilation import SAME, but_for_rounding, dilate, factor_of
+from xattn.models.dilation import SAME, apart, but_for_rounding, dilate, dilated, factor_of, features_of
 from xattn.models.header import Architecture, Weighting
-from xattn.models.heads import BCNNAttention, BRNPAAttention, Classifier, Head, heads
+from xattn.models.heads import Classifier, heads
+from xattn.models.shared_heads import (
+    CoverageAttention,
+    Everywhere,
+    MeanHead,
+    SharedBCNNHead,
+    SharedCellHead,
+    SharedHead,
+)
+from xattn.models.shifting import shift
 from xattn.models.split import Split, split
 from xattn.models.trunk import noise
 from xattn.outputs import take
 from xattn.running import evaluating, unwrap
 from xattn.spec import ModelSpec
-
-_WIDEST = 128  # channels inside the attention block of a B-CNN
-
-
-class CoverageAttention(BRNPAAttention):
-    """Part maps of BR-NPA that share every cell out among the parts: a part weighs what it covers."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps (N, P, h, w) of features (N, C, h, w); their mean over the parts is 1 / (h w)."""
-        return coverage_maps(super().forward(features))
-
-
-def _attention(parts: int, weighting: Weighting) -> BRNPAAttention:
-    return BRNPAAttention(parts) if weighting == "equal" else CoverageAttention(parts)
-
-
-class SharedHead(Head):
-    """BR-NPA with a classifier that was trained for the mean: every part goes through it, and the logits are averaged.
-
-    The matrix stands once for each part, W / P, so that further training may tell the parts apart.
-
-    Args:
-        parts: number P of the attention maps.
-        classifier: the linear layer, or the 1x1 convolution behind the pooling, from C' values to K.
-        neck: what lies between pooling and classifier, run for each part.
-        flat: the neck reads (N, C) and not (N, C, 1, 1).
-        weighting: of the parts.
-    """
-
-    name = "brnpa"
-
-    def __init__(
-        self,
-        parts: int,
-        classifier: nn.Linear | nn.Conv2d,
-        neck: nn.Module | None = None,
-        *,
-        flat: bool = True,
-        weighting: Weighting = "equal",
-    ) -> None:
-        matrix, bias = classifier.weight.detach().flatten(1), classifier.bias
-        super().__init__(matrix.shape[1], len(matrix), parts, 0.0, bias=bias is not None)
-        self.classifier = self.classifier.to(matrix.device, matrix.dtype)
-        self.classifier.weight.data = matrix.repeat(1, parts) / parts
-        if bias is not None:
-            self.classifier.bias.data = bias.detach().clone()
-        self.attention: nn.Module = _attention(parts, weighting)
-        self.neck = neck
-        self.flat = flat
-
-    def maps(self, features: Tensor) -> Tensor:
-        """Maps (N, P, h, w) to pool by."""
-        maps: Tensor = self.attention(features)
-        return maps
-
-    def embed(self, features: Tensor) -> Tensor:
-        """Weighted mean of the features for each part, through the neck (N, P * C')."""
-        maps = self.maps(features)
-        vectors = attention_pool(features, maps)
-        if self.neck is None:
-            return vectors.flatten(1)
-        # A neck need not be linear: it reads the mean of a part, and its weight comes after it.
-        weight = maps.sum((2, 3)).to(vectors.dtype)[:, :, None]
-        flat = (vectors / weight.clamp(min=1e-12)).flatten(0, 1)
-        made: Tensor = self.neck(flat if self.flat else flat[:, :, None, None])
-        return (made.flatten(1).unflatten(0, vectors.shape[:2]) * weight).flatten(1)
-
-    @torch.no_grad()
-    def correct(self, matrix: Tensor) -> None:
-        """Add a matrix (K, P * C') to the classifier."""
-        self.classifier.weight += matrix
-
-
-class SharedBCNNHead(SharedHead):
-    """B-CNN (Hu et al. 2019, WS-DAN, arXiv:1901.09891) with a classifier that was trained for the mean.
-
-    The attention is random, about one at every place, and has to be trained; the same for every conversion, so that a
-    run of training can be repeated. Unlike the published one its block is narrow where the features have many channels.
-
-    Args:
-        parts: number P of the attention maps.
-        classifier: as for `SharedHead`, as are the others.
-        neck: what lies between pooling and classifier, run for each part.
-        channels: channels C of the feature map.
-        flat: the neck reads (N, C) and not (N, C, 1, 1).
-    """
-
-    name = "bcnn"
-
-    def __init__(
-        self,
-        parts: int,
-        classifier: nn.Linear | nn.Conv2d,
-        neck: nn.Module | None = None,
-        *,
-        channels: int,
-        flat: bool = True,
-    ) -> None:
-        super().__init__(parts, classifier, neck, flat=flat)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            attention = BCNNAttention(channels, parts, min(channels, _WIDEST))
-        nn.init.ones_(attention.conv.bias)  # type: ignore[arg-type]
-        self.attention = attention.to(self.classifier.weight.device, self.classifier.weight.dtype)
-
-    def maps(self, features: Tensor) -> Tensor:
-        """Maps (N, P, h, w) to pool by: the mean over the cells of what they weigh."""
-        return super().maps(features) / features[0, 0].numel()
-
-
-class SharedCellHead(nn.Module):
-    """BR-NPA for a classifier that reads each cell before the mean is taken, as in SqueezeNet (arXiv:1602.07360).
-
-    Class scores of the cells are averaged by the attention maps instead, and over the parts.
-
-    Attributes:
-        rest: a linear layer over the parts, whose output is added; None unless there is something to correct.
-
-    Args:
-        parts: number P of the attention maps.
-        classifier: the 1x1 convolution.
-        rectified: only positive scores of a cell count, as a ReLU behind the classifier has it.
-        weighting: of the parts.
-    """
-
-    name = "brnpa"
-
-    def __init__(self, parts: int, classifier: nn.Conv2d, *, rectified: bool, weighting: Weighting = "equal") -> None:
-        super().__init__()
-        self.parts = parts
-        self.classifier = copy.deepcopy(classifier)
-        self.attention = _attention(parts, weighting)
-        self.rectified = rectified
-        self.rest: nn.Linear | None = None
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (N, K) of features (N, C, h, w)."""
-        scores: Tensor = self.classifier(features)
-        maps: Tensor = self.attention(features)
-        scores = scores.relu() if self.rectified else scores
-        logits = attention_pool(scores, maps.mean(1, keepdim=True)).flatten(1)
-        return logits if self.rest is None else logits + self.rest(attention_pool(features, maps).flatten(1))
-
-    def embed(self, features: Tensor) -> Tensor:
-        """Weighted mean of the features for each part (N, P * C)."""
-        return attention_pool(features, self.attention(features)).flatten(1)
-
-    @torch.no_grad()
-    def correct(self, matrix: Tensor) -> None:
-        """Add what a matrix (K, P * C) makes of the parts to the logits."""
-        if self.rest is None:
-            self.add_rest()
-        self.rest.weight += matrix  # type: ignore[union-attr]
-
-    def add_rest(self) -> None:
-        """Make room for a correction, which is zero at first."""
-        like = self.classifier.weight
-        self.rest = nn.Linear(self.parts * like.shape[1], len(like), bias=False, device=like.device, dtype=like.dtype)
-        nn.init.zeros_(self.rest.weight)
-
-    def extra_repr(self) -> str:
-        """Options, for the printed model."""
-        return f"parts={self.parts}, rectified={self.rectified}"
-
-
-class _Everywhere(nn.Module):
-    """Attention maps that cover everything: pooling by them is the mean.
-
-    Args:
-        parts: number of maps.
-        summed: pooling sums up what the maps weigh, so that each is one over the number of cells; else it is the mean.
-    """
-
-    def __init__(self, parts: int, *, summed: bool) -> None:
-        super().__init__()
-        self.parts = parts
-        self.summed = summed
-
-    def forward(self, features: Tensor) -> Tensor:
-        n, _, h, w = features.shape
-        return features.new_full((n, self.parts, h, w), 1 / (h * w) if self.summed else 1.0)
 
 
 def convert(
@@ -212,17 +38,17 @@ def convert(
     head: str = "brnpa",
     parts: int = 3,
     resolution: str = "low",
-    weighting: str = "auto",
+    weighting: str | None = None,
     spec: ModelSpec | None = None,
     x: Tensor | None = None,
 ) -> Classifier:
     """Turn a trained classifier into one whose attention can be read, without training (arXiv:2106.02566).
 
     The mean over the cells is replaced by the part maps of BR-NPA, and the trained linear classifier is shared by the
-    parts: logits = mean over parts of W part + b. With a finer resolution the last strides become dilation. That this
-    is the same network but for the pooling is checked: its old cells keep their values, and with attention everywhere
-    its logits are those of the model. What it costs in accuracy differs from network to network; `xattn convert`
-    measures it.
+    parts: logits = mean over parts of W part + b. With a finer resolution the last strides become dilation, or, where
+    layers cannot skip cells, the network runs on shifted copies of the image. That this is the same network but for the
+    pooling is checked: its old cells keep their values, and with attention everywhere its logits are those of the
+    model. What it costs in accuracy differs from network to network; `xattn convert` measures it.
 
     >>> import xattn
     >>> net = xattn.create_model("tiny-cnn", num_classes=5)
@@ -235,11 +61,11 @@ def convert(
             `xattn convert --distil` does.
         parts: number P of attention maps.
         resolution: `"low"` for the grid of the model, `"x2"`, `"x4"` or `"x8"` for a finer one; `"high"` is `"x4"`.
-        weighting: `"equal"`: all parts count the same, as in BR-NPA, so that cells that resemble no part hardly count.
-            `"coverage"`: a part counts as much as it covers, and the last of the parts has what the others leave, so
-            that the logits stay those of the mean and the parts say how they come about; behind layers between pooling
-            and classifier that holds about. `"auto"` is `"coverage"` where the classifier reads each cell before the
-            mean, as in SqueezeNet, and `"equal"` elsewhere.
+        weighting: `"coverage"`: a part counts as much as it covers, and the last of the parts has what the others
+            leave, so that the logits stay those of the mean and the parts say how they come about; behind layers
+            between pooling and classifier that are not linear it holds about. `"equal"`: all parts count the same, as
+            in BR-NPA, so that cells that resemble no part hardly count. None is `"coverage"` for brnpa, and `"equal"`
+            for bcnn, which knows no other.
         spec: facts about the model; None takes `model.spec` or finds them.
         x: images (N, C, H, W) in the model's normalized space to check with; None is noise.
 
@@ -250,8 +76,8 @@ def convert(
         NotApplicableError: for another kind of network, saying what stands in the way.
         ParameterError: if the strides of the model do not make that resolution.
     """
-    if weighting not in ("auto", "equal", "coverage"):
-        raise ParameterError(f"weighting must be one of auto, equal, coverage but is '{weighting}'.")
+    if weighting not in (None, "equal", "coverage"):
+        raise ParameterError(f"weighting must be one of coverage, equal but is '{weighting}'.")
     if head not in ("brnpa", "bcnn"):
         heads.get(head)
         raise ParameterError(f"convert: head {head} is none that a trained classifier can be shared by; choose brnpa.")
@@ -277,13 +103,55 @@ def convert(
     return made
 
 
+def finer(model: nn.Module, factor: int, *, spec: ModelSpec, x: Tensor | None = None) -> tuple[nn.Module, ModelSpec]:
+    """A copy of a network whose feature map is finer, for methods that read it, and what is known of the copy.
+
+    By dilation where the layers can skip cells; else, for a network that pools by the mean and classifies linearly, by
+    shifts of the image, whose cells are pooled together.
+
+    Args:
+        model: stays as it is.
+        factor: how many times finer, 2, 4 or 8.
+        spec: facts about the model, with its feature layer.
+        x: images (N, C, H, W) to check with; None is noise.
+
+    Raises:
+        NotApplicableError: for a network that cannot be made finer, with what stands in the way of dilation.
+        ParameterError: if its strides do not make that factor.
+    """
+    try:
+        made = dilated(model, factor, feature_layer=spec.feature_layer or "", input_size=spec.input_size, x=x)
+    except (NotApplicableError, ParameterError) as error:
+        if isinstance(model, Classifier) or not spec.feature_layer:
+            raise
+        x = noise(model, spec.input_size) if x is None else x
+        try:
+            return _pooled(model, spec, factor, x)
+        except (NotApplicableError, ParameterError):
+            raise error from None
+    return made, dataclasses.replace(spec, ran={})
+
+
+def _pooled(model: nn.Module, spec: ModelSpec, factor: int, x: Tensor) -> tuple[Classifier, ModelSpec]:
+    """A network taken apart and put together again with a finer map, pooled by the mean as before."""
+    taken = _taken(model, spec, factor, x)
+    made = Classifier(taken.trunk, MeanHead(taken), dataclasses.replace(spec, output=(), evidence={}, ran={})).eval()
+    _prove(model, spec, made, x)
+    with torch.no_grad():
+        wanted, found = features_of(model, spec.feature_layer or "", x), taken.trunk(x)
+    if apart(wanted, found, factor, old_cells(taken.trunk)) > SAME:
+        raise NotApplicableError(f"{type(model).__name__}: layer '{spec.feature_layer}' is not the one that is pooled.")
+    linear = taken.neck is None and not taken.rectified
+    return made, made.spec if linear else dataclasses.replace(made.spec, classifier=None)
+
+
 def weighting_of(made: Classifier) -> Weighting:
     """How the parts of a converted network are weighted."""
     return "coverage" if isinstance(made.head.attention, CoverageAttention) else "equal"
 
 
 def _built(
-    model: nn.Module, spec: ModelSpec, name: str, parts: int, factor: int, weighting: str, x: Tensor
+    model: nn.Module, spec: ModelSpec, name: str, parts: int, factor: int, weighting: str | None, x: Tensor
 ) -> Classifier:
     """The converted network, on copies of the layers."""
     kind = type(model).__name__
@@ -293,14 +161,9 @@ def _built(
         raise NotApplicableError(
             f"{kind} cannot be converted: it is a transformer, whose features are tokens; use a CNN."
         )
-    made = copy.deepcopy(model)
-    if isinstance(made, Classifier):
-        taken = Split(made.backbone, None, True, made.head.classifier)  # type: ignore[arg-type]
-    else:
-        taken = split(made, spec, x)
-    dilate(taken.trunk, factor, x, kind=kind)
+    taken = _taken(model, spec, factor, x)
     head: Any
-    chosen: Weighting = "coverage" if weighting == "coverage" or (weighting == "auto" and taken.cells) else "equal"
+    chosen: Weighting = "equal" if weighting == "equal" else "coverage"
     if taken.cells and name == "bcnn":
         raise NotApplicableError(f"{kind} cannot be converted to bcnn: its classifier reads each cell; use brnpa.")
     if name == "bcnn":
@@ -314,6 +177,25 @@ def _built(
     return Classifier(taken.trunk, head, dataclasses.replace(spec, output=(), evidence={}, ran={})).eval()
 
 
+def _taken(model: nn.Module, spec: ModelSpec, factor: int, x: Tensor) -> Split:
+    """A copy of a model taken apart, its features finer: by dilation, or by shifts where layers cannot skip cells."""
+
+    def copied() -> Split:
+        made = copy.deepcopy(model)
+        if isinstance(made, Classifier):
+            return Split(made.backbone, None, True, made.head.classifier)  # type: ignore[arg-type]
+        return split(made, spec, x)
+
+    taken, kind = copied(), type(model).__name__
+    try:
+        dilate(taken.trunk, factor, x, kind=kind)
+    except (NotApplicableError, ParameterError):
+        taken = copied()
+        if not isinstance(taken.trunk, fx.GraphModule) or not shift(taken.trunk, factor, x):
+            raise
+    return taken
+
+
 @torch.no_grad()
 def _prove(model: nn.Module, spec: ModelSpec, made: Classifier, x: Tensor) -> None:
     """Check that the logits are those of the model where attention is everywhere on the old cells."""
@@ -322,7 +204,7 @@ def _prove(model: nn.Module, spec: ModelSpec, made: Classifier, x: Tensor) -> No
         with evaluating(model):
             wanted = take(model(x), spec.output or None)
         logits = everywhere(made)(x)
-        spread = wanted.max() - wanted.min() if wanted.numel() > 1 else wanted.abs().max()  # one logit has none
+        spread = wanted.max() - wanted.min() if wanted.shape[1] > 1 else wanted.abs().max()  # one logit has none
         return (
             float((logits - wanted).abs().max() / spread.clamp(min=1e-12))
             if logits.shape == wanted.shape
@@ -350,9 +232,11 @@ def everywhere(converted: Classifier) -> nn.Module:
     Args:
         converted: by `convert`; its layers are shared.
     """
-    head = copy.copy(converted.head)
-    attention = _Everywhere(int(head.parts), summed=not isinstance(head, SharedBCNNHead))  # type: ignore[arg-type]
-    head._modules = {**converted.head._modules, "attention": attention}
+    head: nn.Module = converted.head
+    if not isinstance(head, MeanHead):
+        head = copy.copy(head)
+        attention = Everywhere(int(head.parts), summed=not isinstance(head, SharedBCNNHead))  # type: ignore[arg-type]
+        head._modules = {**converted.head._modules, "attention": attention}
     return nn.Sequential(converted.backbone, _Cells(old_cells(converted.backbone)), head).eval()
 
 
@@ -401,7 +285,7 @@ def norms_behind(model: nn.Module) -> list[nn.BatchNorm2d]:
     if not norms:
         raise NotApplicableError(
             "recalibrated: no batch norm lies behind a layer with dilation, so there is nothing to take anew; leave it "
-            "out, or convert with a finer resolution."
+            "out."
         )
     return norms
 

@@ -2,9 +2,10 @@
 
 Behind a stride that is removed every layer works at a rate r: its input has r times the cells of before in each
 direction, and the cells (r i + o, r j + o) are those of before. Where the first one stands, o, is chosen so that the
-new cells look at where they stand, to half a cell: a layer that pads both sides alike reads around the first cell
-(o = 0), one that pads the end alone, as TensorFlow does, or not at all reads around a later one, and with o = 0 the
-last cells would look past the image and all maps be drawn too far up and left.
+new cells look at where they stand, in the middle of the image to half a cell: a layer that pads both sides alike reads
+around the first cell (o = 0), one that pads the end alone, as TensorFlow does, or not at all reads around a later one,
+and with o = 0 the last cells would look past the image and all maps be drawn too far up and left. Where the strides do
+not divide the image, the new map covers more of it than there is, or less, by the same at both ends.
 
 A layer that looks at several cells must skip r - 1 of r of them. Convolutions and max pools do so by their dilation;
 all other layers, also those that look at all cells at once such as squeeze-excite, run as they are on each of the r x r
@@ -13,7 +14,9 @@ interleaved grids (Shelhamer et al. 2017, arXiv:1605.06211, sec. 3.2), so that e
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -89,9 +92,9 @@ def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "",
     if factor == 1:
         return
     kind = kind or type(model).__name__
-    before, original = _features(model, feature_layer, x), copy.deepcopy(model)
+    before, original = features_of(model, feature_layer, x), copy.deepcopy(model)
     units = _units(model, feature_layer, x, kind)
-    rates = _rates(units, factor, kind)
+    rates = _rates(units, factor, before.shape[2], kind)
     for name, unit in units.items():
         rate = rates(unit.before)
         stride = unit.stride if unit.before in rates.removed else 1
@@ -99,7 +102,8 @@ def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "",
         if rate * stride > 1:
             spread(model.get_submodule(name), rate, stride, f"{kind}: layer '{name}'", first=first)
     try:
-        after = _features(model, feature_layer, x)
+        with contextlib.redirect_stderr(io.StringIO()):  # where a traced network tells of what is told below
+            after = features_of(model, feature_layer, x)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:  # whatever foreign code raises
         raise NotApplicableError(
             f"{kind} does not run with its last strides as dilation ({str(error).splitlines()[0][:200]}); use "
@@ -113,19 +117,21 @@ def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "",
         )
 
     def difference(old: nn.Module, new: nn.Module, x: Tensor) -> float:
-        return _difference(_features(old, feature_layer, x), _features(new, feature_layer, x), factor, old_cells(new))
+        return apart(features_of(old, feature_layer, x), features_of(new, feature_layer, x), factor, old_cells(new))
 
-    apart = but_for_rounding(_difference(before, after, factor, old_cells(model)), difference, original, model, x)
-    if not apart <= SAME:
+    found = but_for_rounding(apart(before, after, factor, old_cells(model)), difference, original, model, x)
+    if not found <= SAME:
         raise NotApplicableError(
-            f"{kind}: with dilation its old cells differ by {apart:.1e} of the spread of its features, so it would be "
+            f"{kind}: with dilation its old cells differ by {found:.1e} of the spread of its features, so it would be "
             "another network. Use resolution low."
         )
 
 
-def _difference(old: Tensor, new: Tensor, factor: int, cells: slice) -> float:
+def apart(old: Tensor, new: Tensor, factor: int, cells: slice) -> float:
     """How far features (N, C, h, w) are from the old cells of a finer map, in shares of their spread."""
     kept = new[:, :, cells.start :: factor, cells.start :: factor]
+    if kept.shape != old.shape:
+        return math.inf
     return float((kept - old).abs().max()) / max(float(old.max() - old.min()), 1e-12)
 
 
@@ -215,13 +221,19 @@ def _by_position(call: Call, result: Tensor) -> bool:
 
 def _units(model: nn.Module, feature_layer: str, x: Tensor, kind: str) -> dict[str, _Unit]:
     """Run a model up to its features and find the layers that look at several cells, in the order of their calls."""
+    return _choose(model, _watched(model, feature_layer, x), feature_layer, kind)
+
+
+def _watched(model: nn.Module, feature_layer: str, x: Tensor) -> _Seen:
+    """What one pass of a model shows of its layers up to its features."""
     seen, stack = _Seen(), [""]
     watch = _Watch(seen, stack)
     handles = []
 
     def enter(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            stack.append(name)
+            if watch.active:  # not while a layer is tried alone
+                stack.append(name)
 
         return hook
 
@@ -259,7 +271,7 @@ def _units(model: nn.Module, feature_layer: str, x: Tensor, kind: str) -> dict[s
     finally:
         for handle in handles:
             handle.remove()
-    return _choose(model, seen, feature_layer, kind)
+    return seen
 
 
 def _grid(x: Tensor) -> tuple[int, int]:
@@ -371,8 +383,8 @@ class _Rates:
         return rate
 
 
-def _rates(units: dict[str, _Unit], factor: int, kind: str) -> _Rates:
-    """Choose the last strides whose product is the factor."""
+def _rates(units: dict[str, _Unit], factor: int, cells: int, kind: str) -> _Rates:
+    """Choose the last strides whose product is the factor, for a map of so many cells in height."""
     steps: dict[int, int] = {}
     for unit in units.values():
         if unit.stride > 1:
@@ -390,59 +402,68 @@ def _rates(units: dict[str, _Unit], factor: int, kind: str) -> _Rates:
             f"{kind}: its strides (from the last one back: {strides}) do not make a map that is {factor} times finer; "
             "choose another resolution."
         )
-    return _Rates(removed, _first(units, removed))
+    return _Rates(removed, _first(units, removed, cells))
 
 
-def _first(units: dict[str, _Unit], removed: dict[int, int]) -> dict[int, int]:
-    """How many new cells come before the first old one at each removed stride: together, how far the layers look on."""
+def _first(units: dict[str, _Unit], removed: dict[int, int], cells: int) -> dict[int, int]:
+    """How many new cells come before the first old one at each removed stride.
+
+    Together as many as the layers look on; and where the new map has more cells than the one that the strides began
+    with, or fewer, since these do not divide it, its middle stays where that of the image is.
+    """
     factor = math.prod(removed.values())
-    cells = min(max(math.floor(_middle(units, removed) + 0.5), 0), factor - 1)
+    further = _middle(units, removed) + (factor * cells - max(removed)) / 2
+    place = min(max(math.floor(further + 0.5), 0), factor - 1)
     first, rate = {}, 1
     for before, stride in sorted(removed.items(), reverse=True):
-        first[before] = cells // rate % stride
+        first[before] = place // rate % stride
         rate *= stride
     return first
 
 
-def _middle(units: dict[str, _Unit], strides: dict[int, int], unknown: float = 0.0) -> float:
+def _middle(units: dict[str, _Unit], strides: dict[int, int]) -> float:
     """How far the layers of some strides look on, in cells of the first of them.
 
     What several layers do with the same map, such as a block and its shortcut, counts by its mean.
-
-    Args:
-        units: the layers.
-        strides: by the cells before them.
-        unknown: what counts where no layer tells, as a share of the other cells under the stride.
     """
     rate, middle = 1, 0.0
     for before, stride in sorted(strides.items(), reverse=True):
         found = [u.displacement for u in units.values() if u.before == before and u.stride > 1]
         known = [d for d in found if d is not None]
-        middle += rate * (sum(known) / len(known) if known else unknown * (stride - 1))
+        middle += rate * sum(known) / max(len(known), 1)
         rate *= stride
     return middle
 
 
-def looks_at(model: nn.Module, x: Tensor, kind: str) -> float | None:
+def looks_at(model: nn.Module, x: Tensor) -> float | None:
     """How far the middle of what the first cell of a network's map reads lies behind the first pixel, in pixels.
 
     Args:
         model: the part of a network that makes its features.
         x: images (N, C, H, W).
-        kind: how messages call the network.
 
     Returns:
-        By kernel and padding of the layers with strides; None where the layers cannot be told.
+        By kernel and padding of the layers with strides; None where these do not make its resolution.
     """
-    try:
-        units = _units(model, "", x, kind)
-    except NotApplicableError:
-        return None
-    return _middle(units, {u.before: u.stride for u in units.values() if u.stride > 1}, 0.5)
+    seen = _watched(model, "", x)
+    strided: dict[int, list[tuple[int, float]]] = {}
+    for name, ((before, _), after) in seen.grids.items():
+        module = model.get_submodule(name)
+        further = displacement(module, before)
+        if after is not None and further is not None and (stride := pair(getattr(module, "stride", 1))[0]) > 1:
+            strided.setdefault(before, []).append((stride, further))
+    # Beside the way that leads to the map others may lower the resolution at once, and further.
+    middle, rate = 0.0, 1
+    for before in sorted(strided, reverse=True):
+        stride = min(stride for stride, _ in strided[before])
+        known = [further for other, further in strided[before] if other == stride]
+        middle += rate * sum(known) / len(known)
+        rate *= stride
+    return middle if rate == stride_of(model, x, features_of(model, "", x).shape[2]) else None
 
 
 @torch.no_grad()
-def _features(model: nn.Module, feature_layer: str, x: Tensor) -> Tensor:
+def features_of(model: nn.Module, feature_layer: str, x: Tensor) -> Tensor:
     """Output (N, C, h, w) of the feature layer."""
     found: list[Tensor] = []
 

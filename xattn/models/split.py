@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ def split(model: nn.Module, spec: ModelSpec, x: Tensor) -> Split:
     kind = type(model).__name__
     name = spec.classifier
     if name is None:
-        found = spec.evidence.get("classifier")
-        raise NotApplicableError(f"{kind} cannot be converted: {found.why if found else 'no classifier is known'}.")
+        with evaluating(model), torch.no_grad():
+            return _Joined(model, spec, x).split()
     classifier = model.get_submodule(name)
     if not isinstance(classifier, (nn.Linear, nn.Conv2d)):
         raise NotApplicableError(f"{kind} cannot be converted: '{name}' is {type(classifier).__name__}, not linear.")
@@ -72,6 +73,11 @@ class _Values(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.kept: dict[fx.Node, Any] = {}
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        """Arguments of a call, with lists of their own: layers may write into them, as those of HRNet do."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(_own(a) for a in args), {key: _own(a) for key, a in kwargs.items()}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -90,17 +96,76 @@ class _Tracer(fx.Tracer):
         return module_qualified_name not in self.opened
 
 
-class _Splitter:
-    def __init__(
-        self, model: nn.Module, spec: ModelSpec, x: Tensor, name: str, classifier: nn.Linear | nn.Conv2d
-    ) -> None:
-        self.model, self.spec, self.x, self.name, self.classifier = model, spec, x, name, classifier
+class _Traced:
+    """A model whose forward is a graph, with what each node of it gives."""
+
+    def __init__(self, model: nn.Module, spec: ModelSpec, x: Tensor) -> None:
+        self.model, self.spec, self.x = model, spec, x
         self.kind = type(model).__name__
-        parts = name.split(".")
-        self.opened = {".".join(parts[:depth]) for depth in range(1, len(parts))}
+        self.opened: set[str] = set()
 
     def refuse(self, why: str) -> NotApplicableError:
         return NotApplicableError(f"{self.kind} cannot be converted: {why}.")
+
+    def _trace(self) -> None:
+        _, *others = inspect.signature(self.model.forward).parameters.values()
+        fixed = {p.name: p.default for p in others if p.default is not p.empty}
+        try:
+            tracer = _Tracer(self.opened)
+            self.graph = tracer.trace(self.model, concrete_args=fixed or None)
+            self.module = fx.GraphModule(self.model, self.graph)
+            run = _Values(self.module)
+            output = run.run(self.x)
+        except Exception as error:  # whatever a foreign forward raises when it meets a symbol
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")
+            raise self.refuse(f"its forward cannot be followed ({type(error).__name__}: {reason})") from None
+        self.values = run.kept
+        self.logits = take(output, self.spec.output or None)
+
+    def _is_mean(self, pooled: fx.Node, features: fx.Node) -> bool:
+        value, maps = self.values[pooled], self.values[features]
+        return isinstance(value, Tensor) and _equal(value.flatten(1), maps.mean((2, 3)))
+
+    def _trunk(self, features: fx.Node) -> nn.Module:
+        """The model up to its features, as a layer."""
+        needed, todo = set(), [features]
+        while todo:
+            node = todo.pop()
+            if node not in needed:
+                needed.add(node)
+                todo += node.all_input_nodes
+        nodes = [n for n in self.graph.nodes if n in needed and n.op != "placeholder"]
+        images = [n for n in self.graph.nodes if n.op == "placeholder"]
+        trunk = self._part(nodes, images[0], features, "Trunk")
+        if not torch.equal(trunk(self.x), self.values[features]):
+            raise self.refuse("its layers up to the pooling alone do not give its features")
+        return trunk
+
+    def _part(self, nodes: list[fx.Node], first: fx.Node, last: fx.Node, name: str) -> nn.Module:
+        """Some nodes as a module of one input."""
+        graph = fx.Graph()
+        copied = {first: graph.placeholder("x")}
+        for node in nodes:
+            constants = [n for n in node.all_input_nodes if n not in copied]
+            if any(n.op != "get_attr" for n in constants):
+                raise self.refuse(f"{constants[0].name} leads around its pooling")
+            for n in constants:
+                copied[n] = graph.node_copy(n)
+            copied[node] = graph.node_copy(node, lambda n: copied[n])
+        graph.output(copied[last])
+        return fx.GraphModule(self.model, graph, class_name=name)
+
+
+class _Splitter(_Traced):
+    """By the one layer that gives the class scores."""
+
+    def __init__(
+        self, model: nn.Module, spec: ModelSpec, x: Tensor, name: str, classifier: nn.Linear | nn.Conv2d
+    ) -> None:
+        super().__init__(model, spec, x)
+        self.name, self.classifier = name, classifier
+        parts = name.split(".")
+        self.opened = {".".join(parts[:depth]) for depth in range(1, len(parts))}
 
     def split(self) -> Split:
         for _ in range(_DEEPEST):
@@ -119,21 +184,6 @@ class _Splitter:
                     continue
             return self._behind_pooling(features, way)
         raise self.refuse("its pooling lies too deep inside of other layers")
-
-    def _trace(self) -> None:
-        _, *others = inspect.signature(self.model.forward).parameters.values()
-        fixed = {p.name: p.default for p in others if p.default is not p.empty}
-        try:
-            tracer = _Tracer(self.opened)
-            self.graph = tracer.trace(self.model, concrete_args=fixed or None)
-            self.module = fx.GraphModule(self.model, self.graph)
-            run = _Values(self.module)
-            output = run.run(self.x)
-        except Exception as error:  # whatever a foreign forward raises when it meets a symbol
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")
-            raise self.refuse(f"its forward cannot be followed ({type(error).__name__}: {reason})") from None
-        self.values = run.kept
-        self.logits = take(output, self.spec.output or None)
 
     def _node(self) -> fx.Node:
         """The one call of the classifier."""
@@ -161,10 +211,6 @@ class _Splitter:
             node = before[0]
             if _is_map(self.values[node]):
                 return
-
-    def _is_mean(self, pooled: fx.Node, features: fx.Node) -> bool:
-        value, maps = self.values[pooled], self.values[features]
-        return isinstance(value, Tensor) and _equal(value.flatten(1), maps.mean((2, 3)))
 
     def _behind_pooling(self, features: fx.Node, way: list[fx.Node]) -> Split:
         pooled = way[-1]
@@ -197,34 +243,62 @@ class _Splitter:
         if not _equal(values, self.logits):
             raise self.refuse(f"its class scores are not what its classifier '{self.name}' gives")
 
-    def _trunk(self, features: fx.Node) -> nn.Module:
-        """The model up to its features, as a layer."""
-        needed, todo = set(), [features]
+
+class _Joined(_Traced):
+    """Where several layers give the class scores together, such as the two heads of RepViT: shown to be linear."""
+
+    def split(self) -> Split:
+        self._trace()
+        last = next(n for n in self.graph.nodes if n.op == "output").args[0]
+        if not isinstance(last, fx.Node):
+            raise self.unknown()
+        tail, maps = self._tail(last)
+        if len(maps) != 1 or len(readers := [n for n in tail if maps[0] in n.all_input_nodes]) != 1:
+            raise self.unknown()
+        pooled, features = readers[0], maps[0]
+        if pooled is last or not self._is_mean(pooled, features):
+            raise self.unknown()
+        whole = self._part([n for n in self.graph.nodes if n in tail and n is not pooled], pooled, last, "Tail")
+        return Split(self._trunk(features), None, True, self._linear(whole, self.values[pooled]))
+
+    def unknown(self) -> NotApplicableError:
+        found = self.spec.evidence.get("classifier")
+        return self.refuse(found.why if found else "no classifier is known")
+
+    def _tail(self, last: fx.Node) -> tuple[set[fx.Node], list[fx.Node]]:
+        """All calls that lead from maps to a node, itself included, and these maps."""
+        tail, maps, todo = set(), [], [last]
         while todo:
             node = todo.pop()
-            if node not in needed:
-                needed.add(node)
+            if node in tail or node in maps:
+                continue
+            if _is_map(self.values.get(node)):
+                maps.append(node)
+            else:
+                tail.add(node)
                 todo += node.all_input_nodes
-        nodes = [n for n in self.graph.nodes if n in needed and n.op != "placeholder"]
-        images = [n for n in self.graph.nodes if n.op == "placeholder"]
-        trunk = self._part(nodes, images[0], features, "Trunk")
-        if not torch.equal(trunk(self.x), self.values[features]):
-            raise self.refuse("its layers up to the pooling alone do not give its features")
-        return trunk
+        return tail, maps
 
-    def _part(self, nodes: list[fx.Node], first: fx.Node, last: fx.Node, name: str) -> nn.Module:
-        """Some nodes as a module of one input."""
-        graph = fx.Graph()
-        copied = {first: graph.placeholder("x")}
-        for node in nodes:
-            constants = [n for n in node.all_input_nodes if n not in copied]
-            if any(n.op != "get_attr" for n in constants):
-                raise self.refuse(f"{constants[0].name} leads around its pooling")
-            for n in constants:
-                copied[n] = graph.node_copy(n)
-            copied[node] = graph.node_copy(node, lambda n: copied[n])
-        graph.output(copied[last])
-        return fx.GraphModule(self.model, graph, class_name=name)
+    def _linear(self, tail: nn.Module, vectors: Tensor) -> nn.Linear:
+        """What follows the pooling as one linear layer, by what it gives for each channel alone."""
+        shape, dtype = vectors.shape[1:], vectors.dtype
+        tail, vectors = copy.deepcopy(tail).double(), vectors.double()  # so that a difference keeps its digits
+        units = torch.eye(shape.numel(), dtype=vectors.dtype, device=vectors.device)
+        bias = take(tail(units.new_zeros(1, *shape)), self.spec.output or None)
+        matrix = take(tail(units.unflatten(1, shape)), self.spec.output or None) - bias
+        either = torch.cat([vectors, -vectors])
+        if not _equal(either.flatten(1) @ matrix + bias, take(tail(either), self.spec.output or None)):
+            raise self.unknown()
+        inputs, outputs = matrix.shape
+        layer = nn.Linear(inputs, outputs, dtype=dtype, device=vectors.device)
+        layer.weight.copy_(matrix.T)
+        layer.bias.copy_(bias[0])
+        return layer
+
+
+def _own(value: Any) -> Any:
+    """A value whose lists are those of this call alone."""
+    return [_own(v) for v in value] if isinstance(value, list) else value
 
 
 def _is_map(value: Any) -> bool:
