@@ -63,7 +63,7 @@ def main() -> None:
     found = []
     for head in ("brnpa", "bcnn"):
         title = {"brnpa": "BR-NPA", "bcnn": "B-CNN"}[head]
-        found.append(measured(f"{title}, as converted", convert(model, head=head), model, test))
+        found.append(measured(f"{title}, as converted", convert(model, head=head, weighting="equal"), model, test))
         images = (image for image, _ in small(options.data, "train", options.learn))
         settings = ("--head", head, "--epochs", str(options.epochs), "--lr", str(options.lr), "--batch-size", "16")
         learned = distilled("tiny-cnn", images, options.work / head, *settings)

@@ -3,18 +3,19 @@
     python benchmarks/convert/gap.py DATA [--only NAME] [--work FOLDER]
 
 For each network and resolution: how many of the test images it has right, as published and with 3 parts: those that
-count as much as they cover, those that count the same, and the latter with batch norm's statistics taken anew (finer
-grids only), with the classifier fitted by `xattn.models.fitting`, and distilled by `xattn convert --distil`, all from
-the network itself on other images without labels. Nothing of the test images is used for any of these. Of each network
-and set of images one pass is made, and what the classifier reads is kept in the work folder, so that a run that was
-stopped goes on there. Results go to `gap.json`, the table to `docs/convert.md`;
-rows of what was not asked for stay as they are.
+count as much as they cover and those that count the same, each as converted and with the classifier fitted as `xattn
+convert --fit` does; and the latter with batch norm's statistics taken anew (finer grids only), and distilled by
+`xattn convert --distil`, all from the network itself on other images without labels. Nothing of the test images is used
+for any of these. Of each network and set of images one pass is made, and what the classifier reads is kept in the work
+folder, so that a run that was stopped goes on there. Results go to `gap.json`, the table to `docs/convert.md`; rows of
+what was not asked for stay as they are.
 
-DATA has `imagenet` (40 photographs), `cub-20` (600 train and 585 test photographs) and `tiny-imagenet`, whose images
-are enlarged to 224 pixels for the networks of ImageNet and have 200 of its classes: right of all classes and right of
-these. EfficientNet-Lite0 and SqueezeNet were trained on ImageNet and may have seen the photographs, and those that
-became Tiny-ImageNet, at full size. The network of 20 birds is EfficientNet-Lite0 with a linear classifier that is
-trained here on the 600 photographs with their labels; its fit sees them without.
+DATA has `imagenet` (40 photographs, of which ten views each are another set), `cub-20` (600 train and 585 test
+photographs) and `tiny-imagenet`, whose images are enlarged to 224 pixels for the networks of ImageNet and have 200 of
+its classes: right of all classes and right of these. EfficientNet-Lite0 and SqueezeNet were trained on ImageNet and may
+have seen the photographs, and those that became Tiny-ImageNet, at full size. The network of 20 birds is
+EfficientNet-Lite0 with a linear classifier that is trained here on the 600 photographs with their labels; its fit sees
+them without.
 """
 
 from __future__ import annotations
@@ -45,17 +46,19 @@ from xattn.data.preprocessing import preprocess
 from xattn.files import whole_file
 from xattn.models import create_model
 from xattn.models.agreement import relative_cost
-from xattn.models.converting import CoverageAttention, convert, everywhere, recalibrated
+from xattn.models.converting import convert, everywhere, recalibrated
 from xattn.models.dilated_layers import old_cells
-from xattn.models.fitting import RIDGE, correction
+from xattn.models.fitting import best_ridge, correction, divergence
+from xattn.models.shared_heads import CoverageAttention
 
 RESULTS = Path(__file__).parent / "gap.json"
 PARTS, BATCH = 3, 10
 ORDER = ("tiny-cnn", "squeezenet1_0", "efficientnet_lite0")
 FEW = 200  # images for statistics of batch norm
-RIDGES = (1.0, 0.1, 0.01)  # all are in the JSON, the table has that of `xattn convert`
+READ = {"coverage": ("coverage", "covered"), "equal": ("new", "parts")}  # logits and vectors by weighting
 Images = Iterator[tuple[Image.Image, int]]
 ENLARGED = "Tiny-ImageNet, enlarged"
+VIEWS = {"photographs, ten views": 10}  # images in a row that are of the same photograph, by set
 
 
 # ------------------------------------------------------------------------------------------------------- images
@@ -66,6 +69,17 @@ def photographs(root: Path) -> Images:
     with (root / "imagenet" / "photos.csv").open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
             yield Image.open(root / "imagenet" / "photos" / row["file"]).convert("RGB"), int(row["label"])
+
+
+def ten_views(root: Path) -> Images:
+    """Ten images of each of the 40 photographs: seven eighths of it, middle and corners, and their mirror images."""
+    for image, label in photographs(root):
+        w, h = (7 * side // 8 for side in image.size)
+        left, top = image.width - w, image.height - h
+        for x, y in ((left // 2, top // 2), (0, 0), (left, 0), (0, top), (left, top)):
+            part = image.crop((x, y, x + w, y + h))
+            yield part, label
+            yield part.transpose(Image.Transpose.FLIP_LEFT_RIGHT), label
 
 
 def birds(root: Path, part: str, count: int) -> Images:
@@ -158,7 +172,10 @@ def cases(root: Path) -> list[Case]:
     """What is measured."""
     general = {"birds, train": partial(birds, root, "train", 600), "mosaics": partial(mosaics, root, 300)}
     own_birds = {"birds, train": general["birds, train"]}
-    tests = {"photographs": partial(photographs, root), "birds": partial(birds, root, "test", 585)}
+    tests = {
+        "photographs": partial(photographs, root), "photographs, ten views": partial(ten_views, root),
+        "birds": partial(birds, root, "test", 585),
+    }  # fmt: skip
     own = {"Tiny-ImageNet, train": partial(small, root, "train", 2000)}
     held = {"Tiny-ImageNet": partial(small, root, "val", 1500)}
     squeezenet = partial(create_model, "squeezenet1_0", weights=root / "imagenet" / "squeezenet1_0.safetensors")
@@ -192,8 +209,8 @@ def read(made: Any, images: Callable[[], Images], path: Path) -> dict[str, Tenso
 
     Returns:
         Logits of the network (N, K), by the law those of the old cells, of the converted one, and with parts by what
-        they cover; the mean feature of the old cells and of all (N, C), parts of the converted one (N, P * C), labels
-        (N,).
+        they cover; the mean feature of the old cells and of all (N, C), parts of the converted one and those by what
+        they cover (N, P * C), labels (N,).
     """
     if path.exists():
         kept: dict[str, Tensor] = torch.load(path, weights_only=True)
@@ -210,7 +227,8 @@ def read(made: Any, images: Callable[[], Images], path: Path) -> dict[str, Tenso
         features = made.backbone(x.contiguous(memory_format=torch.channels_last))
         new = {
             "old": before[2](before[1](features)), "new": made.head(features), "coverage": covering(features),
-            "parts": made.head.embed(features), "mean": features[:, :, old, old].mean((2, 3)),
+            "parts": made.head.embed(features), "covered": covering.embed(features),
+            "mean": features[:, :, old, old].mean((2, 3)),
             "whole": features.mean((2, 3)),
             "label": torch.tensor([label for _, label in batch]),
         }  # fmt: skip
@@ -264,11 +282,14 @@ def measure(case: Case, work: Path, own: list[int]) -> list[dict[str, Any]]:
     if case.learn:
         row["distilled_on"] = case.learn
     if case.birds:
-        seen = {name: of_birds(seen["birds, train"], one) for name, one in seen.items() if name != "photographs"}
+        seen = {name: of_birds(seen["birds, train"], one) for name, one in seen.items() if "photo" not in name}
     fitted_on = [seen[name] for name in case.fit]
-    parts = torch.cat([one["parts"] for one in fitted_on])
-    missing = torch.cat([one["old"] - one["new"] for one in fitted_on])
-    matrices = {ridge: correction(parts, missing, ridge) for ridge in RIDGES}
+    matrices: dict[str, Tensor | None] = {}
+    for weighting, (made_by, read_by) in READ.items():
+        vectors, wanted, given = (torch.cat([one[key] for one in fitted_on]) for key in (read_by, "old", made_by))
+        ridge, _ = best_ridge(vectors, wanted, given)
+        matrices[weighting] = None if ridge is None else correction(vectors, wanted - given, ridge)
+        row[f"ridge, {weighting}"] = ridge
     found = []
     for name, images in case.test.items():
         if name not in seen:
@@ -276,8 +297,11 @@ def measure(case: Case, work: Path, own: list[int]) -> list[dict[str, Any]]:
         test = seen[name]
         # The classes of the 20 birds are none of ImageNet's.
         labels = test["label"] if case.birds or name != "birds" else None
-        answers = {"coverage": test["coverage"], "as converted": test["new"]}
-        answers |= {f"fitted, ridge {r:g}": test["new"] + test["parts"] @ d.T for r, d in matrices.items()}
+        answers = {}
+        for weighting, (made_by, read_by) in READ.items():
+            answers[weighting] = test[made_by]
+            matrix = matrices[weighting]
+            answers[f"{weighting}, fitted"] = test[made_by] + (0 if matrix is None else test[read_by] @ matrix.T)
         for stage, network in later.items():
             answers[stage] = read(network, images, folder / f"{name}, {stage}.pt")["new"]
         found.append(row | judged(name, test["old"], answers, labels))
@@ -294,7 +318,8 @@ def judged(name: str, old: Tensor, answers: dict[str, Tensor], labels: Tensor | 
     result: dict[str, Any] = {"images": name, "n": len(old)}
     if labels is not None:
         result["right"] = int((old.argmax(1) == labels).sum())
-    return result | {"stages": {stage: compared(old, new, labels) for stage, new in answers.items()}}
+    views = VIEWS.get(name, 1)
+    return result | {"stages": {stage: compared(old, new, labels, views) for stage, new in answers.items()}}
 
 
 @torch.no_grad()
@@ -332,15 +357,18 @@ def probe(features: Tensor, labels: Tensor, decay: float = 3e-3) -> tuple[Tensor
     return scaled, (bias - scaled @ mean).detach()
 
 
-def compared(old: Tensor, new: Tensor, labels: Tensor | None) -> dict[str, Any]:
-    """Agreement with the network, divergence from it, and points lost with their interval of 95 % where labels are."""
+def compared(old: Tensor, new: Tensor, labels: Tensor | None, views: int) -> dict[str, Any]:
+    """Agreement with the network, divergence from it, and points lost with their interval of 95 % where labels are.
+
+    The interval is over photographs, of which there are so many views in a row.
+    """
     result: dict[str, Any] = {
         "agrees": int((old.argmax(1) == new.argmax(1)).sum()),
-        "kl": round(float((old.softmax(1) * (old.log_softmax(1) - new.log_softmax(1))).sum(1).mean()), 3),
+        "kl": abs(round(float(divergence(old, new).mean()), 3)),
     }
     if labels is not None:
         right = (new.argmax(1) == labels).double()
-        lost = (old.argmax(1) == labels).double() - right
+        lost = ((old.argmax(1) == labels).double() - right).unflatten(0, (-1, views)).mean(1)
         half = 1.96 * float(lost.std()) / math.sqrt(len(lost))
         result |= {"right": int(right.sum()), "lost": round(100 * float(lost.mean()), 2), "half": round(100 * half, 2)}
     return result
@@ -349,22 +377,19 @@ def compared(old: Tensor, new: Tensor, labels: Tensor | None) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- results
 
 
-STAGES = {
-    "coverage": "coverage", "equal": "as converted", "recalibrated": "recalibrated",
-    "fitted": f"fitted, ridge {RIDGE:g}", "distilled": "distilled",
-}  # fmt: skip
+STAGES = ("coverage", "coverage, fitted", "equal", "equal, fitted", "recalibrated", "distilled")
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """All rows in Markdown, at the ridge of `xattn convert`: points lost, and answers that stayed."""
-    stages = {title: stage for title, stage in STAGES.items() if any(stage in row["stages"] for row in found)}
+    """All rows in Markdown: points lost, and answers that stayed."""
+    stages = [stage for stage in STAGES if any(stage in row["stages"] for row in found)]
     lines = [
         "| network | grid | cost | test images | right, as published | " + " | ".join(stages) + " |",
         "| --- " * (5 + len(stages)) + "|",
     ]
     for row in found:
         cells = []
-        for stage in stages.values():
+        for stage in stages:
             made = row["stages"].get(stage)
             cells.append("" if made is None else f"{told(made)}{made['agrees'] / row['n']:.1%}")
         right = f"{row['right'] / row['n']:.1%}" if "right" in row else ""
@@ -387,7 +412,7 @@ def publish(found: list[dict[str, Any]]) -> None:
     rows = {key(row): row for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]}
     rows |= {key(row): row for row in found}
     found = sorted(rows.values(), key=lambda row: ORDER.index(row["network"].partition(",")[0]))
-    head = {"torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__, "ridge": RIDGE}
+    head = {"torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__}
     RESULTS.write_text(json.dumps(head | {"rows": found}, indent=1) + "\n", encoding="utf-8")
     put(DOCS / "convert.md", "gap.py", table(found))
 

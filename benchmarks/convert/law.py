@@ -34,6 +34,7 @@ from xattn.errors import XattnError
 from xattn.files import whole_file
 from xattn.models import timm_models, torchvision_models
 from xattn.models.dilated_layers import old_cells
+from xattn.models.shifting import Shifts
 from xattn.outputs import take
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -87,7 +88,7 @@ def row_at(architecture: catalogue.Architecture, sides: tuple[int, ...]) -> dict
         model, size = architecture.build(sides)
     except Exception as error:  # whatever a library raises
         return row | {"unbuilt": f"{type(error).__name__}: {short(error)}"}
-    x = catalogue.images(size, count=2)
+    x = catalogue.images(size, count=2 if max(size) < 200 else 1)
     row |= {"size": size[0], "parameters": sum(p.numel() for p in model.parameters())}
     try:
         model.spec = xattn.infer_spec(model, x)
@@ -103,6 +104,8 @@ def row_at(architecture: catalogue.Architecture, sides: tuple[int, ...]) -> dict
             continue
         error = difference(model, made, x)
         row[resolution] = {"single": float(f"{error:.2g}")}
+        if any(isinstance(module, Shifts) for module in made.modules()):
+            row[resolution]["shifts"] = True
         if not error <= SINGLE:
             exact = copy.deepcopy(model).double()
             double = xattn.convert(exact, parts=1, resolution=resolution, x=x.double())
@@ -113,14 +116,15 @@ def row_at(architecture: catalogue.Architecture, sides: tuple[int, ...]) -> dict
 # -------------------------------------------------------------------------------------------------- what is tried
 
 
-def everything(largest: int) -> list[catalogue.Architecture]:
+def everything(largest: int, only: str) -> list[catalogue.Architecture]:
     """Every name that torchvision's classification and timm list, the smallest first.
 
     Args:
         largest: networks of more parameters are left out.
+        only: regular expression that names must contain.
     """
     names = [*timm_models.names(), *(f"torchvision/{name}" for name in torchvision_models.names())]
-    sized = sorted((count(name), name) for name in names)
+    sized = sorted((count(name), name) for name in names if re.search(only, name))
     return [architecture(name) for size, name in sized if 0 < size <= largest]
 
 
@@ -191,7 +195,10 @@ def reason(text: str) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """What the rows amount to, in Markdown."""
     built = [row for row in rows if "unbuilt" not in row]
-    lines = ["| resolution | holds | broken | refused | largest difference (float32, float64) |", "| --- " * 5 + "|"]
+    lines = [
+        "| resolution | holds | of these by shifts | broken | refused | largest difference (float32, float64) |",
+        "| --- " * 6 + "|",
+    ]
     refusals: collections.Counter[tuple[str, str]] = collections.Counter()
     broken = [f"`{row['name']}` ({row['failed']})" for row in built if "failed" in row]
     for resolution in RESOLUTIONS:
@@ -205,7 +212,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         double = [c["double"] for n, c in cells.items() if found[n] == "holds" and "double" in c]
         counts = collections.Counter(found.values())
         largest = f"{max(single, default=0):.0e}, {max(double, default=0):.0e} ({len(double)} networks)"
-        lines.append(f"| {resolution} | {counts['holds']} | {counts['broken']} | {counts['refused']} | {largest} |")
+        shifted = sum("shifts" in cell for name, cell in cells.items() if found[name] == "holds")
+        lines.append(
+            f"| {resolution} | {counts['holds']} | {shifted} | {counts['broken']} | {counts['refused']} | {largest} |"
+        )
     unread = sum("refused" in row for row in built)
     text = [
         f"{len(built)} networks with random weights, in {len({row['name'].split('/')[0] for row in built})} libraries "
@@ -237,7 +247,7 @@ def main() -> None:
     tried = [a for a in catalogue.architectures() if a.name.startswith(("torchvision/", "timm/"))]
     tried.sort(key=lambda a: not a.name.startswith("torchvision/"))
     if options.all:
-        tried += everything(round(options.largest * 1e6))
+        tried += everything(round(options.largest * 1e6), options.only)
     for one in tried:
         if time.monotonic() - began > 60 * options.minutes:
             break

@@ -28,6 +28,6 @@ def distilled(name: str, images: Iterator[Image.Image], folder: Path, *options: 
         photographs.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(images):
             image.save(photographs / f"{i:05}.png")
-        command = ["convert", name, "--distil", str(photographs), "--out", str(out), *options]
+        command = ["convert", name, "--distil", str(photographs), "--out", str(out), "--weighting", "equal", *options]
         subprocess.run([sys.executable, "-m", "xattn", *command], check=True)
     return load_model(out)

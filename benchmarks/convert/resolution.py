@@ -11,11 +11,11 @@ deletion of the network itself on the common grid, where the number of cells is 
 are kept by image in the work folder; results go to `resolution.json`, the table to `docs/resolution.md`: means, and
 differences to Grad-CAM of the last layer with intervals of 95 % of the bootstrap over images.
 
-DATA has `cub-20` (boxes of birds; EfficientNet-Lite0 and SqueezeNet were trained on ImageNet, not on these images),
-`magnetic-tile` (masks of defects) and `funnybirds-mini` (masks of rendered birds), each with EfficientNet-Lite0 and a
-linear classifier that is trained here on features of its training images, explained for the class of the label, on test
-images, and `tiny-imagenet` (images of its validation part; `tiny-cnn` was trained on the others). Rows of networks that
-were not asked for stay as they are.
+DATA has `cub-20` (boxes of birds; EfficientNet-Lite0, Lite2 and SqueezeNet were trained on ImageNet, not on these
+images), `magnetic-tile` (masks of defects) and `funnybirds-mini` (masks of rendered birds), each with
+EfficientNet-Lite0 and a linear classifier that is trained here on features of its training images, explained for the
+class of the label, on test images, and `tiny-imagenet` (images of its validation part; `tiny-cnn` was trained on the
+others). Rows of networks that were not asked for stay as they are.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ CASES = {
         "tiny-cnn", "tiny-imagenet/val-00000-of-00001.parquet", ("backbone.layer2", "backbone.layer3"), FAITHFUL
     ),
     "efficientnet_lite0": Case(_LITE[0], "cub-20/test.parquet", _LITE[1], FAITHFUL),
+    "efficientnet_lite2": Case("efficientnet_lite2", "cub-20/test.parquet", _LITE[1]),
     "squeezenet1_0": Case(
         "squeezenet1_0", "cub-20/test.parquet", ("features.5", "features.10"), FAITHFUL,
         weights="imagenet/squeezenet1_0.safetensors",

@@ -95,14 +95,14 @@ def main() -> None:
         return measured(name, make(), model, test) if options.only in name else known[name]
 
     def fitted(made: Any) -> Any:
-        fit(model, made, (x for x, _ in train), spec=spec)
+        fit(model, made, (x for x, _ in train), spec=spec, ridge=0.1)
         return made
 
     found = [row("`tiny-cnn`, as published", lambda: model)]
     for name, make in (
-        ("3 parts", lambda: convert(model)),
-        ("3 parts, strides removed", lambda: convert(without_strides(), spec=spec)),
-        ("3 parts, dilation", lambda: convert(model, resolution="x4")),
+        ("3 parts", lambda: convert(model, weighting="equal")),
+        ("3 parts, strides removed", lambda: convert(without_strides(), weighting="equal", spec=spec)),
+        ("3 parts, dilation", lambda: convert(model, weighting="equal", resolution="x4")),
     ):
         found.append(row(f"{name}, no training", make))
         found.append(row(f"{name}, fitted", lambda make=make: fitted(make())))  # type: ignore[misc]

@@ -120,7 +120,9 @@ def main() -> None:
         for part in images:
             file = args.cache / f"{resolution}-{part}.pt"
             if not file.is_file():
-                model = convert(create_model("efficientnet_lite0"), parts=PARTS, resolution=resolution)
+                model = convert(
+                    create_model("efficientnet_lite0"), parts=PARTS, weighting="equal", resolution=resolution
+                )
                 with whole_file(file) as temporary:
                     torch.save(pooled(model.eval(), images[part]), temporary)
                 print(file.name, flush=True)

@@ -110,7 +110,7 @@ def main() -> None:
     result = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"networks": {}}
     for label, resolution in CONVERTED.items():
         if label not in result["networks"]:
-            model = convert(create_model("efficientnet_lite0"), parts=PARTS, resolution=resolution)
+            model = convert(create_model("efficientnet_lite0"), parts=PARTS, weighting="equal", resolution=resolution)
             result["networks"][label] = measured(model, data, names)
             _write(result)
     for file in sorted((args.runs / "cub-20").glob("*/best.safetensors")):
