@@ -411,7 +411,7 @@ def publish(found: list[dict[str, Any]]) -> None:
     """Write the JSON, in which other rows stay, and put the table into the page."""
     rows = {key(row): row for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]}
     rows |= {key(row): row for row in found}
-    found = sorted(rows.values(), key=lambda row: ORDER.index(row["network"].partition(",")[0]))
+    found = sorted(rows.values(), key=lambda row: (ORDER.index(row["network"].partition(",")[0]), *key(row)[1::-1]))
     head = {"torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__}
     RESULTS.write_text(json.dumps(head | {"rows": found}, indent=1) + "\n", encoding="utf-8")
     put(DOCS / "convert.md", "gap.py", table(found))
