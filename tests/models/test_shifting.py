@@ -132,9 +132,9 @@ def test_within_the_image_it_is_what_dilation_gives(factor):
 def test_where_its_cells_look_is_told_by_its_layers():
     x = torch.randn(1, 3, 32, 32)
     trunk = split(Plain().eval(), SPEC, x).trunk
-    assert looks_at(trunk, x) == 0
+    assert looks_at(trunk, x) == (8, 0)
     patches = split(Patches(8).eval(), SPEC, x).trunk
-    assert looks_at(patches, x) == 3.5
+    assert looks_at(patches, x) == (8, 3.5)
     assert shift(patches, 4, x)
     assert next(m for m in patches.modules() if isinstance(m, Shifts)).first == 2
 
@@ -260,9 +260,30 @@ def test_cells_stand_by_the_layers_with_strides_whatever_is_between_them():
     torch.manual_seed(0)
     x = torch.randn(1, 3, 64, 64)
     trunk = split(Smoothed().eval(), SPEC, x).trunk
-    assert looks_at(trunk, x) == 0  # what lowers the resolution further, aside, does not count
+    assert looks_at(trunk, x) == (4, 0)  # what lowers the resolution further, aside, does not count
     made = convert(Smoothed().eval(), resolution="x4", spec=SPEC, x=x)
     assert old_cells(made.backbone) == slice(0, None, 4)
+
+
+class EvenUp(Ladder):
+    """Of images of any size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = self.stem(x).relu()
+        coarse = self.coarse(fine)
+        wide = F.interpolate(coarse, size=fine.shape[2:])
+        return self.fc(self.last(self.coarse(fine + wide)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("size", [14, 18, 31])
+def test_strides_that_do_not_divide_the_image_are_those_of_the_layers(size):
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, size, size, dtype=torch.float64)
+    model = exact(EvenUp())
+    made = convert(model, parts=2, resolution="x2", spec=SPEC, x=x)
+    (shifts,) = (m for m in made.modules() if isinstance(m, Shifts))
+    assert shifts.step == 2
+    torch.testing.assert_close(everywhere(made)(x), model(x))
 
 
 class Named(Ladder):

@@ -435,15 +435,18 @@ def _middle(units: dict[str, _Unit], strides: dict[int, int]) -> float:
     return middle
 
 
-def looks_at(model: nn.Module, x: Tensor) -> float | None:
-    """How far the middle of what the first cell of a network's map reads lies behind the first pixel, in pixels.
+def looks_at(model: nn.Module, x: Tensor) -> tuple[int, float]:
+    """How large the cells of a network's map are, and how far on the middle of what the first one reads lies.
+
+    By kernel and padding of the layers with strides; where these do not make its resolution, by how it grows with the
+    image, and as if each cell were read alone.
 
     Args:
         model: the part of a network that makes its features.
         x: images (N, C, H, W).
 
     Returns:
-        By kernel and padding of the layers with strides; None where these do not make its resolution.
+        Both in pixels.
     """
     seen = _watched(model, "", x)
     strided: dict[int, list[tuple[int, float]]] = {}
@@ -459,7 +462,8 @@ def looks_at(model: nn.Module, x: Tensor) -> float | None:
         known = [further for other, further in strided[before] if other == stride]
         middle += rate * sum(known) / len(known)
         rate *= stride
-    return middle if rate == stride_of(model, x, features_of(model, "", x).shape[2]) else None
+    grown = stride_of(model, x, features_of(model, "", x).shape[2])  # about, where there are few cells
+    return (rate, middle) if abs(rate - grown) <= 0.25 * grown else (grown, (grown - 1) / 2)
 
 
 @torch.no_grad()

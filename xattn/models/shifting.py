@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from xattn.models.dilated_layers import Spread, together
-from xattn.models.dilation import looks_at, stride_of
+from xattn.models.dilation import looks_at
 
 
 class Shifts(Spread, nn.Module):
@@ -70,12 +70,10 @@ def shift(trunk: fx.GraphModule, factor: int, x: Tensor) -> bool:
         Whether it could: its cells must be a multiple of the factor in pixels.
     """
     cells = trunk(x).shape[2]
-    stride = stride_of(trunk, x, cells)
+    stride, middle = looks_at(trunk, x)
     if stride % factor:
         return False
     step = stride // factor
-    middle = looks_at(trunk, x)
-    middle = (stride - 1) / 2 if middle is None else middle
     # The middle of the map looks at the middle of the image.
     further = (factor * cells - 1) / 2 + (middle - (x.shape[2] - 1) / 2) / step
     first = min(max(math.floor(further + 0.5), 0), factor - 1)
