@@ -392,13 +392,13 @@ def _finer(
             f"resolution {resolution}: {type(model).__name__} has no feature map that could be made finer."
         )
     copy, known = finer(model, factor_of(resolution), spec=spec, x=whole.x[:1])
-    if isinstance(copy, Classifier) and not isinstance(model, Classifier):  # by shifts, with its logits alone
+    if isinstance(copy, Classifier) and not isinstance(model, Classifier):  # taken apart, with its logits alone
         output = None
         for method in methods:
             if layer := getattr(method, "layer", None):
                 raise NotApplicableError(
-                    f"{method.name}: at resolution {resolution} {type(model).__name__} runs on shifted copies of the "
-                    f"image, so that '{layer}' has no one map; leave the layer out, or the resolution."
+                    f"{method.name}: at resolution {resolution} {type(model).__name__} is explained by a copy that was "
+                    f"taken apart, in which '{layer}' has no one map; leave the layer out, or the resolution."
                 )
     return copy, known, output
 

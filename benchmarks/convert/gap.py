@@ -282,7 +282,11 @@ def measure(case: Case, work: Path, own: list[int]) -> list[dict[str, Any]]:
     if case.learn:
         row["distilled_on"] = case.learn
     if case.birds:
-        seen = {name: of_birds(seen["birds, train"], one) for name, one in seen.items() if "photo" not in name}
+        seen = {
+            name: of_birds(seen["birds, train"], one)
+            for name, one in seen.items()
+            if name not in ("photographs", *VIEWS)
+        }
     fitted_on = [seen[name] for name in case.fit]
     matrices: dict[str, Tensor | None] = {}
     for weighting, (made_by, read_by) in READ.items():

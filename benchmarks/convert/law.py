@@ -34,7 +34,7 @@ from xattn.errors import XattnError
 from xattn.files import whole_file
 from xattn.models import timm_models, torchvision_models
 from xattn.models.dilated_layers import old_cells
-from xattn.models.shifting import Shifts
+from xattn.models.shifting import by_shifts
 from xattn.outputs import take
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))
@@ -104,7 +104,7 @@ def row_at(architecture: catalogue.Architecture, sides: tuple[int, ...]) -> dict
             continue
         error = difference(model, made, x)
         row[resolution] = {"single": float(f"{error:.2g}")}
-        if any(isinstance(module, Shifts) for module in made.modules()):
+        if by_shifts(made):
             row[resolution]["shifts"] = True
         if not error <= SINGLE:
             exact = copy.deepcopy(model).double()
@@ -173,6 +173,7 @@ def outcome(cell: dict[str, Any]) -> str:
 
 _REASONS = {
     "it is a transformer, or mixes tokens": r"transformer|token",
+    "its feature map has its channels last": r"channels last",
     "its class scores are not one linear layer, or it has no classifier": r"no classifier|not linear|class scores|"
     r"classifier '.*' gives|classifier '.*' runs|nothing that is pooled",
     "what is pooled is not pooled by the mean": r"weighs or selects|not pooled by the mean|pools by attention",

@@ -103,7 +103,7 @@ def convert(
     """Turn a trained classifier into one whose attention can be read, without training, and measure the change.
 
     The mean over the cells becomes the part maps of BR-NPA, the trained classifier is shared by the parts, and for
-    finer maps the last strides become dilation. The parts take shares of the logits of MODEL, to which they add up.
+    finer maps the last strides become dilation. Where a linear layer alone follows the mean, answers stay at low.
     """
     from xattn.cli.loading import advise, load
     from xattn.device import find_device
@@ -113,7 +113,7 @@ def convert(
     from xattn.models.converting import norms_behind, recalibrated, weighting_of
     from xattn.models.fitting import fit as fitted
     from xattn.models.heads import pooling_head
-    from xattn.models.shifting import Shifts
+    from xattn.models.shifting import by_shifts
 
     options.check_numbers({"--parts": parts, "--batch-size": batch_size})
     if out.suffix != ".safetensors":
@@ -142,8 +142,7 @@ def convert(
     say(f"{network.name}: {parts} parts on a grid of {cells[0]}x{cells[1]}, checked against the network itself")
     if weighting_of(made) == "coverage":
         say("each part counts as much as it covers, the last one for what the others leave")
-    shifted = any(isinstance(module, Shifts) for module in made.modules())
-    if shifted:
+    if shifted := by_shifts(made):
         say("its strides cannot become dilation, so it runs on shifted copies of each image, unchanged")
     result: dict[str, Any] = {
         "model": network.name, "parts": parts, "resolution": resolution, "shifts": shifted,

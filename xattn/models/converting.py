@@ -158,9 +158,9 @@ def _built(
     if spec.attention is not None:
         raise NotApplicableError(f"{kind} cannot be converted: it pools by attention already ({spec.attention}).")
     if spec.tokens is not None:
-        raise NotApplicableError(
-            f"{kind} cannot be converted: it is a transformer, whose features are tokens; use a CNN."
-        )
+        last = "its feature map has its channels last, (N, h, w, C)"
+        what = last if spec.tokens.channels_last else "it is a transformer, whose features are tokens"
+        raise NotApplicableError(f"{kind} cannot be converted: {what}; use a CNN with maps (N, C, h, w).")
     taken = _taken(model, spec, factor, x)
     head: Any
     chosen: Weighting = "equal" if weighting == "equal" else "coverage"

@@ -448,20 +448,18 @@ def looks_at(model: nn.Module, x: Tensor) -> tuple[int, float]:
     Returns:
         Both in pixels.
     """
-    seen = _watched(model, "", x)
-    strided: dict[int, list[tuple[int, float]]] = {}
-    for name, ((before, _), after) in seen.grids.items():
+    strided: dict[str, _Unit] = {}
+    for name, ((before, _), after) in _watched(model, "", x).grids.items():
         module = model.get_submodule(name)
         further = displacement(module, before)
-        if after is not None and further is not None and (stride := pair(getattr(module, "stride", 1))[0]) > 1:
-            strided.setdefault(before, []).append((stride, further))
+        if after is not None and further is not None and (stride := pair(module.stride)[0]) > 1:
+            strided[name] = _Unit(before, stride, further)
     # Beside the way that leads to the map others may lower the resolution at once, and further.
-    middle, rate = 0.0, 1
-    for before in sorted(strided, reverse=True):
-        stride = min(stride for stride, _ in strided[before])
-        known = [further for other, further in strided[before] if other == stride]
-        middle += rate * sum(known) / len(known)
-        rate *= stride
+    strides = {
+        at: min(u.stride for u in strided.values() if u.before == at) for at in {u.before for u in strided.values()}
+    }
+    middle = _middle({n: u for n, u in strided.items() if u.stride == strides[u.before]}, strides)
+    rate = math.prod(strides.values())
     grown = stride_of(model, x, features_of(model, "", x).shape[2])  # about, where there are few cells
     return (rate, middle) if abs(rate - grown) <= 0.25 * grown else (grown, (grown - 1) / 2)
 

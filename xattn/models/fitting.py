@@ -20,7 +20,8 @@ RIDGES = (0.01, 0.1, 1.0, 10.0)
 """How hard a classifier may be held to the trained one, in shares of the mean squared length of what it reads."""
 
 _FOLDS = 5
-_WORTH = 0.95, 1e-6  # a fit must take a twentieth of the divergence, and of more than rounding
+_BETTER = 0.95  # share of the divergence that a fit may leave
+_ROUNDING = 1e-6  # a divergence below this is none
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def best_ridge(read: Tensor, wanted: Tensor, given: Tensor) -> tuple[float | Non
             held.append(divergence(wanted[out], given[out] + read[out] @ matrix.T))
         found[ridge] = float(torch.cat(held).mean())
     best = min(found, key=lambda ridge: found[ridge])
-    if found[best] > _WORTH[0] * found[None] or found[None] < _WORTH[1]:
+    if found[best] > _BETTER * found[None] or found[None] < _ROUNDING:
         best = None
     return best, found[best]
 

@@ -57,6 +57,11 @@ class Together(nn.Module):
         return together(maps, 1, self.factor)
 
 
+def by_shifts(model: nn.Module) -> bool:
+    """Whether a network runs on shifted copies of its images."""
+    return any(isinstance(module, Shifts) for module in model.modules())
+
+
 @torch.no_grad()
 def shift(trunk: fx.GraphModule, factor: int, x: Tensor) -> bool:
     """Make the feature map of a traced trunk finer in place, by shifted copies of the image; no layer changes.
