@@ -139,6 +139,8 @@ def _pooled(model: nn.Module, spec: ModelSpec, factor: int, x: Tensor) -> tuple[
     _prove(model, spec, made, x)
     with torch.no_grad():
         wanted, found = features_of(model, spec.feature_layer or "", x), taken.trunk(x)
+    if spec.tokens is not None and spec.tokens.folds(wanted):
+        wanted = spec.tokens.fold(wanted, spec.input_size)
     if apart(wanted, found, factor, old_cells(taken.trunk)) > SAME:
         raise NotApplicableError(f"{type(model).__name__}: layer '{spec.feature_layer}' is not the one that is pooled.")
     linear = taken.neck is None and not taken.rectified
@@ -157,10 +159,10 @@ def _built(
     kind = type(model).__name__
     if spec.attention is not None:
         raise NotApplicableError(f"{kind} cannot be converted: it pools by attention already ({spec.attention}).")
-    if spec.tokens is not None:
-        last = "its feature map has its channels last, (N, h, w, C)"
-        what = last if spec.tokens.channels_last else "it is a transformer, whose features are tokens"
-        raise NotApplicableError(f"{kind} cannot be converted: {what}; use a CNN with maps (N, C, h, w).")
+    if spec.tokens is not None and not spec.tokens.channels_last:
+        raise NotApplicableError(
+            f"{kind} cannot be converted: it is a transformer, whose features are tokens; use a CNN with feature maps."
+        )
     taken = _taken(model, spec, factor, x)
     head: Any
     chosen: Weighting = "equal" if weighting == "equal" else "coverage"

@@ -215,7 +215,10 @@ def _by_position(call: Call, result: Tensor) -> bool:
     if call.name == "layer_norm":
         return len(call.arguments["normalized_shape"]) == 1
     if call.kind in (Kind.MOVE, Kind.JOIN):
-        return call.name in _TURNS or result.shape[-2:] == given[0].shape[-2:]
+        # Channels that are put together lie in the last dimension where they come last.
+        return (
+            call.name in _TURNS or result.shape[-2:] == given[0].shape[-2:] or result.shape[:-1] == given[0].shape[:-1]
+        )
     return False
 
 

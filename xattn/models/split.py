@@ -25,7 +25,8 @@ class Split:
     """A classifier that pools by the mean and classifies linearly, in its parts, which are those of the model.
 
     Args:
-        trunk: from images (N, C, H, W) to the features (N, C, h, w) that are pooled, or classified cell by cell.
+        trunk: from images (N, C, H, W) to the features (N, C, h, w) that are pooled, or classified cell by cell; also
+            where the model has their channels last.
         neck: from pooled features to what the classifier reads (N, C'); None where that is the same.
         flat: the neck reads (N, C) and not (N, C, 1, 1).
         classifier: the linear layer or 1x1 convolution.
@@ -122,12 +123,16 @@ class _Traced:
         self.values = run.kept
         self.logits = take(output, self.spec.output or None)
 
-    def _is_mean(self, pooled: fx.Node, features: fx.Node) -> bool:
+    def _channels(self, pooled: fx.Node, features: fx.Node) -> int | None:
+        """Which dimension of a map is its channels, 1 or 3, by what its mean over the others is; None if it is none."""
         value, maps = self.values[pooled], self.values[features]
-        return isinstance(value, Tensor) and _equal(value.flatten(1), maps.mean((2, 3)))
+        for channels, cells in ((1, (2, 3)), (3, (1, 2))):
+            if isinstance(value, Tensor) and _equal(value.flatten(1), maps.mean(cells)):
+                return channels
+        return None
 
-    def _trunk(self, features: fx.Node) -> nn.Module:
-        """The model up to its features, as a layer."""
+    def _trunk(self, features: fx.Node, channels: int) -> nn.Module:
+        """The model up to its features (N, C, h, w), as a layer."""
         needed, todo = set(), [features]
         while todo:
             node = todo.pop()
@@ -139,9 +144,9 @@ class _Traced:
         trunk = self._part(nodes, images[0], features, "Trunk")
         if not torch.equal(trunk(self.x), self.values[features]):
             raise self.refuse("its layers up to the pooling alone do not give its features")
-        return trunk
+        return _turned(trunk, after=(0, 3, 1, 2)) if channels == 3 else trunk
 
-    def _part(self, nodes: list[fx.Node], first: fx.Node, last: fx.Node, name: str) -> nn.Module:
+    def _part(self, nodes: list[fx.Node], first: fx.Node, last: fx.Node, name: str) -> fx.GraphModule:
         """Some nodes as a module of one input."""
         graph = fx.Graph()
         copied = {first: graph.placeholder("x")}
@@ -177,7 +182,7 @@ class _Splitter(_Traced):
             way = list(self._back(source))
             pooled, features = way[-1], way[-1].all_input_nodes[0]
             # What is pooled inside of a layer is looked for there.
-            if pooled.op == "call_module" and not self._is_mean(pooled, features):
+            if pooled.op == "call_module" and self._channels(pooled, features) is None:
                 module = self.model.get_submodule(str(pooled.target))
                 if any(True for _ in module.children()) and str(pooled.target) not in self.opened:
                     self.opened.add(str(pooled.target))
@@ -214,7 +219,8 @@ class _Splitter(_Traced):
 
     def _behind_pooling(self, features: fx.Node, way: list[fx.Node]) -> Split:
         pooled = way[-1]
-        if not self._is_mean(pooled, features):
+        channels = self._channels(pooled, features)
+        if channels is None:
             h, w = self.values[features].shape[2:]
             what = type(self.model.get_submodule(str(pooled.target))).__name__ if pooled.op == "call_module" else ""
             raise self.refuse(
@@ -226,7 +232,9 @@ class _Splitter(_Traced):
         vector = self.values[pooled]
         if neck is not None and _equal(neck(vector.clone()).flatten(1), vector.flatten(1)):
             neck = None
-        return Split(self._trunk(features), neck, vector.ndim == 2, self.classifier)
+        if neck is not None and channels == 3 and vector.ndim == 4:
+            neck = _turned(neck, before=(0, 2, 3, 1))
+        return Split(self._trunk(features, channels), neck, vector.ndim == 2, self.classifier)
 
     def _before_pooling(self, last: fx.Node, source: fx.Node) -> Split:
         """The classifier is a 1x1 convolution over the cells, whose output is pooled."""
@@ -236,7 +244,7 @@ class _Splitter(_Traced):
         for rectified in (False, True):
             made = cells.relu() if rectified else cells
             if _equal(made.mean((2, 3)), self.logits):
-                return Split(self._trunk(source), None, False, self.classifier, cells=True, rectified=rectified)
+                return Split(self._trunk(source, 1), None, False, self.classifier, cells=True, rectified=rectified)
         raise self.refuse(f"what its classifier '{self.name}' gives for each cell is not pooled by the mean")
 
     def _check_logits(self, values: Tensor) -> None:
@@ -256,10 +264,11 @@ class _Joined(_Traced):
         if len(maps) != 1 or len(readers := [n for n in tail if maps[0] in n.all_input_nodes]) != 1:
             raise self.unknown()
         pooled, features = readers[0], maps[0]
-        if pooled is last or not self._is_mean(pooled, features):
+        channels = self._channels(pooled, features)
+        if pooled is last or channels is None:
             raise self.unknown()
         whole = self._part([n for n in self.graph.nodes if n in tail and n is not pooled], pooled, last, "Tail")
-        return Split(self._trunk(features), None, True, self._linear(whole, self.values[pooled]))
+        return Split(self._trunk(features, channels), None, True, self._linear(whole, self.values[pooled]))
 
     def unknown(self) -> NotApplicableError:
         found = self.spec.evidence.get("classifier")
@@ -296,13 +305,31 @@ class _Joined(_Traced):
         return layer
 
 
+def _turned(
+    part: fx.GraphModule, *, before: tuple[int, ...] | None = None, after: tuple[int, ...] | None = None
+) -> fx.GraphModule:
+    """A traced part with the dimensions of what it reads, or gives, in another order, in place."""
+    graph = part.graph
+    first, last = (next(n for n in graph.nodes if n.op == op) for op in ("placeholder", "output"))
+    if before is not None:
+        with graph.inserting_after(first):
+            turned = graph.call_method("permute", (first, *before))
+        first.replace_all_uses_with(turned, delete_user_cb=lambda user: user is not turned)
+    if after is not None:
+        with graph.inserting_before(last):
+            last.args = (graph.call_method("permute", (last.args[0], *after)),)
+    part.recompile()
+    return part
+
+
 def _own(value: Any) -> Any:
     """A value whose lists are those of this call alone."""
     return [_own(v) for v in value] if isinstance(value, list) else value
 
 
 def _is_map(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:].numel() > 1
+    """Whether a value has several cells, wherever its channels are."""
+    return isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[1:3].numel(), value.shape[2:].numel()) > 1
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

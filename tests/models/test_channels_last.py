@@ -1,0 +1,134 @@
+"""Networks whose maps have their channels last, (N, h, w, C): converted and made finer like any other."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import xattn
+from xattn.errors import NotApplicableError, XattnWarning
+from xattn.inspection import infer_spec
+from xattn.models.converting import convert, everywhere, finer
+from xattn.models.dilated_layers import old_cells
+from xattn.models.shifting import by_shifts, shift
+from xattn.models.split import split
+
+
+class Gated(nn.Module):
+    """A block that looks around in some of its channels, and puts them back beside the others."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.out = nn.LayerNorm(channels), nn.Linear(channels, channels)
+        self.mix = nn.Conv2d(channels // 2, channels // 2, 3, padding=1, groups=channels // 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, mixed = self.norm(x).chunk(2, dim=-1)
+        mixed = self.mix(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.out(torch.cat((left, mixed), dim=-1))
+
+
+class Shuffled(Gated):
+    """Looks at several cells in a way that only the whole map has: its rows are turned upside down."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 0.1 * x.flip(1)
+
+
+class Down(nn.Module):
+    """A convolution with a stride between maps with their channels last."""
+
+    def __init__(self, channels: int, made: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, made, 3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Head(nn.Module):
+    """The mean over the cells, as a vector or as a map of one cell, a norm where asked for, and the classifier."""
+
+    def __init__(self, channels: int, *, normed: bool, one_cell: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels) if normed else nn.Identity()
+        self.fc, self.one_cell = nn.Linear(channels, 5), one_cell
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.norm(x.mean((1, 2), keepdim=self.one_cell))).flatten(1)
+
+
+def network(block: type[Gated] = Gated, *, normed: bool = True, one_cell: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    body = nn.Sequential(Gated(8), Down(8, 12), Gated(12), Down(12, 16), block(16))
+    head = Head(16, normed=normed, one_cell=one_cell)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.GELU(), Turned())
+    return nn.Sequential(stem, body, head).eval().double().requires_grad_(False)
+
+
+class Turned(nn.Module):
+    """A map with its channels last."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+def images(size: tuple[int, int] = (64, 96)) -> torch.Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("one_cell", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_it_is_the_network_of_before(factor, normed, one_cell):
+    model, x = network(normed=normed, one_cell=one_cell), images()
+    made = convert(model, parts=2, resolution=f"x{factor}" if factor > 1 else "low", x=x)
+    features, wanted = model[:2](x).permute(0, 3, 1, 2), model(x)
+    cells, old = made.backbone(x), old_cells(made.backbone)
+    assert cells.shape == (2, 16, 4 * factor, 6 * factor)
+    assert not by_shifts(made)  # the layers skip cells
+    torch.testing.assert_close(cells[:, :, old, old], features)
+    torch.testing.assert_close(everywhere(made)(x), wanted)
+    if factor == 1 and not normed:  # with parts by coverage
+        torch.testing.assert_close(made(x), wanted)
+    assert made.spec.tokens is None
+    assert made.head.attention(cells).shape == (2, 2, 4 * factor, 6 * factor)
+
+
+def test_finer_cells_are_those_of_the_image_moved_to_them():
+    model, x = network(), images((192, 192))
+    dilated = convert(model, resolution="x2", x=x).backbone
+    spec = infer_spec(model, x)
+    shifted = split(model, spec, x).trunk
+    assert shift(shifted, 2, x)
+    assert old_cells(shifted) == old_cells(dilated)
+    inner = slice(6, -6)  # where no layer meets the border
+    torch.testing.assert_close(shifted(x)[:, :, inner, inner], dilated(x)[:, :, inner, inner])
+
+
+def test_where_layers_need_the_whole_map_the_image_is_shifted():
+    model, x = network(Shuffled), images()
+    made = convert(model, resolution="x2", x=x)
+    old = old_cells(made.backbone)
+    torch.testing.assert_close(made.backbone(x)[:, :, old, old], model[:2](x).permute(0, 3, 1, 2))
+
+
+def test_methods_read_the_finer_map():
+    model, x = network(), images()
+    spec = infer_spec(model, x)
+    made, facts = finer(model, 2, spec=spec, x=x)
+    assert facts.tokens is None
+    torch.testing.assert_close(everywhere(made)(x), model(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", XattnWarning)  # random weights: the copy may name another class
+        found = xattn.explain(model.float(), x[:1].float(), "gradcam", spec=spec, resolution="x2")
+    assert found.maps.shape[-2:] == (8, 12)
+
+
+def test_tokens_in_a_row_are_refused():
+    vit = xattn.create_model("tiny-vit", num_classes=5)
+    with pytest.raises(NotApplicableError, match="transformer, whose features are tokens; use a CNN with feature maps"):
+        convert(vit)
