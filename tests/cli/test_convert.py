@@ -108,13 +108,14 @@ def test_a_network_whose_layers_cannot_skip_cells_is_converted_and_read_again(ru
         "convert", name, "--size", 32, "--resolution", "x2", "--data", folder, "--out", "net.safetensors", "--json"
     )
     assert made.exit_code == 0, made.stderr
-    assert "so it runs on shifted copies of each image" in " ".join(made.stderr.split())
+    assert "so it runs on 4 shifted copies of each image" in " ".join(made.stderr.split())
     found = json.loads(made.stdout)
     assert (found["shifts"], found["grid"], found["weighting"]) == (True, [16, 16], "coverage")
     shown = run("explain", folder, "--model", name, "--weights", "net.safetensors", "-m", "brnpa", "--json")
     assert shown.exit_code == 0, shown.stderr
     finer = run("explain", folder, "--model", name, "--size", 32, "--resolution", "x2", "-m", "gradcam", "--json")
     assert finer.exit_code == 0, finer.stderr
+    assert "4 passes of Ladder each" in " ".join(finer.stderr.split())
     assert all("original" in v for i in json.loads(finer.stdout)["images"] for v in i["predicted"].values())
 
 

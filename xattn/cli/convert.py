@@ -143,9 +143,9 @@ def convert(
     if weighting_of(made) == "coverage":
         say("each part counts as much as it covers, the last one for what the others leave")
     if shifted := by_shifts(made):
-        say("its strides cannot become dilation, so it runs on shifted copies of each image, unchanged")
+        say(f"its strides cannot become dilation, so it runs on {shifted} shifted copies of each image, unchanged")
     result: dict[str, Any] = {
-        "model": network.name, "parts": parts, "resolution": resolution, "shifts": shifted,
+        "model": network.name, "parts": parts, "resolution": resolution, "shifts": bool(shifted),
         "weighting": weighting_of(made), "grid": cells,
     }  # fmt: skip
     cost = relative_cost(network.model, made, _one(made) if x is None else x[:1])

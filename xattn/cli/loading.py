@@ -139,7 +139,9 @@ def _changed(network: Network, head: str | None, parts: int, resolution: str) ->
 
 
 def advise(network: Network) -> None:
-    """Warn of what a network does not say or does not know."""
+    """Warn of what a network does not say or does not know, and of what takes long."""
+    from xattn.models.shifting import by_shifts
+
     if network.random == "weights":
         console.warn(f"{network.name} has random weights, so its maps mean nothing; pass --weights DEFAULT or a file.")
     elif network.random == "head":
@@ -151,6 +153,11 @@ def advise(network: Network) -> None:
         console.warn(
             f"{network.name} does not say how its images are normalized; they are passed as they are, from 0 to 1. "
             "Pass --mean and --std if it was trained otherwise."
+        )
+    if network.original is not None and (copies := by_shifts(network.model)):
+        console.warn(
+            f"{network.name} runs on {copies} shifted copies of each image, as its strides cannot become dilation: "
+            f"{copies} passes of {network.original.name} each."
         )
 
 
