@@ -362,9 +362,10 @@ def probe(features: Tensor, labels: Tensor, decay: float = 3e-3) -> tuple[Tensor
 
 
 def compared(old: Tensor, new: Tensor, labels: Tensor | None, views: int) -> dict[str, Any]:
-    """Agreement with the network, divergence from it, and points lost with their interval of 95 % where labels are.
+    """Agreement with the network, divergence from it, and what is lost where labels are, with intervals of 95 %.
 
-    The interval is over photographs, of which there are so many views in a row.
+    That is points of top-1, and of the mean probability of the right class, which moves where no answer tips over. The
+    intervals are over photographs, of which there are so many views in a row.
     """
     result: dict[str, Any] = {
         "agrees": int((old.argmax(1) == new.argmax(1)).sum()),
@@ -372,15 +373,25 @@ def compared(old: Tensor, new: Tensor, labels: Tensor | None, views: int) -> dic
     }
     if labels is not None:
         right = (new.argmax(1) == labels).double()
-        lost = ((old.argmax(1) == labels).double() - right).unflatten(0, (-1, views)).mean(1)
-        half = 1.96 * float(lost.std()) / math.sqrt(len(lost))
-        result |= {"right": int(right.sum()), "lost": round(100 * float(lost.mean()), 2), "half": round(100 * half, 2)}
+        lost, half = mean_of((old.argmax(1) == labels).double() - right, views)
+        result |= {"right": int(right.sum()), "lost": lost, "half": half}
+        before, after = (z.double().softmax(1).gather(1, labels[:, None])[:, 0] for z in (old, new))
+        lost, half = mean_of(before - after, views)
+        result |= {"sure": round(100 * float(after.mean()), 2), "unsure": lost, "unsure_half": half}
     return result
+
+
+def mean_of(lost: Tensor, views: int) -> tuple[float, float]:
+    """The mean (N,) over photographs, and half of its interval of 95 %, in points."""
+    lost = lost.unflatten(0, (-1, views)).mean(1)
+    half = 1.96 * float(lost.std()) / math.sqrt(len(lost))
+    return round(100 * float(lost.mean()), 2), round(100 * half, 2)
 
 
 # --------------------------------------------------------------------------------------------------------- results
 
 
+SURENESS = "\n\nPoints of the mean probability of the right class lost, which move also where no answer tips over:\n\n"
 STAGES = ("coverage", "coverage, fitted", "equal", "equal, fitted", "recalibrated", "distilled")
 
 
@@ -404,6 +415,23 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def sureness(found: list[dict[str, Any]]) -> str:
+    """What is lost of the probability of the right class, in Markdown."""
+    stages = STAGES[:4]
+    lines = [
+        "| network | grid | test images | probability, as published | " + " | ".join(stages) + " |",
+        "| --- " * (4 + len(stages)) + "|",
+    ]
+    for row in found:
+        made = [row["stages"].get(stage, {}) for stage in stages]
+        if "sure" in made[0]:
+            before = made[0]["sure"] + made[0]["unsure"]
+            cells = " | ".join(f"{m['unsure']:.1f} ± {m['unsure_half']:.1f}" if m else "" for m in made)
+            sizes = f"{row['grid'][0]}x{row['grid'][1]} | {row['images']}, n={row['n']}"
+            lines.append(f"| {row['network']} | {sizes} | {before:.1f}% | {cells} |")
+    return "\n".join(lines)
+
+
 def told(stage: dict[str, Any]) -> str:
     """Points lost with their interval, which has no width to tell where no answer turned right or wrong."""
     if "lost" not in stage:
@@ -418,7 +446,7 @@ def publish(found: list[dict[str, Any]]) -> None:
     found = sorted(rows.values(), key=lambda row: (ORDER.index(row["network"].partition(",")[0]), *key(row)[1::-1]))
     head = {"torch": torch.__version__, "device": "CPU", "xattn": xattn.__version__}
     RESULTS.write_text(json.dumps(head | {"rows": found}, indent=1) + "\n", encoding="utf-8")
-    put(DOCS / "convert.md", "gap.py", table(found))
+    put(DOCS / "convert.md", "gap.py", table(found) + SURENESS + sureness(found))
 
 
 def key(row: dict[str, Any]) -> tuple[str, str, str]:
