@@ -128,6 +128,17 @@ def test_methods_read_the_finer_map():
     assert found.maps.shape[-2:] == (8, 12)
 
 
+def test_pooling_by_the_maximum_is_refused_with_the_cells_that_it_reads():
+    class Largest(Head):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x.amax((1, 2)))
+
+    model, x = network(), images()
+    model[2] = Largest(16, normed=False, one_cell=False).double()
+    with pytest.raises(NotApplicableError, match=r"its last map \(4x6\) is not pooled by the mean but read by amax"):
+        convert(model, x=x)
+
+
 def test_tokens_in_a_row_are_refused():
     vit = xattn.create_model("tiny-vit", num_classes=5)
     with pytest.raises(NotApplicableError, match="transformer, whose features are tokens; use a CNN with feature maps"):

@@ -221,7 +221,8 @@ class _Splitter(_Traced):
         pooled = way[-1]
         channels = self._channels(pooled, features)
         if channels is None:
-            h, w = self.values[features].shape[2:]
+            last = self.spec.tokens is not None and self.spec.tokens.channels_last
+            h, w = self.values[features].shape[1:3] if last else self.values[features].shape[2:]
             what = type(self.model.get_submodule(str(pooled.target))).__name__ if pooled.op == "call_module" else ""
             raise self.refuse(
                 f"its last map ({h}x{w}) is not pooled by the mean but read by {what or pooled.name}, which weighs or "
