@@ -11,10 +11,12 @@ from torch import nn
 import xattn
 from xattn.errors import NotApplicableError, XattnWarning
 from xattn.inspection import infer_spec
+from xattn.models import save_weights
 from xattn.models.converting import convert, everywhere, finer
 from xattn.models.dilated_layers import old_cells
 from xattn.models.shifting import by_shifts, shift
 from xattn.models.split import split
+from xattn.models.trunk import as_map, features_of
 
 
 class Gated(nn.Module):
@@ -120,12 +122,42 @@ def test_methods_read_the_finer_map():
     model, x = network(), images()
     spec = infer_spec(model, x)
     made, facts = finer(model, 2, spec=spec, x=x)
-    assert facts.tokens is None
-    torch.testing.assert_close(everywhere(made)(x), model(x))
+    assert facts.tokens == spec.tokens
+    cells, old = features_of(made, spec.feature_layer, x, spec.tokens), old_cells(made)
+    torch.testing.assert_close(cells[:, :, old, old], features_of(model, spec.feature_layer, x, spec.tokens))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XattnWarning)  # random weights: the copy may name another class
         found = xattn.explain(model.float(), x[:1].float(), "gradcam", spec=spec, resolution="x2")
     assert found.maps.shape[-2:] == (8, 12)
+
+
+NAME = "tests.models.test_channels_last:network"
+
+
+@pytest.mark.parametrize("head", ["linear", "bcnn", "brnpa"])
+def test_heads_read_the_channels(head, tmp_path):
+    torch.manual_seed(0)
+    made = xattn.create_model(NAME, head=head, num_classes=3).double()
+    x = images()
+    features = made.backbone(x)
+    torch.testing.assert_close(features, network()[:2](x).permute(0, 3, 1, 2))
+    assert made.head.classifier.in_features == {"linear": 16}.get(head, 3 * 16)
+    assert made(x).shape == (2, 3)
+    save_weights(made, tmp_path / "made.safetensors")
+    again = xattn.create_model(NAME, head=head, weights=tmp_path / "made.safetensors", num_classes=3).double()
+    torch.testing.assert_close(again(x), made(x), rtol=1e-4, atol=1e-5)  # kept in single precision
+
+
+@pytest.mark.parametrize("head", [None, "brnpa"])
+def test_a_named_network_becomes_finer(head):
+    x = images()
+    for resolution, factor in (("x2", 2), ("x4", 4), ("high", 4)):
+        made = xattn.create_model(NAME, head=head, num_classes=5, resolution=resolution).double()
+        cells = as_map(features_of(made, made.spec.feature_layer, x), made.spec.tokens)
+        assert cells.shape == (2, 16, 4 * factor, 6 * factor)
+        if resolution != "high":
+            old = old_cells(made)
+            torch.testing.assert_close(cells[:, :, old, old], network()[:2](x).permute(0, 3, 1, 2))
 
 
 def test_pooling_by_the_maximum_is_refused_with_the_cells_that_it_reads():

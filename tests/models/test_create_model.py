@@ -266,6 +266,39 @@ def test_a_transformer_takes_no_head():
         models._display.pop("testvit")
 
 
+class Attentive(nn.Module):
+    """A map whose cells are mixed by self-attention, and a map again."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.MultiheadAttention(channels, 2, batch_first=True)
+
+    def forward(self, x):
+        cells = x.flatten(2).transpose(1, 2)
+        return x + self.mix(cells, cells, cells)[0].transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Hybrid(nn.Module):
+    """A CNN with self-attention at its end, and the mean of its map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), Attentive(8))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.body(x).mean((2, 3)))
+
+
+def test_attention_between_the_cells_of_a_map_takes_a_head():
+    torch.manual_seed(0)
+    made = create_model(f"{__name__}:Hybrid", head="brnpa", num_classes=3, input_size=(32, 32))
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 32, 32)
+    assert made.backbone(x).shape == (2, 8, 8, 8)
+    assert made(x).shape == (2, 3)
+
+
 def test_a_registered_factory_of_another_package_may_take_all_options():
     seen = {}
 

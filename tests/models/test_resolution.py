@@ -13,6 +13,7 @@ from xattn.errors import NotApplicableError, ParameterError
 from xattn.inspection import infer_spec
 from xattn.models.resolution import _same_convolution, remove_strides, use_circular_padding
 from xattn.models.trunk import cut, noise
+from xattn.spec import TokenGrid
 
 SIZE = (96, 64)
 # Map of an image of 96 x 64 pixels before and after.
@@ -195,8 +196,8 @@ def test_transformers_and_shallow_networks_are_refused():
     for model in (vit, swin):
         with pytest.raises(NotApplicableError, match="is a transformer: its grid is that of its patches"):
             remove_strides(model, feature_layer="conv_proj")
-        with pytest.raises(NotApplicableError, match="is a transformer: its features are tokens"):
-            cut(model, "conv_proj", SIZE)
+    with pytest.raises(NotApplicableError, match="is a transformer: its features are tokens"):
+        cut(vit, "encoder.ln", SIZE, TokenGrid(patch=(16, 16), prefix=1))
     with pytest.raises(ParameterError, match=r"lowers the resolution 1 times before 'last' \(grids 16x16\)"):
         remove_strides(Pooled(nn.MaxPool2d(2)), feature_layer="last", input_size=(16, 16))
 

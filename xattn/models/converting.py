@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.inspection import infer_spec
 from xattn.models.dilated_layers import old_cells
-from xattn.models.dilation import SAME, apart, but_for_rounding, dilate, dilated, factor_of, features_of
+from xattn.models.dilation import SAME, apart, but_for_rounding, dilate, dilated, factor_of
 from xattn.models.header import Architecture, Weighting
 from xattn.models.heads import Classifier, heads
 from xattn.models.shared_heads import (
@@ -26,7 +26,7 @@ from xattn.models.shared_heads import (
 )
 from xattn.models.shifting import shift
 from xattn.models.split import Split, split
-from xattn.models.trunk import noise
+from xattn.models.trunk import features_of, noise
 from xattn.outputs import take
 from xattn.running import evaluating, unwrap
 from xattn.spec import ModelSpec
@@ -120,7 +120,8 @@ def finer(model: nn.Module, factor: int, *, spec: ModelSpec, x: Tensor | None = 
         ParameterError: if its strides do not make that factor.
     """
     try:
-        made = dilated(model, factor, feature_layer=spec.feature_layer or "", input_size=spec.input_size, x=x)
+        layer = spec.feature_layer or ""
+        made = dilated(model, factor, feature_layer=layer, input_size=spec.input_size, x=x, tokens=spec.tokens)
     except (NotApplicableError, ParameterError) as error:
         if isinstance(model, Classifier) or not spec.feature_layer:
             raise
@@ -138,9 +139,7 @@ def _pooled(model: nn.Module, spec: ModelSpec, factor: int, x: Tensor) -> tuple[
     made = Classifier(taken.trunk, MeanHead(taken), dataclasses.replace(spec, output=(), evidence={}, ran={})).eval()
     _prove(model, spec, made, x)
     with torch.no_grad():
-        wanted, found = features_of(model, spec.feature_layer or "", x), taken.trunk(x)
-    if spec.tokens is not None and spec.tokens.folds(wanted):
-        wanted = spec.tokens.fold(wanted, spec.input_size)
+        wanted, found = features_of(model, spec.feature_layer or "", x, spec.tokens), taken.trunk(x)
     if apart(wanted, found, factor, old_cells(taken.trunk)) > SAME:
         raise NotApplicableError(f"{type(model).__name__}: layer '{spec.feature_layer}' is not the one that is pooled.")
     linear = taken.neck is None and not taken.rectified

@@ -20,6 +20,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +29,9 @@ from torch import Tensor, nn
 from xattn.calls import Call, Calls, Kind
 from xattn.errors import NotApplicableError, ParameterError
 from xattn.models.dilated_layers import displacement, native, old_cells, pair, spread
-from xattn.models.trunk import noise
+from xattn.models.trunk import features_of, noise
 from xattn.running import evaluating, in_this_thread
+from xattn.spec import TokenGrid
 
 FACTORS: dict[str, int] = {"low": 1, "x2": 2, "x4": 4, "x8": 8, "high": 4}
 """How many times finer a map is in each direction; `high` is two strides less, as in BR-NPA."""
@@ -57,7 +59,13 @@ def factor_of(resolution: str) -> int:
 
 
 def dilated(
-    model: nn.Module, factor: int, *, feature_layer: str, input_size: tuple[int, int], x: Tensor | None = None
+    model: nn.Module,
+    factor: int,
+    *,
+    feature_layer: str,
+    input_size: tuple[int, int],
+    x: Tensor | None = None,
+    tokens: TokenGrid | None = None,
 ) -> nn.Module:
     """A copy of a CNN whose last strides are dilation, so that its feature map is `factor` times finer.
 
@@ -67,17 +75,26 @@ def dilated(
         feature_layer: the layer whose output becomes finer.
         input_size: height and width of the image to check with where there is no `x`.
         x: images (N, C, H, W) to check with; None is noise.
+        tokens: how the features lie, for a network whose maps have their channels last.
 
     Raises:
         ParameterError: if the strides before the layer do not make that factor.
         NotApplicableError: for a network that does not become finer by dilation, with what stands in the way.
     """
     made = copy.deepcopy(model)
-    dilate(made, factor, noise(model, input_size) if x is None else x, feature_layer=feature_layer)
+    dilate(made, factor, noise(model, input_size) if x is None else x, feature_layer=feature_layer, tokens=tokens)
     return made
 
 
-def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "", kind: str = "") -> None:
+def dilate(
+    model: nn.Module,
+    factor: int,
+    x: Tensor,
+    *,
+    feature_layer: str = "",
+    kind: str = "",
+    tokens: TokenGrid | None = None,
+) -> None:
     """Make the feature map of a network finer in place; names of layers and weights stay the same.
 
     That the old cells have the values of before is checked. A network that is refused may be left half changed.
@@ -88,11 +105,13 @@ def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "",
         x: images (N, C, H, W) to check with.
         feature_layer: the layer whose output becomes finer; empty is the model itself.
         kind: how messages call the model.
+        tokens: as for `dilated`.
     """
     if factor == 1:
         return
     kind = kind or type(model).__name__
-    before, original = features_of(model, feature_layer, x), copy.deepcopy(model)
+    features = partial(features_of, feature_layer=feature_layer, tokens=tokens)
+    before, original = features(model, x=x), copy.deepcopy(model)
     units = _units(model, feature_layer, x, kind)
     rates = _rates(units, factor, before.shape[2], kind)
     for name, unit in units.items():
@@ -103,7 +122,7 @@ def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "",
             spread(model.get_submodule(name), rate, stride, f"{kind}: layer '{name}'", first=first)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # where a traced network tells of what is told below
-            after = features_of(model, feature_layer, x)
+            after = features(model, x=x)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:  # whatever foreign code raises
         raise NotApplicableError(
             f"{kind} does not run with its last strides as dilation ({str(error).splitlines()[0][:200]}); use "
@@ -117,7 +136,7 @@ def dilate(model: nn.Module, factor: int, x: Tensor, *, feature_layer: str = "",
         )
 
     def difference(old: nn.Module, new: nn.Module, x: Tensor) -> float:
-        return apart(features_of(old, feature_layer, x), features_of(new, feature_layer, x), factor, old_cells(new))
+        return apart(features(old, x=x), features(new, x=x), factor, old_cells(new))
 
     found = but_for_rounding(apart(before, after, factor, old_cells(model)), difference, original, model, x)
     if not found <= SAME:
@@ -392,20 +411,28 @@ def _rates(units: dict[str, _Unit], factor: int, cells: int, kind: str) -> _Rate
     for unit in units.values():
         if unit.stride > 1:
             steps[unit.before] = max(unit.stride, steps.get(unit.before, 1))
-    removed: dict[int, int] = {}
-    left = factor
-    for before, stride in sorted(steps.items()):
-        if left % stride:
-            break
-        removed[before] = stride
-        left //= stride
-    if left != 1:
+    removed = _removed(steps, factor)
+    if removed is None:
         strides = ", ".join(f"{stride} at {before} cells" for before, stride in sorted(steps.items())) or "none"
+        others = [
+            name for name, other in FACTORS.items() if name.startswith("x") and _removed(steps, other) is not None
+        ]
         raise ParameterError(
             f"{kind}: its strides (from the last one back: {strides}) do not make a map that is {factor} times finer; "
-            "choose another resolution."
+            f"use resolution {' or '.join(others or ['low'])}."
         )
     return _Rates(removed, _first(units, removed, cells))
+
+
+def _removed(steps: dict[int, int], factor: int) -> dict[int, int] | None:
+    """Of strides by the cells of the inputs of their layers the last ones whose product is a factor."""
+    removed: dict[int, int] = {}
+    for before, stride in sorted(steps.items()):
+        if factor % stride:
+            break
+        removed[before] = stride
+        factor //= stride
+    return removed if factor == 1 else None
 
 
 def _first(units: dict[str, _Unit], removed: dict[int, int], cells: int) -> dict[int, int]:
@@ -465,26 +492,3 @@ def looks_at(model: nn.Module, x: Tensor) -> tuple[int, float]:
     rate = math.prod(strides.values())
     grown = stride_of(model, x, features_of(model, "", x).shape[2])  # about, where there are few cells
     return (rate, middle) if abs(rate - grown) <= 0.25 * grown else (grown, (grown - 1) / 2)
-
-
-@torch.no_grad()
-def features_of(model: nn.Module, feature_layer: str, x: Tensor) -> Tensor:
-    """Output (N, C, h, w) of the feature layer."""
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4:
-            found.append(output.clone())
-
-    handle = model.get_submodule(feature_layer).register_forward_hook(in_this_thread(keep))
-    try:
-        with evaluating(model):
-            model(x)
-    finally:
-        handle.remove()
-    if len(found) != 1:
-        raise NotApplicableError(
-            f"{type(model).__name__}: layer '{feature_layer}' does not give one feature map (N, C, h, w), so there is "
-            "none to be made finer."
-        )
-    return found[0]

@@ -174,10 +174,11 @@ def _assemble(
         fill(base, state, str(weights), free=free, silent=head is not None)
     if published and classes and not head:
         _replace_classifier(base, spec, classes)
+    features: Any = {"feature_layer": spec.feature_layer, "input_size": spec.input_size, "tokens": spec.tokens}
     if asked.resolution == "high":
-        remove_strides(base, feature_layer=spec.feature_layer, input_size=spec.input_size)
+        remove_strides(base, **features)
     elif asked.resolution != "low":
-        base = dilated(base, FACTORS[asked.resolution], feature_layer=spec.feature_layer, input_size=spec.input_size)
+        base = dilated(base, FACTORS[asked.resolution], **features)
     if asked.circular:
         use_circular_padding(base)
     count = classes or len(spec.classes) or (_logits(base, spec) if spec.classifier else None)
@@ -187,7 +188,7 @@ def _assemble(
     if head is not None:
         if count is None:
             raise ParameterError(f"{name} has no classifier that tells the number of classes; pass num_classes.")
-        trunk, channels = cut(base, spec.feature_layer, spec.input_size)
+        trunk, channels = cut(base, spec.feature_layer, spec.input_size, spec.tokens)
         made = create_head(head, channels, count, parts=asked.parts, options=asked.options)
         model = Classifier(trunk, made, spec)
         if state is not None and whole:
@@ -262,7 +263,8 @@ def _bare(wanted: Architecture) -> nn.Module:
 def _finer(model: nn.Module, resolution: Resolution) -> nn.Module:
     """The same network with dilation in place of its last strides."""
     spec: ModelSpec = model.spec  # type: ignore[assignment]
-    made = dilated(model, FACTORS[resolution], feature_layer=spec.feature_layer, input_size=spec.input_size)
+    features: Any = {"feature_layer": spec.feature_layer, "input_size": spec.input_size, "tokens": spec.tokens}
+    made = dilated(model, FACTORS[resolution], **features)
     made.architecture = {**model.architecture, "resolution": resolution}  # type: ignore[assignment, dict-item]
     return made
 

@@ -9,14 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, ParameterError
-from xattn.models.trunk import has_attention, noise
+from xattn.models.trunk import as_map, has_attention, noise
 from xattn.running import evaluating, in_this_thread
+from xattn.spec import TokenGrid
 
 _Pool = nn.MaxPool2d | nn.AvgPool2d
 
 
 def remove_strides(
-    model: nn.Module, stages: int = 2, *, feature_layer: str, input_size: tuple[int, int] = (224, 224)
+    model: nn.Module,
+    stages: int = 2,
+    *,
+    feature_layer: str,
+    input_size: tuple[int, int] = (224, 224),
+    tokens: TokenGrid | None = None,
 ) -> nn.Module:
     """Set the last downsampling steps of a CNN to stride 1 (BR-NPA, arXiv:2106.02566, section 3.3).
 
@@ -30,6 +36,7 @@ def remove_strides(
         stages: number of steps to remove, from the features back.
         feature_layer: name of the layer that gives the features.
         input_size: height and width of the probe in pixels.
+        tokens: how the features lie, for a network whose maps have their channels last.
 
     Returns:
         The same model.
@@ -45,7 +52,7 @@ def remove_strides(
             f"{kind} is a transformer: its grid is that of its patches and there is no stride to remove; give it "
             "larger images, or choose a CNN such as resnet50."
         )
-    steps, before = _steps(model, feature_layer, input_size)
+    steps, before = _steps(model, feature_layer, input_size, tokens)
     if not 1 <= stages <= len(steps):
         raise ParameterError(
             f"{kind} lowers the resolution {len(steps)} times before '{feature_layer}' (grids "
@@ -57,7 +64,7 @@ def remove_strides(
         for grid in chosen:
             for name, module in steps[grid].items():
                 undo.append(_remove_stride(model, name, module))
-        _, after = _steps(model, feature_layer, input_size)
+        _, after = _steps(model, feature_layer, input_size, tokens)
     except (RuntimeError, ValueError, TypeError) as error:
         _revert(undo)
         if isinstance(error, NotApplicableError):
@@ -82,7 +89,7 @@ def _revert(undo: list[Callable[[], None]]) -> None:
 
 
 def _steps(
-    model: nn.Module, feature_layer: str, size: tuple[int, int]
+    model: nn.Module, feature_layer: str, size: tuple[int, int], tokens: TokenGrid | None
 ) -> tuple[dict[tuple[int, int], dict[str, nn.Module]], tuple[int, int]]:
     """Strided layers before the features by the grid that they read, from the finest; and the grid of the features."""
     steps: dict[tuple[int, int], dict[str, nn.Module]] = {}
@@ -97,7 +104,8 @@ def _steps(
         return hook
 
     def end(module: nn.Module, inputs: Any, output: Any) -> None:
-        features.append((output.shape[-2], output.shape[-1]))
+        made = as_map(output, tokens)
+        features.append((made.shape[-2], made.shape[-1]))
 
     try:
         for name, module in model.named_modules():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, unknown
 from xattn.running import evaluating, in_this_thread
+from xattn.spec import TokenGrid
 from xattn.trace import place_of
 
 
@@ -21,6 +22,20 @@ def has_attention(model: nn.Module) -> bool:
     )
 
 
+class ChannelsFirst(nn.Module):
+    """Maps (N, h, w, C), as networks like Swin and MambaOut have them, as (N, C, h, w)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn it around."""
+        return x.permute(0, 3, 1, 2)
+
+
+def as_map(output: Tensor, tokens: TokenGrid | None) -> Tensor:
+    """What a layer gives as (N, C, h, w), where its facts say that its channels come last."""
+    last = tokens is not None and tokens.channels_last and output.ndim == 4
+    return output.permute(0, 3, 1, 2) if last else output
+
+
 def noise(model: nn.Module, size: tuple[int, int]) -> Tensor:
     """One seeded image of noise (1, channels, *size) on the device and in the type of the model."""
     device, dtype = place_of(model)
@@ -30,7 +45,32 @@ def noise(model: nn.Module, size: tuple[int, int]) -> Tensor:
     return (2 * image - 1).to(device, dtype)
 
 
-def cut(model: nn.Module, feature_layer: str, size: tuple[int, int]) -> tuple[nn.Sequential, int]:
+@torch.no_grad()
+def features_of(model: nn.Module, feature_layer: str, x: Tensor, tokens: TokenGrid | None = None) -> Tensor:
+    """Output of the feature layer as (N, C, h, w), where `tokens` says that its channels come last, too."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            found.append(as_map(output, tokens).clone())
+
+    handle = model.get_submodule(feature_layer).register_forward_hook(in_this_thread(keep))
+    try:
+        with evaluating(model):
+            model(x)
+    finally:
+        handle.remove()
+    if len(found) != 1:
+        raise NotApplicableError(
+            f"{type(model).__name__}: layer '{feature_layer}' does not give one feature map (N, C, h, w), so there is "
+            "none to be made finer."
+        )
+    return found[0]
+
+
+def cut(
+    model: nn.Module, feature_layer: str, size: tuple[int, int], tokens: TokenGrid | None = None
+) -> tuple[nn.Sequential, int]:
     """The part of a CNN that makes its features, as a sequence of its own children in the order of their calls.
 
     Names of weights stay as they are. The sequence is run on an image of noise and must give exactly what the
@@ -40,6 +80,7 @@ def cut(model: nn.Module, feature_layer: str, size: tuple[int, int]) -> tuple[nn
         model: a classifier; its modules are shared, not copied.
         feature_layer: name of the layer to end with.
         size: height and width of the probe in pixels.
+        tokens: how the features lie, for a network whose maps have their channels last; they are turned around.
 
     Returns:
         The trunk, from images (N, 3, H, W) to features (N, C, h, w), and its number of channels C.
@@ -48,7 +89,7 @@ def cut(model: nn.Module, feature_layer: str, size: tuple[int, int]) -> tuple[nn
         NotApplicableError: for transformers, and where the sequence does not reproduce the features.
     """
     kind = type(model).__name__
-    if has_attention(model):
+    if tokens is not None and not tokens.channels_last:
         raise NotApplicableError(
             f"{kind} is a transformer: its features are tokens, and a linear, B-CNN or BR-NPA head needs the feature "
             "map of a CNN; choose a CNN such as resnet50."
@@ -98,7 +139,9 @@ def cut(model: nn.Module, feature_layer: str, size: tuple[int, int]) -> tuple[nn
             f"{kind}: calling its layers one after the other does not give the features of '{feature_layer}', so it "
             "cannot take another head; give it one in your own code, or choose a model whose layers form a sequence."
         )
-    return trunk, tapped[0].shape[1]
+    if tokens is not None:
+        trunk = nn.Sequential(OrderedDict([*trunk.named_children(), ("channels_first", ChannelsFirst())]))
+    return trunk, as_map(tapped[0], tokens).shape[1]
 
 
 def _sequence(model: nn.Module, parents: list[str], path: list[str], order: dict[str, list[str]]) -> nn.Sequential:
