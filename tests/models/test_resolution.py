@@ -192,14 +192,29 @@ def test_transformers_and_shallow_networks_are_refused():
     torchvision = pytest.importorskip("torchvision")
     with torch.device("meta"):
         vit = torchvision.models.VisionTransformer(32, 16, 1, 2, 8, 8)
-        swin = torchvision.models.swin_t()
-    for model in (vit, swin):
-        with pytest.raises(NotApplicableError, match="is a transformer: its grid is that of its patches"):
-            remove_strides(model, feature_layer="conv_proj")
+    tokens = TokenGrid(patch=(16, 16), prefix=1)
+    with pytest.raises(NotApplicableError, match="is a transformer: its grid is that of its patches"):
+        remove_strides(vit, feature_layer="encoder.ln", tokens=tokens)
     with pytest.raises(NotApplicableError, match="is a transformer: its features are tokens"):
-        cut(vit, "encoder.ln", SIZE, TokenGrid(patch=(16, 16), prefix=1))
+        cut(vit, "encoder.ln", SIZE, tokens)
     with pytest.raises(ParameterError, match=r"lowers the resolution 1 times before 'last' \(grids 16x16\)"):
         remove_strides(Pooled(nn.MaxPool2d(2)), feature_layer="last", input_size=(16, 16))
+
+
+class Fixed(nn.Module):
+    """A layer that takes one grid alone, and says nothing where it does not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2:] != (2, 2):
+            raise AssertionError
+        return x
+
+
+def test_a_layer_with_a_grid_of_its_own_is_refused_with_a_reason():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), Fixed()).eval()
+    with pytest.raises(NotApplicableError, match=r"does not run \(AssertionError\); it needs its own grid"):
+        remove_strides(model, feature_layer="2", input_size=(8, 8))
+    assert [layer.stride for layer in model[:2]] == [(2, 2), (2, 2)]
 
 
 def test_circular_padding_makes_the_features_move_with_the_image():

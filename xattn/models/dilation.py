@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from xattn.calls import Call, Calls, Kind
-from xattn.errors import NotApplicableError, ParameterError
+from xattn.errors import NotApplicableError, ParameterError, reason_of
 from xattn.models.dilated_layers import displacement, native, old_cells, pair, spread
 from xattn.models.trunk import features_of, noise
 from xattn.running import evaluating, in_this_thread
@@ -125,8 +125,7 @@ def dilate(
             after = features(model, x=x)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:  # whatever foreign code raises
         raise NotApplicableError(
-            f"{kind} does not run with its last strides as dilation ({str(error).splitlines()[0][:200]}); use "
-            "resolution low."
+            f"{kind} does not run with its last strides as dilation ({reason_of(error)[:200]}); use resolution low."
         ) from None
     if after.shape[2:] != tuple(factor * side for side in before.shape[2:]):
         raise NotApplicableError(

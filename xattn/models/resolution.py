@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import NotApplicableError, ParameterError
-from xattn.models.trunk import as_map, has_attention, noise
+from xattn.errors import NotApplicableError, ParameterError, reason_of
+from xattn.models.trunk import as_map, noise
 from xattn.running import evaluating, in_this_thread
 from xattn.spec import TokenGrid
 
@@ -47,7 +47,7 @@ def remove_strides(
             resolution outside of convolution and pooling layers.
     """
     kind = type(model).__name__
-    if has_attention(model):
+    if tokens is not None and not tokens.channels_last:
         raise NotApplicableError(
             f"{kind} is a transformer: its grid is that of its patches and there is no stride to remove; give it "
             "larger images, or choose a CNN such as resnet50."
@@ -56,7 +56,8 @@ def remove_strides(
     if not 1 <= stages <= len(steps):
         raise ParameterError(
             f"{kind} lowers the resolution {len(steps)} times before '{feature_layer}' (grids "
-            f"{', '.join(f'{h}x{w}' for h, w in steps) or 'none'}); remove_strides: stages={stages} does not fit."
+            f"{', '.join(f'{h}x{w}' for h, w in steps) or 'none'}), so {stages} steps cannot be removed (remove_strides: "
+            f"stages={stages}); keep its resolution low, or choose another model."
         )
     chosen = list(steps)[-stages:]
     undo: list[Callable[[], None]] = []
@@ -65,13 +66,13 @@ def remove_strides(
             for name, module in steps[grid].items():
                 undo.append(_remove_stride(model, name, module))
         _, after = _steps(model, feature_layer, input_size, tokens)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         _revert(undo)
         if isinstance(error, NotApplicableError):
             raise
         raise NotApplicableError(
-            f"{kind}: without its last {stages} strides the model does not run ({str(error).splitlines()[0]}); it "
-            "lowers the resolution outside of its layers too, so choose another model."
+            f"{kind}: without its last {stages} strides the model does not run ({reason_of(error)}); it needs its own "
+            "grid, or lowers the resolution outside of its layers too, so choose another model."
         ) from None
     if after != chosen[0]:
         _revert(undo)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from xattn.errors import NotApplicableError
+from xattn.errors import NotApplicableError, reason_of
 from xattn.outputs import take
 from xattn.running import evaluating
 from xattn.spec import ModelSpec
@@ -118,8 +118,8 @@ class _Traced:
             run = _Values(self.module)
             output = run.run(self.x)
         except Exception as error:  # whatever a foreign forward raises when it meets a symbol
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")
-            raise self.refuse(f"its forward cannot be followed ({type(error).__name__}: {reason})") from None
+            reason = f"{type(error).__name__}: {reason_of(error)[:160]}"
+            raise self.refuse(f"its forward cannot be followed ({reason})") from None
         self.values = run.kept
         self.logits = take(output, self.spec.output or None)
 

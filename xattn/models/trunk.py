@@ -14,14 +14,6 @@ from xattn.spec import TokenGrid
 from xattn.trace import place_of
 
 
-def has_attention(model: nn.Module) -> bool:
-    """Whether the model mixes its cells by self-attention, as transformers do."""
-    return any(
-        isinstance(module, nn.MultiheadAttention) or "qkv" in name.rpartition(".")[2]
-        for name, module in model.named_modules()
-    )
-
-
 class ChannelsFirst(nn.Module):
     """Maps (N, h, w, C), as networks like Swin and MambaOut have them, as (N, C, h, w)."""
 
