@@ -56,8 +56,8 @@ def remove_strides(
     if not 1 <= stages <= len(steps):
         raise ParameterError(
             f"{kind} lowers the resolution {len(steps)} times before '{feature_layer}' (grids "
-            f"{', '.join(f'{h}x{w}' for h, w in steps) or 'none'}), so {stages} steps cannot be removed (remove_strides: "
-            f"stages={stages}); keep its resolution low, or choose another model."
+            f"{', '.join(f'{h}x{w}' for h, w in steps) or 'none'}), so remove_strides cannot remove stages={stages} of "
+            "them; keep its resolution low, or choose another model."
         )
     chosen = list(steps)[-stages:]
     undo: list[Callable[[], None]] = []
