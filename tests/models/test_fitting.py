@@ -145,7 +145,7 @@ def test_errors():
         fit(model, made, [x], spec=model.spec, ridge=0)
     with pytest.raises(DataError, match="no image to fit on"):
         fit(model, made, [], spec=model.spec)
-    with pytest.raises(DataError, match="one image is too few to hold some out; pass more of them, or a ridge"):
+    with pytest.raises(DataError, match="one image is too few to hold some out; pass more of them, or set the ridge"):
         fit(model, made, [x[:1]], spec=model.spec)
     made.head = nn.Flatten()
     with pytest.raises(ParameterError, match="the head is Flatten; it is for what convert made"):

@@ -119,7 +119,9 @@ def best_ridge(read: Tensor, wanted: Tensor, given: Tensor) -> tuple[float | Non
         DataError: if there are fewer than two images.
     """
     if len(read) < 2:
-        raise DataError("fit: one image is too few to hold some out; pass more of them, or a ridge.")
+        raise DataError(
+            "fit: one image is too few to hold some out; pass more of them, or set the ridge (ridge=1, --ridge 1)."
+        )
     fold = torch.arange(len(read), device=read.device) % min(_FOLDS, len(read))
     found: dict[float | None, float] = {None: float(divergence(wanted, given).mean())}
     for ridge in RIDGES:
