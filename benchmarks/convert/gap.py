@@ -365,7 +365,8 @@ def compared(old: Tensor, new: Tensor, labels: Tensor | None, views: int) -> dic
     """Agreement with the network, divergence from it, and what is lost where labels are, with intervals of 95 %.
 
     That is points of top-1, and of the mean probability of the right class, which moves where no answer tips over. The
-    intervals are over photographs, of which there are so many views in a row.
+    intervals are over photographs, of which there are so many views in a row. Of few images it is told of those whose
+    right answer is lost what the network itself gave the right class and the one that is named now, in percent.
     """
     result: dict[str, Any] = {
         "agrees": int((old.argmax(1) == new.argmax(1)).sum()),
@@ -378,6 +379,10 @@ def compared(old: Tensor, new: Tensor, labels: Tensor | None, views: int) -> dic
         before, after = (z.double().softmax(1).gather(1, labels[:, None])[:, 0] for z in (old, new))
         lost, half = mean_of(before - after, views)
         result |= {"sure": round(100 * float(after.mean()), 2), "unsure": lost, "unsure_half": half}
+        if len(labels) <= FEW:
+            tipped = (old.argmax(1) == labels) & (new.argmax(1) != labels)
+            named = old.double().softmax(1).gather(1, new.argmax(1)[:, None])[:, 0]
+            result["tipped"] = [[round(100 * float(p[i]), 1) for p in (before, named)] for i in tipped.nonzero()]
     return result
 
 
@@ -426,17 +431,21 @@ def sureness(found: list[dict[str, Any]]) -> str:
         made = [row["stages"].get(stage, {}) for stage in stages]
         if "sure" in made[0]:
             before = made[0]["sure"] + made[0]["unsure"]
-            cells = " | ".join(f"{m['unsure']:.1f} ± {m['unsure_half']:.1f}" if m else "" for m in made)
+            cells = " | ".join(points(m["unsure"], m["unsure_half"]) if m else "" for m in made)
             sizes = f"{row['grid'][0]}x{row['grid'][1]} | {row['images']}, n={row['n']}"
             lines.append(f"| {row['network']} | {sizes} | {before:.1f}% | {cells} |")
     return "\n".join(lines)
 
 
 def told(stage: dict[str, Any]) -> str:
-    """Points lost with their interval, which has no width to tell where no answer turned right or wrong."""
-    if "lost" not in stage:
-        return ""
-    return (f"{stage['lost']:.1f} ± {stage['half']:.1f}" if stage["half"] else f"{stage['lost']:.1f}") + "; "
+    """Points lost with their interval, where there are labels."""
+    return points(stage["lost"], stage["half"]) + "; " if "lost" in stage else ""
+
+
+def points(lost: float, half: float) -> str:
+    """Points with their interval, which has no width to tell where nothing moved."""
+    lost = round(lost, 1) + 0.0  # never -0.0
+    return f"{lost:.1f} ± {half:.1f}" if round(half, 1) else f"{lost:.1f}"
 
 
 def publish(found: list[dict[str, Any]]) -> None:
