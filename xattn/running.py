@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from xattn.errors import NotApplicableError, ShapeError, SpecError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class FunctionModel(nn.Module):
@@ -339,3 +342,16 @@ def _evaluate(model: nn.Module) -> None:
     except NotImplementedError:  # a program of torch.export stays as it was exported
         for module in model.modules():
             module.training = False
+
+
+def copied(model: M) -> M:
+    """A deep copy of a model, also of one that keeps results of a pass, such as a table of positions looked up.
+
+    >>> net = torch.nn.Linear(2, 2)
+    >>> net.kept = 2 * net.weight
+    >>> copied(net).kept.grad_fn is None
+    True
+    """
+    leaves = (leaf for module in model.modules() for leaf in tree_leaves(vars(module)))
+    kept = {id(t): t.detach().clone() for t in leaves if isinstance(t, Tensor) and t.grad_fn is not None}
+    return copy.deepcopy(model, kept)

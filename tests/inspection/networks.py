@@ -79,6 +79,28 @@ class ChannelsLast(nn.Module):
         return self.head(self.block(self.stem(x).permute(0, 2, 3, 1)).mean((1, 2)))
 
 
+class LooksAround(nn.Module):
+    """A convolution of a map (N, h, w, C), between two turns."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(channels), nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mix(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Cube(nn.Module):
+    """Maps (N, h, w, C) with as many channels as rows and columns, at 64 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.out = nn.Conv2d(3, 8, 8, 8), LooksAround(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.block(self.stem(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
 class Reconstructs(nn.Module):
     """A decoder that runs between the features and the classifier, and does not matter to it."""
 

@@ -14,7 +14,7 @@ import xattn
 from tests.inspection import networks as nets
 from xattn.errors import NotApplicableError, SpecError, XattnWarning
 from xattn.inspection import facts_about, infer_spec
-from xattn.inspection.layouts import answer, layout_of, lit, lit_cells
+from xattn.inspection.layouts import answer, layout_of, lit, lit_cells, readings
 from xattn.outputs import Kind, choose, kind_of
 from xattn.spec import TokenGrid, in_rows
 
@@ -59,6 +59,7 @@ CASES: list[tuple[str, Callable[[], nn.Module], Tensor, str, str, dict[str, Any]
     ("suffix", lambda: nets.made(nets.ClassTokenLast), images(2, 3, 48, 80), "norm1", "norm1", {"fold": suffix}),
     ("last 8", lambda: nets.made(nets.ChannelsLast, 8), images(2, 3, 64, 96), "block", "block", {"fold": last}),
     ("last 20", lambda: nets.made(nets.ChannelsLast, 20), images(2, 3, 64, 96), "block", "block", {"fold": last}),
+    ("cube", lambda: nets.made(nets.Cube), images(2, 3, 64, 64), "block", "block", {"fold": last}),
     ("decoder", lambda: nets.made(nets.Reconstructs), images(2, 3, 32, 32), "encoder", "encoder", {"scores": label}),
     ("blind", lambda: nets.made(nets.Blind), images(2, 3, 32, 32), "seeing", "seeing", {}),
     ("columns", lambda: nets.made(nets.Columns), images(2, 1, 24, 72), "features", "features", {}),
@@ -279,6 +280,18 @@ def test_tokens_that_fill_a_grid_are_not_put_on_another_one(seed: int) -> None:
     change = torch.rand(64, 1, generator=torch.Generator().manual_seed(seed))
     layout = layout_of(change, (128, 128), seen=((8, 8),))
     assert layout is None or layout.grid == (8, 8)
+
+
+def test_a_map_lies_on_a_grid_that_others_had() -> None:
+    change = torch.rand(6, 6, 12, generator=torch.Generator().manual_seed(0)).square()
+    change[lit_cells((6, 6))] += 0.2  # the lit place answers, and others do as well
+    change[:, lit_cells((6, 12))] += 0.2  # by luck rows of channels look like a better one
+    read = {r.tokens is None: r.answer for r in readings(change, (96, 96))[:2]}
+    assert 0.6 < read[False] < read[True]
+    assert layout_of(change, (96, 96)).tokens is None
+    found = layout_of(change, (96, 96), seen={(6, 6)})
+    assert found.tokens is not None
+    assert found.tokens.channels_last
 
 
 def test_merged_patches_are_no_steps_though_as_many_as_a_map_had_columns() -> None:

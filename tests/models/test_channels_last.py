@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import xattn
 from xattn.errors import NotApplicableError, XattnWarning
@@ -14,6 +17,8 @@ from xattn.inspection import infer_spec
 from xattn.models import save_weights
 from xattn.models.converting import convert, everywhere, finer
 from xattn.models.dilated_layers import old_cells
+from xattn.models.dilation import dilated
+from xattn.models.shared_heads import SharedCellHead
 from xattn.models.shifting import by_shifts, shift
 from xattn.models.split import split
 from xattn.models.trunk import as_map, features_of
@@ -129,6 +134,140 @@ def test_methods_read_the_finer_map():
         warnings.simplefilter("ignore", XattnWarning)  # random weights: the copy may name another class
         found = xattn.explain(model.float(), x[:1].float(), "gradcam", spec=spec, resolution="x2")
     assert found.maps.shape[-2:] == (8, 12)
+
+
+POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sum and division": lambda x: x.sum((1, 2)) / (x.shape[1] * x.shape[2]),
+    "rows in a row": lambda x: x.flatten(1, 2).mean(1),
+    "one side after the other": lambda x: x.mean(1).mean(1),
+    "one side after the other, kept": lambda x: x.mean(1, keepdim=True).mean(2, keepdim=True),
+    "channels first": lambda x: F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), 1),
+    "viewed": lambda x: (lambda v: v.view(v.size(0), -1))(x.mean((1, 2), keepdim=True)),
+}
+
+
+class Pooled(nn.Module):
+    """A network that pools in some way, with a hidden layer behind the mean or without."""
+
+    def __init__(self, pooling: str, *, last: bool, hidden: bool) -> None:
+        super().__init__()
+        self.body, self.last, self.pool = network()[:2], last, POOLINGS[pooling]
+        self.hidden = nn.Sequential(nn.Linear(16, 12), nn.ReLU()) if hidden else nn.Identity()
+        self.fc = nn.Linear(12 if hidden else 16, 5)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x).permute(0, 3, 1, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.body(x) if self.last else self.features(x).permute(0, 2, 3, 1)
+        return self.fc(self.hidden(self.pool(maps).view(x.size(0), -1)))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_mean_may_be_taken_in_several_ways(pooling, last, hidden):
+    torch.manual_seed(0)
+    model, x = Pooled(pooling, last=last, hidden=hidden).double().eval(), images()
+    made = convert(model, parts=2, resolution="x2", x=x[:1])
+    cells, old = made.backbone(x), old_cells(made.backbone)
+    torch.testing.assert_close(cells[:, :, old, old], model.features(x))
+    torch.testing.assert_close(everywhere(made)(x), model(x))
+    assert (made.head.neck is None) is not hidden
+
+
+class Neck(nn.Module):
+    """A pool that turns its map, and a neck that reads it so."""
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.body, self.last = network()[:2], last
+        self.neck = nn.Sequential(nn.Conv2d(16, 12, 1) if last else nn.Linear(16, 12), nn.ReLU())
+        self.fc = nn.Linear(12, 5)
+        self.pool = Turning(last=last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.body(x)
+        return self.fc(self.neck(self.pool(maps if self.last else maps.permute(0, 3, 1, 2).relu())).flatten(1))
+
+
+class Turning(nn.Module):
+    """The mean of a map as one cell in the other order of dimensions."""
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.last = last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.last:
+            return x.mean((1, 2), keepdim=True).permute(0, 3, 1, 2)
+        return x.mean((2, 3), keepdim=True).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_what_follows_a_pool_that_turns_its_map_reads_it_so(last):
+    torch.manual_seed(0)
+    model, x = Neck(last=last).double().eval(), images()
+    made = convert(model, parts=2, x=x)
+    assert made.backbone(x).shape == (2, 16, 4, 6)
+    torch.testing.assert_close(everywhere(made)(x), model(x))
+
+
+def test_scores_of_cells_are_averaged_where_a_linear_layer_gives_them():
+    model, x = network(normed=False), images()
+    by_cell = ByCell(model).double().eval()
+    spec = infer_spec(model, x)
+    made = convert(by_cell, parts=2, spec=replace(spec, classifier="fc", feature_layer="body"), x=x)
+    assert isinstance(made.head, SharedCellHead)
+    torch.testing.assert_close(everywhere(made)(x), by_cell(x))
+    torch.testing.assert_close(made(x), model(x))
+
+
+class ByCell(nn.Module):
+    """Class scores of each cell, and their mean."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.body, self.fc = model[:2], model[2].fc
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(x)).mean((1, 2))
+
+
+class Named(nn.Module):
+    """A network that has a layer of the name that the turn would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels_first, self.body = network()[:2].float()
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(self.channels_first(x)).mean((1, 2)))
+
+
+def test_a_layer_keeps_its_name():
+    torch.manual_seed(0)
+    made = xattn.create_model(f"{__name__}:Named", head="brnpa", num_classes=3).double()
+    x = images()
+    torch.testing.assert_close(made.backbone(x), network()[:2](x).permute(0, 3, 1, 2))
+
+
+class Looked(Gated):
+    """Knows one size of map alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + {(4, 6): 1.0}[tuple(x.shape[1:3])]
+
+
+def test_a_layer_that_refuses_another_grid_in_a_way_of_its_own_is_read_on_shifted_images():
+    model, x = network(Looked), images()
+    spec = infer_spec(model, x)
+    with pytest.raises(NotApplicableError, match="does not run with its last strides as dilation"):
+        dilated(model, 2, feature_layer=spec.feature_layer, input_size=(64, 96), x=x, tokens=spec.tokens)
+    made = convert(model, resolution="x2", spec=spec, x=x)
+    assert by_shifts(made) == 4
+    torch.testing.assert_close(everywhere(made)(x), model(x))
 
 
 NAME = "tests.models.test_channels_last:network"

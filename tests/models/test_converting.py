@@ -447,6 +447,31 @@ def test_create_model_gives_finer_maps(tmp_path):
         assert xattn.explain(made, x, "activation").maps.shape == cells.shape
 
 
+class Keeping(nn.Module):
+    """Keeps a table that it looked up, as the attention of LeViT does in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.kept = nn.Parameter(torch.rand(2, 8)), {}
+
+    def forward(self, x):
+        if self.training or "row" not in self.kept:
+            self.kept["row"] = self.table[0]
+        return x * self.kept["row"][:, None, None]
+
+
+def test_a_network_that_keeps_what_it_looked_up_is_copied():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), Keeping())
+    model = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    x = torch.randn(2, 3, 16, 16)
+    wanted = model(x)
+    assert body[1].kept["row"].grad_fn is not None
+    made = convert(model, parts=1, resolution="x2", x=x)
+    torch.testing.assert_close(everywhere(made)(x), wanted)
+    assert body[1].kept["row"].grad_fn is not None
+
+
 def test_the_model_and_its_copies_stay_apart():
     model = create_model("tiny-cnn", num_classes=3)
     kept = copy.deepcopy(model.state_dict())

@@ -7,7 +7,6 @@ give them factors, so that one plain backward pass carries relevance through all
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from xattn.explainers import explainers
 from xattn.explainers.propagation import Propagation
 from xattn.explainers.propagation_tape import Passage, constant_attention, gradient_of
 from xattn.functional.attention import without_autocast
+from xattn.running import copied
 from xattn.trace import INPUT, Trace, place_of
 
 _SMALL = 1e-6  # a value nearer to zero than this has the factor of one that far
@@ -312,7 +312,7 @@ def balanced(trace: Trace, method: str, *, through_softmax: bool) -> Passage:
     """
     model, name = trace.model, type(trace.model).__name__
     if place_of(model)[1] in (torch.float16, torch.bfloat16):
-        model = copy.deepcopy(model).float()
+        model = copied(model).float()
     refuse_scripts(model, method, "input-x-gradient")
     balance = Balance(method, name, len(trace.x), through_softmax=through_softmax)
     handed: list[Tensor] = []

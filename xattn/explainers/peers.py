@@ -7,7 +7,6 @@ switch: `captum/IntegratedGradients:n_steps=20`.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import importlib
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError, XattnError, needs, reason_of, unknown
 from xattn.explainer import Explainer, Family, feature_layer
+from xattn.running import copied
 from xattn.score import SCORES, apply_score
 from xattn.spec import ModelSpec
 from xattn.taps import split_call
@@ -84,7 +84,7 @@ class Peer(Explainer):
                 "a method of xattn's own."
             )
         try:
-            model = copy.deepcopy(trace.model).eval()
+            model = copied(trace.model).eval()
         except (RuntimeError, TypeError, AttributeError) as error:
             raise NotApplicableError(f"{self.name}: the model cannot be copied ({reason_of(error)}).") from None
         return Scores(model, trace, fitting[0])

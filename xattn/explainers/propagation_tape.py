@@ -6,7 +6,6 @@ a call that no rule fits is an error.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from xattn.calls import Call, Calls, Kind, Notes, Refusal, Ruled, bounds, refuse
 from xattn.errors import NotApplicableError, unknown
 from xattn.explainers.rules import Layer
 from xattn.functional.attention import without_autocast
-from xattn.running import in_this_thread
+from xattn.running import copied, in_this_thread
 from xattn.score import apply_score
 from xattn.trace import INPUT, Trace, place_of
 
@@ -374,7 +373,7 @@ def hand_back(trace: Trace, method: str, layer: str, assign: Callable[[Tape], No
     model, name = trace.model, type(trace.model).__name__
     half = place_of(model)[1] in (torch.float16, torch.bfloat16)
     if half:
-        model = copy.deepcopy(model).float()
+        model = copied(model).float()
     refuse_scripts(model, method, "input-x-gradient")
     tape = Tape(method, name, len(trace.x), layer == INPUT)
     opposite = trace.opposite

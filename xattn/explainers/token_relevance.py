@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from xattn.calls import Call, Calls, Kind, Refusal, Ruled, refuse_scripts, tenso
 from xattn.errors import NotApplicableError
 from xattn.functional.attention import without_autocast
 from xattn.functional.transformer import linear_relevance, product_relevance, quotient, sum_relevance
-from xattn.running import in_this_thread
+from xattn.running import copied, in_this_thread
 from xattn.trace import Trace, place_of
 
 
@@ -164,7 +163,7 @@ def token_relevance(trace: Trace, layers: Sequence[str], first: str) -> Trace:
     # blocks is off by a quarter of its largest value.
     exact = torch.float32 if trace.x.device.type == "mps" else torch.float64
     if place_of(model)[1] != exact:
-        model = copy.deepcopy(model).to(exact)
+        model = copied(model).to(exact)
     column = trace.target if trace.logits.shape[1] > 1 else torch.zeros_like(trace.target)
 
     def begin(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

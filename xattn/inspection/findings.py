@@ -122,9 +122,10 @@ class Findings:
             if (call.name, call.index) == (wanted.name, wanted.index):
                 break
         # A block ends in the layout of the last convolution in it, if it ends in its shape, with more channels where
-        # branches are joined.
+        # branches are joined. Of a cube the shape does not tell where the channels are; there the lit place does.
         typed = (
             last is not None
+            and (isinstance(wanted.module, CONVOLUTIONS) or len(set(change.shape)) > 1)
             and (last.output.shape[1:] == change.shape or _joins(change, last.output))
             and (last.ended > wanted.started or _keeps_places(wanted))
         )

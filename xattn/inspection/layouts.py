@@ -134,11 +134,13 @@ def readings(change: Tensor, size: tuple[int, int], seen: Collection[tuple[int, 
         seen: grids of the maps that came before, such as that of the patches.
 
     Returns:
-        The plainest first: feature map, channels last, tokens row by row, tokens by blocks.
+        The plainest first: feature map, channels last, tokens row by row, tokens by blocks; but channels last before a
+        map whose grid none had before, if they lie on one that others had.
     """
     if change.ndim == 3:
         tokens = _tokens(change.flatten(0, 1).sum(1), size, seen, change.shape[:2])
-        return [*_maps(change, size), *sorted(tokens, key=lambda r: _oddness(r, size, seen))]
+        maps = sorted(_maps(change, size), key=lambda r: r.grid not in seen)
+        return [*maps, *sorted(tokens, key=lambda r: _oddness(r, size, seen))]
     return sorted(_tokens(change.sum(1), size, seen, None), key=lambda r: _oddness(r, size, seen))
 
 
@@ -221,8 +223,11 @@ def layout_of(
         return next((replace(r, typed=True) for r in known if r.tokens is None), None)
     if not known or (change.ndim == 2 and _is_sequence(change.sum(1), known, seen)):
         return None
-    plain = max((r.answer for r in known if _usual(r, size, seen)), default=0.0)
-    known = [r for r in known if _usual(r, size, seen) or not plain or r.answer > plain + max(_CLEARLY, _luck(r.grid))]
+    usual = [r for r in known if _usual(r, size, seen)]
+    if any(r.tokens is not None and r.tokens.channels_last and r.grid in seen for r in usual):
+        usual = [r for r in usual if r.tokens is not None or r.grid in seen]
+    plain = max((r.answer for r in usual), default=0.0)
+    known = [r for r in known if r in usual or not plain or r.answer > plain + max(_CLEARLY, _luck(r.grid))]
     best = max(known, key=lambda r: r.answer)
     if best.answer <= _BLANK:
         return replace(known[0], blank=True)

@@ -28,7 +28,7 @@ from xattn.models.shifting import shift
 from xattn.models.split import Split, split
 from xattn.models.trunk import features_of, noise
 from xattn.outputs import take
-from xattn.running import evaluating, unwrap
+from xattn.running import copied, evaluating, unwrap
 from xattn.spec import ModelSpec
 
 
@@ -181,17 +181,17 @@ def _built(
 def _taken(model: nn.Module, spec: ModelSpec, factor: int, x: Tensor) -> Split:
     """A copy of a model taken apart, its features finer: by dilation, or by shifts where layers cannot skip cells."""
 
-    def copied() -> Split:
-        made = copy.deepcopy(model)
+    def apart_again() -> Split:
+        made = copied(model)
         if isinstance(made, Classifier):
             return Split(made.backbone, None, True, made.head.classifier)  # type: ignore[arg-type]
         return split(made, spec, x)
 
-    taken, kind = copied(), type(model).__name__
+    taken, kind = apart_again(), type(model).__name__
     try:
         dilate(taken.trunk, factor, x, kind=kind)
     except (NotApplicableError, ParameterError):
-        taken = copied()
+        taken = apart_again()
         if not isinstance(taken.trunk, fx.GraphModule) or not shift(taken.trunk, factor, x):
             raise
     return taken

@@ -15,7 +15,6 @@ interleaved grids (Shelhamer et al. 2017, arXiv:1605.06211, sec. 3.2), so that e
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import math
 from collections.abc import Callable
@@ -27,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from xattn.calls import Call, Calls, Kind
-from xattn.errors import NotApplicableError, ParameterError, reason_of
+from xattn.errors import NotApplicableError, ParameterError, XattnError, reason_of
 from xattn.models.dilated_layers import displacement, native, old_cells, pair, spread
 from xattn.models.trunk import features_of, noise
-from xattn.running import evaluating, in_this_thread
+from xattn.running import copied, evaluating, in_this_thread
 from xattn.spec import TokenGrid
 
 FACTORS: dict[str, int] = {"low": 1, "x2": 2, "x4": 4, "x8": 8, "high": 4}
@@ -81,7 +80,7 @@ def dilated(
         ParameterError: if the strides before the layer do not make that factor.
         NotApplicableError: for a network that does not become finer by dilation, with what stands in the way.
     """
-    made = copy.deepcopy(model)
+    made = copied(model)
     dilate(made, factor, noise(model, input_size) if x is None else x, feature_layer=feature_layer, tokens=tokens)
     return made
 
@@ -111,7 +110,7 @@ def dilate(
         return
     kind = kind or type(model).__name__
     features = partial(features_of, feature_layer=feature_layer, tokens=tokens)
-    before, original = features(model, x=x), copy.deepcopy(model)
+    before, original = features(model, x=x), copied(model)
     units = _units(model, feature_layer, x, kind)
     rates = _rates(units, factor, before.shape[2], kind)
     for name, unit in units.items():
@@ -123,7 +122,9 @@ def dilate(
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # where a traced network tells of what is told below
             after = features(model, x=x)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:  # whatever foreign code raises
+    except XattnError:
+        raise
+    except Exception as error:  # whatever foreign code raises
         raise NotApplicableError(
             f"{kind} does not run with its last strides as dilation ({reason_of(error)[:200]}); use resolution low."
         ) from None
@@ -164,8 +165,11 @@ def but_for_rounding(found: float, measure: Callable[..., float], *things: Any) 
     if found <= SAME or not found <= _ROUNDED:
         return found
     try:
-        return min(found, measure(*(copy.deepcopy(thing).double() for thing in things)))
-    except (RuntimeError, TypeError, ValueError):  # a network that does not run in that precision
+        return min(
+            found,
+            measure(*(thing.double() if isinstance(thing, Tensor) else copied(thing).double() for thing in things)),
+        )
+    except Exception:  # a network that does not run in that precision
         return found
 
 
@@ -304,7 +308,7 @@ def _alone(module: nn.Module, x: Tensor) -> Tensor | None:
     hooks, module._forward_hooks = module._forward_hooks, type(module._forward_hooks)()
     try:
         made = module.forward(x)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+    except Exception:  # whatever foreign code raises
         return None
     finally:
         module._forward_hooks = hooks
@@ -418,7 +422,7 @@ def _rates(units: dict[str, _Unit], factor: int, cells: int, kind: str) -> _Rate
         ]
         raise ParameterError(
             f"{kind}: its strides (from the last one back: {strides}) do not make a map that is {factor} times finer; "
-            f"use resolution {' or '.join(others or ['low'])}."
+            f"use resolution low{''.join(f', or try {other}' for other in others[:1])}."
         )
     return _Rates(removed, _first(units, removed, cells))
 

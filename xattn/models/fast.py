@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from xattn.running import evaluating, in_this_thread, unwrap
+from xattn.running import copied, evaluating, in_this_thread, unwrap
 from xattn.spec import ModelSpec
 from xattn.targets import logits_of
 from xattn.trace import place_of
@@ -97,7 +96,7 @@ def _folded(model: nn.Module, spec: ModelSpec) -> nn.Module:
 
 def _frozen(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode that asks for no gradient."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    return copied(model).eval().requires_grad_(False)
 
 
 def _fold(model: nn.Module, source: nn.Conv2d, norm: _Norm) -> None:

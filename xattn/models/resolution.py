@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xattn.errors import NotApplicableError, ParameterError, reason_of
+from xattn.errors import NotApplicableError, ParameterError, XattnError, reason_of
 from xattn.models.trunk import as_map, noise
 from xattn.running import evaluating, in_this_thread
 from xattn.spec import TokenGrid
@@ -66,9 +66,9 @@ def remove_strides(
             for name, module in steps[grid].items():
                 undo.append(_remove_stride(model, name, module))
         _, after = _steps(model, feature_layer, input_size, tokens)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+    except Exception as error:  # whatever foreign code raises
         _revert(undo)
-        if isinstance(error, NotApplicableError):
+        if isinstance(error, XattnError):
             raise
         raise NotApplicableError(
             f"{kind}: without its last {stages} strides the model does not run ({reason_of(error)}); it needs its own "
@@ -105,8 +105,9 @@ def _steps(
         return hook
 
     def end(module: nn.Module, inputs: Any, output: Any) -> None:
-        made = as_map(output, tokens)
-        features.append((made.shape[-2], made.shape[-1]))
+        if isinstance(output, Tensor):
+            made = as_map(output, tokens)
+            features.append((made.shape[-2], made.shape[-1]))
 
     try:
         for name, module in model.named_modules():
@@ -119,7 +120,7 @@ def _steps(
         for handle in handles:
             handle.remove()
     if not features:
-        raise NotApplicableError(f"{type(model).__name__}: layer '{feature_layer}' did not run; choose one that does.")
+        raise NotApplicableError(f"{type(model).__name__}: layer '{feature_layer}' gives no map; choose one that does.")
     return dict(sorted(steps.items(), reverse=True)), features[0]
 
 

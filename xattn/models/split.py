@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from xattn.spec import ModelSpec
 
 _SAME = 1e-4  # relative difference of values that are equal up to rounding
 _DEEPEST = 6  # layers inside of each other that are opened to find the pooling
+_READINGS = {1: (2, 3), 3: (1, 2)}  # the dimension of the channels of a map, and those of its cells
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,7 @@ class _Traced:
     def __init__(self, model: nn.Module, spec: ModelSpec, x: Tensor) -> None:
         self.model, self.spec, self.x = model, spec, x
         self.kind = type(model).__name__
+        self.known = 3 if spec.tokens is not None and spec.tokens.channels_last else 1
         self.opened: set[str] = set()
 
     def refuse(self, why: str) -> NotApplicableError:
@@ -126,10 +129,25 @@ class _Traced:
     def _channels(self, pooled: fx.Node, features: fx.Node) -> int | None:
         """Which dimension of a map is its channels, 1 or 3, by what its mean over the others is; None if it is none."""
         value, maps = self.values[pooled], self.values[features]
-        for channels, cells in ((1, (2, 3)), (3, (1, 2))):
-            if isinstance(value, Tensor) and _equal(value.flatten(1), maps.mean(cells)):
-                return channels
-        return None
+        if not isinstance(value, Tensor) or not value.ndim:
+            return None
+        found = [c for c, cells in _READINGS.items() if _equal(value.flatten(1), maps.mean(cells))]
+        # Of a map that is the same whichever way it is read, what is known of the layer decides.
+        return next((c for c in found if c == self.known), found[0] if found else None)
+
+    def _cells(self, features: fx.Node, channels: int) -> tuple[int, ...]:
+        """Height and width of a map."""
+        return tuple(self.values[features].shape[cell] for cell in _READINGS[channels])
+
+    def _whole(self, pooled: fx.Node, features: fx.Node, channels: int) -> tuple[fx.Node, int]:
+        """The map of rows and columns, where one of the two was pooled ahead of the other."""
+        before = [n for n in features.all_input_nodes if _is_map(self.values.get(n))]
+        if min(self._cells(features, channels)) > 1 or len(before) != 1:
+            return features, channels
+        found = self._channels(pooled, before[0])
+        if found is None or math.prod(self._cells(before[0], found)) <= math.prod(self._cells(features, channels)):
+            return features, channels
+        return self._whole(pooled, before[0], found)
 
     def _trunk(self, features: fx.Node, channels: int) -> nn.Module:
         """The model up to its features (N, C, h, w), as a layer."""
@@ -149,13 +167,18 @@ class _Traced:
     def _part(self, nodes: list[fx.Node], first: fx.Node, last: fx.Node, name: str) -> fx.GraphModule:
         """Some nodes as a module of one input."""
         graph = fx.Graph()
-        copied = {first: graph.placeholder("x")}
+        copied: dict[fx.Node, Any] = {first: graph.placeholder("x")}
         for node in nodes:
-            constants = [n for n in node.all_input_nodes if n not in copied]
-            if any(n.op != "get_attr" for n in constants):
-                raise self.refuse(f"{constants[0].name} leads around its pooling")
-            for n in constants:
-                copied[n] = graph.node_copy(n)
+            for n in node.all_input_nodes:
+                if n in copied:
+                    continue
+                value = self.values.get(n)
+                if n.op == "get_attr":
+                    copied[n] = graph.node_copy(n)
+                elif isinstance(value, int):
+                    copied[n] = graph.call_method("size", (copied[first], 0)) if value == len(self.x) else value
+                else:
+                    raise self.refuse(f"{n.name} leads around its pooling")
             copied[node] = graph.node_copy(node, lambda n: copied[n])
         graph.output(copied[last])
         return fx.GraphModule(self.model, graph, class_name=name)
@@ -180,14 +203,16 @@ class _Splitter(_Traced):
             if _is_map(self.values[source]):
                 return self._before_pooling(last, source)
             way = list(self._back(source))
-            pooled, features = way[-1], way[-1].all_input_nodes[0]
+            reader, features = way[-1], self._map_before(way[-1])
+            # The mean may take several calls, such as a sum and a division.
+            pooled = next((n for n in reversed(way) if self._channels(n, features) is not None), None)
             # What is pooled inside of a layer is looked for there.
-            if pooled.op == "call_module" and self._channels(pooled, features) is None:
-                module = self.model.get_submodule(str(pooled.target))
-                if any(True for _ in module.children()) and str(pooled.target) not in self.opened:
-                    self.opened.add(str(pooled.target))
+            if reader.op == "call_module" and pooled is None:
+                module = self.model.get_submodule(str(reader.target))
+                if any(True for _ in module.children()) and str(reader.target) not in self.opened:
+                    self.opened.add(str(reader.target))
                     continue
-            return self._behind_pooling(features, way)
+            return self._behind_pooling(features, reader, pooled, way[0])
         raise self.refuse("its pooling lies too deep inside of other layers")
 
     def _node(self) -> fx.Node:
@@ -217,35 +242,55 @@ class _Splitter(_Traced):
             if _is_map(self.values[node]):
                 return
 
-    def _behind_pooling(self, features: fx.Node, way: list[fx.Node]) -> Split:
-        pooled = way[-1]
-        channels = self._channels(pooled, features)
-        if channels is None:
-            last = self.spec.tokens is not None and self.spec.tokens.channels_last
-            h, w = self.values[features].shape[1:3] if last else self.values[features].shape[2:]
-            what = type(self.model.get_submodule(str(pooled.target))).__name__ if pooled.op == "call_module" else ""
+    def _map_before(self, reader: fx.Node) -> fx.Node:
+        return next(n for n in reader.all_input_nodes if _is_map(self.values.get(n)))
+
+    def _behind_pooling(self, features: fx.Node, reader: fx.Node, pooled: fx.Node | None, read: fx.Node) -> Split:
+        channels = None if pooled is None else self._channels(pooled, features)
+        if pooled is None or channels is None:
+            h, w = self._cells(features, self.known)
+            what = type(self.model.get_submodule(str(reader.target))).__name__ if reader.op == "call_module" else ""
             raise self.refuse(
-                f"its last map ({h}x{w}) is not pooled by the mean but read by {what or pooled.name}, which weighs or "
+                f"its last map ({h}x{w}) is not pooled by the mean but read by {what or reader.name}, which weighs or "
                 "selects cells"
             )
         self._check_logits(self.values[self._node()].flatten(1))
-        neck = self._part([*reversed(way[:-1])], pooled, way[0], "Neck") if len(way) > 1 else None
+        features, channels = self._whole(pooled, features, channels)
         vector = self.values[pooled]
-        if neck is not None and _equal(neck(vector.clone()).flatten(1), vector.flatten(1)):
-            neck = None
-        if neck is not None and channels == 3 and vector.ndim == 4:
+        neck = self._neck(pooled, read)
+        if neck is not None and vector.ndim == 4 and vector.shape[1] != self.values[features].shape[channels]:
             neck = _turned(neck, before=(0, 2, 3, 1))
         return Split(self._trunk(features, channels), neck, vector.ndim == 2, self.classifier)
+
+    def _neck(self, pooled: fx.Node, read: fx.Node) -> fx.GraphModule | None:
+        """What lies between the mean and the classifier; None if other vectors come through unchanged, too."""
+        if read is pooled:
+            return None
+        needed, todo = set(), [read]
+        while todo:
+            node = todo.pop()
+            # A number, such as that of the images, is asked of what the part reads.
+            if node not in needed and node is not pooled and not isinstance(self.values.get(node), int):
+                needed.add(node)
+                todo += node.all_input_nodes
+        nodes = [n for n in self.graph.nodes if n in needed and n.op not in ("get_attr", "placeholder")]
+        neck = self._part(nodes, pooled, read, "Neck")
+        vectors = 10 * torch.randn_like(self.values[pooled])
+        return None if _equal(neck(vectors.clone()).flatten(1), vectors.flatten(1)) else neck
 
     def _before_pooling(self, last: fx.Node, source: fx.Node) -> Split:
         """The classifier is a 1x1 convolution over the cells, whose output is pooled."""
         cells = self.values[last]
         if max(getattr(self.classifier, "kernel_size", (1,))) > 1:
             raise self.refuse(f"its classifier '{self.name}' looks at several cells at once")
-        for rectified in (False, True):
-            made = cells.relu() if rectified else cells
-            if _equal(made.mean((2, 3)), self.logits):
-                return Split(self._trunk(source, 1), None, False, self.classifier, cells=True, rectified=rectified)
+        for channels, dimensions in _READINGS.items():
+            for rectified in (False, True):
+                made = cells.relu() if rectified else cells
+                if _equal(made.mean(dimensions), self.logits):
+                    classifier = _by_cell(self.classifier)
+                    return Split(
+                        self._trunk(source, channels), None, False, classifier, cells=True, rectified=rectified
+                    )
         raise self.refuse(f"what its classifier '{self.name}' gives for each cell is not pooled by the mean")
 
     def _check_logits(self, values: Tensor) -> None:
@@ -321,6 +366,18 @@ def _turned(
             last.args = (graph.call_method("permute", (last.args[0], *after)),)
     part.recompile()
     return part
+
+
+def _by_cell(classifier: nn.Linear | nn.Conv2d) -> nn.Conv2d:
+    """A classifier that reads each cell as a 1x1 convolution."""
+    if isinstance(classifier, nn.Conv2d):
+        return classifier
+    made = nn.Conv2d(classifier.in_features, classifier.out_features, 1, bias=classifier.bias is not None)
+    made = made.to(classifier.weight.device, classifier.weight.dtype)
+    made.weight.copy_(classifier.weight[:, :, None, None])
+    if made.bias is not None:
+        made.bias.copy_(classifier.bias)
+    return made
 
 
 def _own(value: Any) -> Any:

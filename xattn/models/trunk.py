@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -121,19 +123,27 @@ def cut(
             f"{kind}: layer '{feature_layer}' does not give one feature map (N, C, h, w) in a pass."
         )
     trunk = _sequence(model, parents, path, order)
+    if tokens is not None:
+        children = OrderedDict(trunk.named_children())
+        children[_free("channels_first", children)] = ChannelsFirst()
+        trunk = nn.Sequential(children)
+    features = as_map(tapped[0], tokens)
     with evaluating(trunk), torch.no_grad():
         try:
-            same = torch.equal(trunk(x), tapped[0])
-        except (RuntimeError, TypeError, ValueError):  # children that take other inputs than a tensor
+            same = torch.equal(trunk(x), features)
+        except Exception:  # children that take other inputs than a tensor
             same = False
     if not same:
         raise NotApplicableError(
             f"{kind}: calling its layers one after the other does not give the features of '{feature_layer}', so it "
             "cannot take another head; give it one in your own code, or choose a model whose layers form a sequence."
         )
-    if tokens is not None:
-        trunk = nn.Sequential(OrderedDict([*trunk.named_children(), ("channels_first", ChannelsFirst())]))
-    return trunk, as_map(tapped[0], tokens).shape[1]
+    return trunk, features.shape[1]
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """A name that is not taken, with a number behind it where it has to be."""
+    return name if name not in taken else next(n for i in itertools.count(2) if (n := f"{name}_{i}") not in taken)
 
 
 def _sequence(model: nn.Module, parents: list[str], path: list[str], order: dict[str, list[str]]) -> nn.Sequential:
