@@ -5,11 +5,12 @@
 A converted network whose parts cover everything, with its dilated features read at the old cells, must be the network
 of before. For each network and for one part at `low`, `x2` and `x4` this takes the trunk and the classifier of the
 converted copy, puts a mean of its own between them, and compares the logits with those of the network: the largest
-difference as a share of their spread, in float32, and in float64 where that is above 1e-5. Where rounding is so large
-that `convert` refuses a network, its batch norm takes the statistics of noise first. The networks are those of the
-audit (`benchmarks/models/catalogue.py`: members of all families); with `--all` every name that torchvision and timm
-list, the smallest first. What is in `law.json` already is not done again unless `--again`. Each network runs in a
-process of its own with a limit on its processor time. The table in `docs/convert.md` is written from all rows.
+difference as a share of their spread, in float32, and in float64 where that is above 1e-5. Where that is more than
+rounding, or `convert` refuses the network for it, batch norm takes the statistics of noise and it is tried again. The
+networks are those of the audit (`benchmarks/models/catalogue.py`: members of all families); with `--all` every name
+that torchvision and timm list, the smallest first. What is in `law.json` already is not done again unless `--again`.
+Each network runs in a process of its own with a limit on its processor time. The table in `docs/convert.md` is written
+from all rows.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ def row_at(architecture: catalogue.Architecture, sides: tuple[int, ...]) -> dict
 def cell_of(model: nn.Module, resolution: str, x: Tensor) -> dict[str, Any]:
     """What one network gives at one resolution."""
     try:
-        return tried(model, resolution, x)
+        found = tried(model, resolution, x)
+        if outcome(found) == "holds":
+            return found
     except XattnError as refusal:
         if not re.search(ROUNDING, str(refusal)):
             return {"refused": short(refusal)}
