@@ -122,10 +122,9 @@ class Findings:
             if (call.name, call.index) == (wanted.name, wanted.index):
                 break
         # A block ends in the layout of the last convolution in it, if it ends in its shape, with more channels where
-        # branches are joined. Of a cube the shape does not tell where the channels are; there the lit place does.
+        # branches are joined.
         typed = (
             last is not None
-            and (isinstance(wanted.module, CONVOLUTIONS) or len(set(change.shape)) > 1)
             and (last.output.shape[1:] == change.shape or _joins(change, last.output))
             and (last.ended > wanted.started or _keeps_places(wanted))
         )
@@ -137,7 +136,9 @@ class Findings:
             return None
         if change.shape in self._steps:
             return None
-        layout = layout_of(change, self.size, typed, seen)
+        # The shape of a cube does not tell where its channels are, unless it comes from a convolution itself.
+        cube = len(set(change.shape)) == 1 and not isinstance(wanted.module, CONVOLUTIONS)
+        layout = layout_of(change, self.size, typed, seen, cube=cube)
         # What mixes such steps, as attention does, gives others of that shape, which may answer as a grid by luck.
         if layout is None and change.ndim == 2 and len(change) in {side for grid in seen for side in grid}:
             self._steps.add(change.shape)

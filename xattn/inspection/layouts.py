@@ -201,7 +201,12 @@ ALONG = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool
 
 
 def layout_of(
-    change: Tensor, size: tuple[int, int], typed: bool = False, seen: Collection[tuple[int, int]] = ()
+    change: Tensor,
+    size: tuple[int, int],
+    typed: bool = False,
+    seen: Collection[tuple[int, int]] = (),
+    *,
+    cube: bool = False,
 ) -> Layout | None:
     """The layout of a layer from the squared change of its output for one image, (C, h, w), (h, w, C) or (T, C).
 
@@ -212,6 +217,7 @@ def layout_of(
         size: of the image.
         typed: a convolution gave it, so that (N, C, h, w) is the only reading.
         seen: grids of the maps that came before.
+        cube: it may have its channels last all the same, if the lit place clearly says so.
 
     Returns:
         None if nothing that the layer gives is a map of more than one cell.
@@ -220,7 +226,11 @@ def layout_of(
         return None
     known = readings(change, size, seen)
     if typed:
-        return next((replace(r, typed=True) for r in known if r.tokens is None), None)
+        first = next((replace(r, typed=True) for r in known if r.tokens is None), None)
+        last = next((r for r in known if r.tokens is not None and r.tokens.channels_last), None)
+        if not cube or first is None or last is None or not last.proved:
+            return first
+        return last if last.answer > first.answer + max(_CLEARLY, _luck(last.grid)) else first
     if not known or (change.ndim == 2 and _is_sequence(change.sum(1), known, seen)):
         return None
     usual = [r for r in known if _usual(r, size, seen)]

@@ -5,6 +5,7 @@ In the grid pointing game a network may look at any cell for any class. Here its
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,6 @@ from xattn.functional.resize import resize
 from xattn.metric import HIGHER, Direction, Metric
 from xattn.metrics import metrics
 from xattn.metrics.localization import object_masks
-from xattn.running import copied
 from xattn.trace import Trace
 
 Cell = tuple[int, int]
@@ -70,7 +70,7 @@ def disconnected(model: nn.Module, layer: str, grid: int, cell: Cell, *, apart: 
     Its features of the whole mosaic are the output of `layer` + `".whole"`.
     """
     with torch.inference_mode(False):  # maps are made with gradients, whatever mode asks for them
-        network = copied(model)
+        network = copy.deepcopy(model)
     parent, _, name = layer.rpartition(".")
     setattr(network.get_submodule(parent), name, OneCell(network.get_submodule(layer), grid, cell, apart=apart))
 

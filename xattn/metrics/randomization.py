@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xattn.errors import NotApplicableError
 from xattn.inputs import Inputs, feed
-from xattn.running import copied, evaluating, in_this_thread
+from xattn.running import evaluating, in_this_thread
 from xattn.trace import place_of
 
 
@@ -131,7 +131,7 @@ def randomized(
         raise NotApplicableError(f"{type(model).__name__}: it has no parameters that could be randomized.")
     try:
         with torch.inference_mode(False):  # or autograd could not use the copy's weights
-            network = copied(model)
+            network = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
         raise NotApplicableError(
             f"{type(model).__name__}: cannot be copied to randomize its weights ({error}); leave this metric out."

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,6 +78,7 @@ class _Values(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.kept: dict[fx.Node, Any] = {}
+        self.altered: list[tuple[fx.Node, fx.Node, bool]] = []
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         """Arguments of a call, with lists of their own: layers may write into them, as those of HRNet do."""
@@ -83,7 +86,10 @@ class _Values(fx.Interpreter):
         return tuple(_own(a) for a in args), {key: _own(a) for key, a in kwargs.items()}
 
     def run_node(self, n: fx.Node) -> Any:
+        given = {m: self.env[m] for m in n.all_input_nodes if isinstance(self.env[m], Tensor)}
+        versions = {m: _version(tensor) for m, tensor in given.items()}
         value = super().run_node(n)
+        self.altered += [(n, m, value is t) for m, t in given.items() if _version(t) != versions[m]]
         self.kept[n] = value.clone() if isinstance(value, Tensor) else value
         return value
 
@@ -125,15 +131,68 @@ class _Traced:
             raise self.refuse(f"its forward cannot be followed ({reason})") from None
         self.values = run.kept
         self.logits = take(output, self.spec.output or None)
+        self.moving: set[fx.Node] = set()  # what depends on the images
+        for node in self.graph.nodes:
+            if node.op == "placeholder" or any(n in self.moving for n in node.all_input_nodes):
+                self.moving.add(node)
+        self._follow(run.altered)
+
+    def _follow(self, altered: list[tuple[fx.Node, fx.Node, bool]]) -> None:
+        """Let calls read what was altered in place from the call that did it, where they come after it.
+
+        Else a call whose result is not taken, such as `self.relu(x)` in place, would get lost.
+        """
+        place = {node: i for i, node in enumerate(self.graph.nodes)}
+        for node, changed, itself in altered:
+            later = [user for user in changed.users if place[user] > place[node]]
+            if later and not itself:
+                raise self.refuse(f"{node.name} alters in place what is read again later")
+            for user in later:
+                user.replace_input_with(changed, node)
 
     def _channels(self, pooled: fx.Node, features: fx.Node) -> int | None:
-        """Which dimension of a map is its channels, 1 or 3, by what its mean over the others is; None if it is none."""
+        """Which dimension of a map is its channels, 1 or 3, if a value is its mean over the others; None if it is not.
+
+        For the images, and for any other maps where what lies between can be run alone.
+        """
         value, maps = self.values[pooled], self.values[features]
-        if not isinstance(value, Tensor) or not value.ndim:
+        if not isinstance(value, Tensor) or value.ndim not in (2, 4):
             return None
         found = [c for c, cells in _READINGS.items() if _equal(value.flatten(1), maps.mean(cells))]
+        part = self._alone(features, pooled, "Pool") if found else None
+        if part is not None:
+            found = [c for c in found if _alike(part, maps, partial(torch.mean, dim=_READINGS[c]))]
         # Of a map that is the same whichever way it is read, what is known of the layer decides.
         return next((c for c in found if c == self.known), found[0] if found else None)
+
+    def _alone(self, first: fx.Node, last: fx.Node, name: str) -> fx.GraphModule | None:
+        """What lies between two nodes, as a module; None where it reads something else, too."""
+        try:
+            return self._part(self._between(first, last), first, last, name)
+        except NotApplicableError:
+            return None
+
+    def _between(self, first: fx.Node, last: fx.Node) -> list[fx.Node]:
+        """The calls behind a node that a later one is made of, in their order."""
+        needed, todo = set(), [last]
+        while todo:
+            node = todo.pop()
+            if node not in needed and node is not first and not self._counts(node):
+                needed.add(node)
+                todo += node.all_input_nodes
+        return [n for n in self.graph.nodes if n in needed and n.op not in ("get_attr", "placeholder")]
+
+    def _counts(self, node: fx.Node) -> bool:
+        """Whether a node asks a tensor for the number of images, as `x.size(0)` and `x.shape[0]` do."""
+        count = self.values.get(node)
+        if not isinstance(count, int) or count != len(self.x) or node not in self.moving:
+            return False
+        if node.op == "call_method" and node.target == "size":
+            return (*node.args[1:], *node.kwargs.values()) == (0,)
+        if node.target is not operator.getitem or node.args[1] != 0:
+            return False
+        shape: Any = node.args[0]
+        return shape.target == "size" or (shape.target is getattr and shape.args[1] == "shape")
 
     def _cells(self, features: fx.Node, channels: int) -> tuple[int, ...]:
         """Height and width of a map."""
@@ -172,11 +231,10 @@ class _Traced:
             for n in node.all_input_nodes:
                 if n in copied:
                     continue
-                value = self.values.get(n)
                 if n.op == "get_attr":
                     copied[n] = graph.node_copy(n)
-                elif isinstance(value, int):
-                    copied[n] = graph.call_method("size", (copied[first], 0)) if value == len(self.x) else value
+                elif self._counts(n):
+                    copied[n] = graph.call_method("size", (copied[first], 0))
                 else:
                     raise self.refuse(f"{n.name} leads around its pooling")
             copied[node] = graph.node_copy(node, lambda n: copied[n])
@@ -225,9 +283,8 @@ class _Splitter(_Traced):
     def _back(self, node: fx.Node) -> Iterator[fx.Node]:
         """The calls before the classifier, from the last one back to the one that reads a map."""
         while True:
-            before = [n for n in node.all_input_nodes if isinstance(self.values.get(n), Tensor)] or [
-                n for n in node.all_input_nodes if n.op != "get_attr"
-            ]
+            moving = [n for n in node.all_input_nodes if n in self.moving]
+            before = [n for n in moving if isinstance(self.values.get(n), Tensor)] or moving
             if not before:
                 raise self.refuse("nothing that is pooled leads to its classifier")
             if len(before) > 1:
@@ -254,7 +311,7 @@ class _Splitter(_Traced):
                 f"its last map ({h}x{w}) is not pooled by the mean but read by {what or reader.name}, which weighs or "
                 "selects cells"
             )
-        self._check_logits(self.values[self._node()].flatten(1))
+        self._check_logits(self._node())
         features, channels = self._whole(pooled, features, channels)
         vector = self.values[pooled]
         neck = self._neck(pooled, read)
@@ -263,39 +320,43 @@ class _Splitter(_Traced):
         return Split(self._trunk(features, channels), neck, vector.ndim == 2, self.classifier)
 
     def _neck(self, pooled: fx.Node, read: fx.Node) -> fx.GraphModule | None:
-        """What lies between the mean and the classifier; None if other vectors come through unchanged, too."""
+        """What lies between the mean and the classifier; None if any other vectors come through unchanged, too."""
         if read is pooled:
             return None
-        needed, todo = set(), [read]
-        while todo:
-            node = todo.pop()
-            # A number, such as that of the images, is asked of what the part reads.
-            if node not in needed and node is not pooled and not isinstance(self.values.get(node), int):
-                needed.add(node)
-                todo += node.all_input_nodes
-        nodes = [n for n in self.graph.nodes if n in needed and n.op not in ("get_attr", "placeholder")]
-        neck = self._part(nodes, pooled, read, "Neck")
-        vectors = 10 * torch.randn_like(self.values[pooled])
-        return None if _equal(neck(vectors.clone()).flatten(1), vectors.flatten(1)) else neck
+        neck = self._part(self._between(pooled, read), pooled, read, "Neck")
+        return None if _alike(neck, self.values[pooled], lambda vectors: vectors) else neck
 
     def _before_pooling(self, last: fx.Node, source: fx.Node) -> Split:
         """The classifier is a 1x1 convolution over the cells, whose output is pooled."""
-        cells = self.values[last]
+        cells, tail = self.values[last], self._tail_of(last)
         if max(getattr(self.classifier, "kernel_size", (1,))) > 1:
             raise self.refuse(f"its classifier '{self.name}' looks at several cells at once")
         for channels, dimensions in _READINGS.items():
             for rectified in (False, True):
-                made = cells.relu() if rectified else cells
-                if _equal(made.mean(dimensions), self.logits):
-                    classifier = _by_cell(self.classifier)
-                    return Split(
-                        self._trunk(source, channels), None, False, classifier, cells=True, rectified=rectified
-                    )
+
+                def mean(scores: Tensor, rectified: bool = rectified, dimensions: Any = dimensions) -> Tensor:
+                    return (scores.relu() if rectified else scores).mean(dimensions)
+
+                if _equal(mean(cells), self.logits) and (tail is None or _alike(tail, cells, mean)):
+                    trunk, classifier = self._trunk(source, channels), _by_cell(self.classifier)
+                    return Split(trunk, None, False, classifier, cells=True, rectified=rectified)
         raise self.refuse(f"what its classifier '{self.name}' gives for each cell is not pooled by the mean")
 
-    def _check_logits(self, values: Tensor) -> None:
-        if not _equal(values, self.logits):
+    def _check_logits(self, last: fx.Node) -> None:
+        tail = self._tail_of(last)
+        same = _equal(self.values[last].flatten(1), self.logits)
+        if not same or (tail is not None and not _alike(tail, self.values[last], lambda logits: logits)):
             raise self.refuse(f"its class scores are not what its classifier '{self.name}' gives")
+
+    def _tail_of(self, last: fx.Node) -> fx.GraphModule | None:
+        """What makes the class scores of the output of the classifier, where that can be run alone."""
+        end: Any = next(n for n in self.graph.nodes if n.op == "output").args[0]
+        for step in self.spec.output:
+            try:
+                end = end[step]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return self._alone(last, end, "Tail") if isinstance(end, fx.Node) and end is not last else None
 
 
 class _Joined(_Traced):
@@ -388,6 +449,34 @@ def _own(value: Any) -> Any:
 def _is_map(value: Any) -> bool:
     """Whether a value has several cells, wherever its channels are."""
     return isinstance(value, Tensor) and value.ndim == 4 and min(value.shape[1:3].numel(), value.shape[2:].numel()) > 1
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was altered in place."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+@torch.no_grad()
+def _alike(part: nn.Module, like: Tensor, wanted: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a part gives what is wanted of other values as well, of both signs, and tiny and large ones.
+
+    Args:
+        part: of a network.
+        like: values (N, ...) of the shape that it reads.
+        wanted: what it should give.
+    """
+    scales = torch.logspace(-2, 4, 32 if like.ndim < 4 else 8).view(-1, *[1] * (like.ndim - 1))
+    noise = torch.randn(len(scales), *like.shape[1:], generator=torch.Generator().manual_seed(0))
+    scales = scales.to(like)
+    values = noise.to(like) * scales
+    try:
+        made = part(values.clone())
+    except Exception:  # values that foreign code refuses
+        return False
+    rows = scales.flatten()[:, None]
+    if not isinstance(made, Tensor) or len(made) != len(rows):
+        return False
+    return _equal(made.flatten(1) / rows, wanted(values).flatten(1) / rows)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
