@@ -75,7 +75,7 @@ class SharedHead(Head):
             return vectors.flatten(1)
         # A neck need not be linear: it reads the mean of a part, and its weight comes after it.
         weight = maps.sum((2, 3)).to(vectors.dtype)[:, :, None]
-        flat = (vectors / weight.clamp(min=1e-12)).flatten(0, 1)
+        flat = (vectors / weight.clamp(min=1e-12)).flatten(0, 1).contiguous()  # a neck may view it
         made: Tensor = self.neck(flat if self.flat else flat[:, :, None, None])
         return (made.flatten(1).unflatten(0, vectors.shape[:2]) * weight).flatten(1)
 
