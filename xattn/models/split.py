@@ -210,15 +210,8 @@ class _Traced:
 
     def _trunk(self, features: fx.Node, channels: int) -> nn.Module:
         """The model up to its features (N, C, h, w), as a layer."""
-        needed, todo = set(), [features]
-        while todo:
-            node = todo.pop()
-            if node not in needed:
-                needed.add(node)
-                todo += node.all_input_nodes
-        nodes = [n for n in self.graph.nodes if n in needed and n.op != "placeholder"]
-        images = [n for n in self.graph.nodes if n.op == "placeholder"]
-        trunk = self._part(nodes, images[0], features, "Trunk")
+        images = next(n for n in self.graph.nodes if n.op == "placeholder")
+        trunk = self._part(self._between(images, features), images, features, "Trunk")
         if not torch.equal(trunk(self.x), self.values[features]):
             raise self.refuse("its layers up to the pooling alone do not give its features")
         return _turned(trunk, after=(0, 3, 1, 2)) if channels == 3 else trunk
