@@ -174,11 +174,10 @@ def _assemble(
         fill(base, state, str(weights), free=free, silent=head is not None)
     if published and classes and not head:
         _replace_classifier(base, spec, classes)
-    features: Any = {"feature_layer": spec.feature_layer, "input_size": spec.input_size, "tokens": spec.tokens}
     if asked.resolution == "high":
-        remove_strides(base, **features)
+        remove_strides(base, **_features(spec))
     elif asked.resolution != "low":
-        base = dilated(base, FACTORS[asked.resolution], **features)
+        base = dilated(base, FACTORS[asked.resolution], **_features(spec))
     if asked.circular:
         use_circular_padding(base)
     count = classes or len(spec.classes) or (_logits(base, spec) if spec.classifier else None)
@@ -260,11 +259,15 @@ def _bare(wanted: Architecture) -> nn.Module:
     return _assemble(wanted, None, filled=True)
 
 
+def _features(spec: ModelSpec) -> dict[str, Any]:
+    """Where the features of a network are and how they lie, for what makes them finer."""
+    return {"feature_layer": spec.feature_layer, "input_size": spec.input_size, "tokens": spec.tokens}
+
+
 def _finer(model: nn.Module, resolution: Resolution) -> nn.Module:
     """The same network with dilation in place of its last strides."""
     spec: ModelSpec = model.spec  # type: ignore[assignment]
-    features: Any = {"feature_layer": spec.feature_layer, "input_size": spec.input_size, "tokens": spec.tokens}
-    made = dilated(model, FACTORS[resolution], **features)
+    made = dilated(model, FACTORS[resolution], **_features(spec))
     made.architecture = {**model.architecture, "resolution": resolution}  # type: ignore[assignment, dict-item]
     return made
 

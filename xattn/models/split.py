@@ -256,14 +256,17 @@ class _Splitter(_Traced):
             way = list(self._back(source))
             reader, features = way[-1], self._map_before(way[-1])
             # The mean may take several calls, such as a sum and a division.
-            pooled = next((n for n in reversed(way) if self._channels(n, features) is not None), None)
+            means = ((n, self._channels(n, features)) for n in reversed(way))
+            pooled, channels = next(((n, c) for n, c in means if c is not None), (None, None))
             # What is pooled inside of a layer is looked for there.
             if reader.op == "call_module" and pooled is None:
                 module = self.model.get_submodule(str(reader.target))
                 if any(True for _ in module.children()) and str(reader.target) not in self.opened:
                     self.opened.add(str(reader.target))
                     continue
-            return self._behind_pooling(features, reader, pooled, way[0])
+            if pooled is None or channels is None:
+                raise self._not_the_mean(features, reader)
+            return self._behind_pooling(features, channels, pooled, way[0])
         raise self.refuse("its pooling lies too deep inside of other layers")
 
     def _node(self) -> fx.Node:
@@ -295,15 +298,16 @@ class _Splitter(_Traced):
     def _map_before(self, reader: fx.Node) -> fx.Node:
         return next(n for n in reader.all_input_nodes if _is_map(self.values.get(n)))
 
-    def _behind_pooling(self, features: fx.Node, reader: fx.Node, pooled: fx.Node | None, read: fx.Node) -> Split:
-        channels = None if pooled is None else self._channels(pooled, features)
-        if pooled is None or channels is None:
-            h, w = self._cells(features, self.known)
-            what = type(self.model.get_submodule(str(reader.target))).__name__ if reader.op == "call_module" else ""
-            raise self.refuse(
-                f"its last map ({h}x{w}) is not pooled by the mean but read by {what or reader.name}, which weighs or "
-                "selects cells"
-            )
+    def _not_the_mean(self, features: fx.Node, reader: fx.Node) -> NotApplicableError:
+        h, w = self._cells(features, self.known)
+        what = (
+            type(self.model.get_submodule(str(reader.target))).__name__ if reader.op == "call_module" else reader.name
+        )
+        return self.refuse(
+            f"its last map ({h}x{w}) is not pooled by the mean but read by {what}, which weighs or selects cells"
+        )
+
+    def _behind_pooling(self, features: fx.Node, channels: int, pooled: fx.Node, read: fx.Node) -> Split:
         self._check_logits(self._node())
         features, channels = self._whole(pooled, features, channels)
         vector = self.values[pooled]
